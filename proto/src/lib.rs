@@ -1,0 +1,32 @@
+//! The protocols that hartpod speaks, and the identifiers that travel in them.
+//!
+//! - [`pod::v1`]: between the node agent and the agent of one pod.
+//! - [`cri::v1`]: the Kubernetes Container Runtime Interface, in full (feature `cri`).
+//! - [`id`]: checked identifiers of pods and containers.
+//!
+//! Nothing here does I/O: transports belong to whoever serves or calls.
+
+#![forbid(unsafe_code)]
+
+pub mod id;
+
+pub use id::{ContainerId, SandboxId};
+
+/// The pod agent's protocol.
+pub mod pod {
+    /// Version 1; agents of the previous release must be understood.
+    #[allow(missing_debug_implementations, unreachable_pub, clippy::all, clippy::restriction)]
+    pub mod v1 {
+        tonic::include_proto!("hartpod.pod.v1");
+    }
+}
+
+/// Kubernetes' Container Runtime Interface.
+#[cfg(feature = "cri")]
+pub mod cri {
+    /// The version that every supported kubelet speaks.
+    #[allow(missing_debug_implementations, unreachable_pub, clippy::all, clippy::restriction)]
+    pub mod v1 {
+        tonic::include_proto!("runtime.v1");
+    }
+}
