@@ -1,0 +1,145 @@
+//! The command line: what it accepts, and how its end becomes an exit code.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use tracing_subscriber::filter::LevelFilter;
+
+use crate::commands;
+use crate::config::{Config, Overrides};
+use crate::{logging, serve};
+
+/// A Kubernetes node runtime: pods as namespace containers, one small agent per pod.
+#[derive(Debug, Parser)]
+#[command(name = "hartpod", version, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon: CRI over a unix socket, logs to stderr (filtered by RUST_LOG).
+    Serve(ServeArgs),
+    /// Run a whole pod in a temporary folder from an image inside this program, and show what happened.
+    Demo,
+    /// Tell whether this node can run pods, one line for each thing needed; exit code 1 on a blocker.
+    Check(ConfigArg),
+    /// Run one pod by hand through the daemon's socket, show its output, and pass on its exit code.
+    Run(commands::run::RunArgs),
+    /// Print the configuration in effect, or the sample file, or check a file.
+    Config(ConfigArgs),
+}
+
+#[derive(Debug, Args)]
+struct ConfigArg {
+    /// Configuration file [default: /etc/hartpod/config.toml when it exists]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct ServeArgs {
+    #[command(flatten)]
+    file: ConfigArg,
+    /// What outlives a reboot [default: /var/lib/hartpod]
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// What a reboot clears [default: /run/hartpod]
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// The CRI socket [default: hartpod.sock in the state folder]
+    #[arg(long, value_name = "FILE")]
+    socket: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct ConfigArgs {
+    #[command(flatten)]
+    file: ConfigArg,
+    /// Print the sample file: every key with its default and what it means
+    #[arg(long, conflicts_with_all = ["check", "config"])]
+    default: bool,
+    /// Report every problem of this file; exit code 1 when there is one
+    #[arg(long, value_name = "FILE", conflicts_with = "config")]
+    check: Option<PathBuf>,
+}
+
+/// The whole program.
+pub fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("hartpod: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Serve(args) => {
+            logging::start(LevelFilter::INFO);
+            let overrides = Overrides { root: args.root, state: args.state, socket: args.socket };
+            let config = Config::load(args.file.config.as_deref(), overrides)?;
+            runtime()?.block_on(serve::serve(config))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Demo => {
+            logging::start(LevelFilter::WARN);
+            runtime()?.block_on(commands::demo::demo())
+        }
+        Command::Check(args) => {
+            logging::start(LevelFilter::WARN);
+            commands::check::check(&Config::load(args.config.as_deref(), Overrides::default())?)
+        }
+        Command::Run(args) => {
+            logging::start(LevelFilter::WARN);
+            runtime()?.block_on(commands::run::run(args))
+        }
+        Command::Config(args) => commands::config::config(&args.into()),
+    }
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()
+}
+
+impl From<ConfigArgs> for commands::config::Ask {
+    fn from(args: ConfigArgs) -> Self {
+        match (args.default, args.check) {
+            (true, _) => Self::Sample,
+            (false, Some(file)) => Self::Check(file),
+            (false, None) => Self::InEffect(args.file.config),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn run_takes_a_command_with_flags_of_its_own() {
+        let cli = Cli::try_parse_from(["hartpod", "run", "busybox", "ls", "-l", "--color"]).unwrap();
+        let Command::Run(args) = cli.command else { panic!("{cli:?}") };
+        assert_eq!(args.image, "busybox");
+        assert_eq!(args.command, ["ls", "-l", "--color"]);
+    }
+
+    #[test]
+    fn config_asks_for_one_thing() {
+        for line in [&["--default", "--check", "f"][..], &["--config", "f", "--check", "g"]] {
+            let all = ["hartpod", "config"].iter().chain(line);
+            assert!(Cli::try_parse_from(all).is_err(), "{line:?}");
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! The daemon's configuration: one struct per section, unknown keys are errors, defaults are the documentation.
+//!
+//! `deploy/config.toml` is rendered from these structs (see [`sample`]); a test compares the two.
+
+mod load;
+mod sample;
+mod section;
+mod validate;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use load::{LoadError, Overrides};
+pub use sample::render as sample;
+use section::sections;
+use serde::{Deserialize, Serialize};
+pub use validate::Problem;
+
+/// Where the daemon looks when it is not told.
+pub const DEFAULT_FILE: &str = "/etc/hartpod/config.toml";
+
+/// Name of the socket below [`Config::state`] when `socket` is not set.
+const SOCKET_NAME: &str = "hartpod.sock";
+
+/// Looked at when the agent is not beside the daemon's own executable.
+const AGENT_FALLBACK: &str = "/usr/libexec/hartpod/hartpod-pod";
+
+sections! {
+    /// Everything that `hartpod serve` can be told.
+    Config {
+        /// What outlives a reboot: images, records of pods, writable layers.
+        root: PathBuf = "/var/lib/hartpod".into(),
+        /// What a reboot clears: sockets of pod agents, files of running pods.
+        state: PathBuf = "/run/hartpod".into(),
+        /// The CRI socket, made as root:root 0660. When unset: hartpod.sock in the state folder.
+        socket: PathBuf = "/run/hartpod/hartpod.sock".into(),
+        cni: Cni = Cni::default(),
+        images: Images = Images::default(),
+        cgroup: Cgroup = Cgroup::default(),
+        pod: Pod = Pod::default(),
+    }
+
+    /// The network of pods.
+    Cni {
+        /// Network configuration; the first file by name that is one counts. Re-read when it changes.
+        conf_dir: PathBuf = "/etc/cni/net.d".into(),
+        /// Where plugins are looked for, in this order.
+        bin_dirs: Vec<PathBuf> = vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
+        /// A plugin that runs longer than this many seconds is killed and has failed.
+        plugin_timeout_s: u64 = 60,
+    }
+
+    /// Pulling and keeping images.
+    Images {
+        /// A folder per registry with a hosts.toml, in containerd's format. Re-read at every pull.
+        hosts_dir: PathBuf = "/etc/containerd/certs.d".into(),
+        /// Images that are reported as pinned, so that the kubelet does not collect them. A trailing * matches any rest.
+        pinned: Vec<String> = vec![],
+        /// Largest size of one layer once unpacked, in GiB; a larger one fails the pull.
+        max_layer_gib: u64 = 8,
+        /// Layers of one image that are fetched and unpacked at the same time.
+        parallel_layers: u64 = 3,
+        /// A pull that receives nothing for this many seconds has failed.
+        progress_timeout_s: u64 = 300,
+    }
+
+    /// Control groups.
+    Cgroup {
+        /// How the kubelet names cgroups: "cgroupfs", or "auto" which is "cgroupfs" today.
+        driver: CgroupDriver = CgroupDriver::Auto,
+        /// Where the control group file systems are mounted.
+        root: PathBuf = "/sys/fs/cgroup".into(),
+    }
+
+    /// Pods and their agents.
+    Pod {
+        /// The program that runs a pod. When empty: hartpod-pod beside the daemon's own executable, then
+        /// /usr/libexec/hartpod/hartpod-pod.
+        agent: PathBuf = PathBuf::new(),
+        /// Where the network namespace of each pod gets a name, hartpod-<id>.
+        netns_dir: PathBuf = "/var/run/netns".into(),
+    }
+}
+
+/// Who makes the parents of cgroup leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CgroupDriver {
+    /// What fits the machine.
+    Auto,
+    /// Plain folders below the kubelet's parent.
+    Cgroupfs,
+    /// Units of systemd. Known so that it can be refused in words; see the validation.
+    Systemd,
+}
+
+impl Cni {
+    /// See `plugin_timeout_s`.
+    pub fn plugin_timeout(&self) -> Duration {
+        Duration::from_secs(self.plugin_timeout_s)
+    }
+}
+
+impl Images {
+    /// See `progress_timeout_s`.
+    pub fn progress_timeout(&self) -> Duration {
+        Duration::from_secs(self.progress_timeout_s)
+    }
+
+    /// See `max_layer_gib`.
+    pub fn max_layer_bytes(&self) -> u64 {
+        self.max_layer_gib.saturating_mul(1 << 30)
+    }
+
+    /// See `parallel_layers`.
+    pub fn parallel_layers(&self) -> usize {
+        usize::try_from(self.parallel_layers).unwrap_or(usize::MAX)
+    }
+}
+
+/// No pod agent was found.
+#[derive(Debug, thiserror::Error)]
+#[error("no pod agent at {}: set pod.agent to the path of hartpod-pod", list(.tried))]
+pub struct NoAgent {
+    tried: Vec<PathBuf>,
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    paths.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(" or ")
+}
+
+impl Pod {
+    /// The agent's path: the configured one as it is, or the first default place that has it.
+    pub fn agent_path(&self) -> Result<PathBuf, NoAgent> {
+        let beside = std::env::current_exe().ok().and_then(|e| Some(e.parent()?.join("hartpod-pod")));
+        self.find_agent(beside)
+    }
+
+    fn find_agent(&self, beside: Option<PathBuf>) -> Result<PathBuf, NoAgent> {
+        let tried: Vec<PathBuf> = if self.agent.as_os_str().is_empty() {
+            beside.into_iter().chain([PathBuf::from(AGENT_FALLBACK)]).collect()
+        } else {
+            vec![self.agent.clone()]
+        };
+        tried.iter().find(|p| p.is_file()).cloned().ok_or(NoAgent { tried })
+    }
+}
+
+/// The socket that belongs to a state folder when none is named.
+fn default_socket(state: &Path) -> PathBuf {
+    state.join(SOCKET_NAME)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_named_agent_is_the_only_one_tried() {
+        let pod = Pod { agent: "/nonexistent/agent".into(), ..Pod::default() };
+        let error = pod.find_agent(Some("/bin/sh".into())).unwrap_err();
+        assert_eq!(error.tried, [PathBuf::from("/nonexistent/agent")]);
+        assert!(error.to_string().starts_with("no pod agent at /nonexistent/agent: "), "{error}");
+    }
+
+    #[test]
+    fn the_agent_beside_the_daemon_comes_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let beside = dir.path().join("hartpod-pod");
+        std::fs::write(&beside, "").unwrap();
+        assert_eq!(Pod::default().find_agent(Some(beside.clone())).unwrap(), beside);
+    }
+
+    #[test]
+    fn the_default_socket_is_the_one_of_the_default_state_folder() {
+        let config = Config::default();
+        assert_eq!(config.socket, default_socket(&config.state));
+    }
+}

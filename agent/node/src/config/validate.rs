@@ -1,0 +1,156 @@
+//! What a configuration must satisfy before anything is made from it.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::path::{Component, Path};
+
+use super::{CgroupDriver, Config};
+
+/// One key and what is wrong with its value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    key: &'static str,
+    text: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.key, self.text)
+    }
+}
+
+/// Longest path of a unix socket: `sun_path` with its closing NUL (unix(7)). Clients pass the path as it is.
+const SOCKET_PATH_MAX: usize = 107;
+
+#[derive(Default)]
+struct Findings(Vec<Problem>);
+
+impl Findings {
+    fn add(&mut self, key: &'static str, text: impl Into<String>) {
+        self.0.push(Problem { key, text: text.into() });
+    }
+
+    fn absolute(&mut self, key: &'static str, path: &Path) {
+        if !path.is_absolute() {
+            self.add(key, format!("{:?} is not an absolute path", path.display().to_string()));
+        } else if path.components().any(|c| c == Component::ParentDir) {
+            self.add(key, format!("{} contains ..", path.display()));
+        } else if path.as_os_str().as_encoded_bytes().contains(&0) {
+            self.add(key, "contains a NUL");
+        }
+    }
+
+    fn range(&mut self, key: &'static str, value: u64, range: RangeInclusive<u64>) {
+        if !range.contains(&value) {
+            self.add(key, format!("{value} is not in {} to {}", range.start(), range.end()));
+        }
+    }
+}
+
+impl Config {
+    /// Every problem, not just the first.
+    pub fn validate(&self) -> Vec<Problem> {
+        let mut found = Findings::default();
+        self.folders(&mut found);
+        self.cni(&mut found);
+        self.images(&mut found);
+        found.absolute("cgroup.root", &self.cgroup.root);
+        if self.cgroup.driver == CgroupDriver::Systemd {
+            found.add(
+                "cgroup.driver",
+                "\"systemd\" is not supported yet: set cgroupDriver: cgroupfs in the kubelet's configuration",
+            );
+        }
+        if !self.pod.agent.as_os_str().is_empty() {
+            found.absolute("pod.agent", &self.pod.agent);
+        }
+        found.absolute("pod.netns_dir", &self.pod.netns_dir);
+        found.0
+    }
+
+    fn folders(&self, found: &mut Findings) {
+        found.absolute("root", &self.root);
+        found.absolute("state", &self.state);
+        found.absolute("socket", &self.socket);
+        if self.root == Path::new("/") {
+            found.add("root", "must be a folder of hartpod's own, not /");
+        }
+        if self.state == Path::new("/") {
+            found.add("state", "must be a folder of hartpod's own, not /");
+        }
+        if self.root == self.state {
+            found.add("state", "must not be the same folder as root");
+        }
+        let length = self.socket.as_os_str().len();
+        if length > SOCKET_PATH_MAX {
+            found.add(
+                "socket",
+                format!("{length} bytes long, a unix socket's path has at most {SOCKET_PATH_MAX}"),
+            );
+        }
+    }
+
+    fn cni(&self, found: &mut Findings) {
+        found.absolute("cni.conf_dir", &self.cni.conf_dir);
+        if self.cni.bin_dirs.is_empty() {
+            found.add("cni.bin_dirs", "is empty: no plugin could be found");
+        }
+        for dir in &self.cni.bin_dirs {
+            found.absolute("cni.bin_dirs", dir);
+        }
+        found.range("cni.plugin_timeout_s", self.cni.plugin_timeout_s, 1..=3600);
+    }
+
+    fn images(&self, found: &mut Findings) {
+        found.absolute("images.hosts_dir", &self.images.hosts_dir);
+        found.range("images.max_layer_gib", self.images.max_layer_gib, 1..=4096);
+        found.range("images.parallel_layers", self.images.parallel_layers, 1..=64);
+        found.range("images.progress_timeout_s", self.images.progress_timeout_s, 1..=86_400);
+        for pattern in &self.images.pinned {
+            let name = pattern.strip_suffix('*').unwrap_or(pattern);
+            if pattern.trim().is_empty() {
+                found.add("images.pinned", "has an empty entry");
+            } else if name.contains('*') {
+                found.add("images.pinned", format!("{pattern:?}: * is understood at the end only"));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid() {
+        assert_eq!(Config::default().validate(), []);
+    }
+
+    #[test]
+    fn each_problem_names_its_key() {
+        let long = format!("socket = '/{}'", "x".repeat(107));
+        let table = [
+            ("root = 'var'", "root: \"var\" is not an absolute path"),
+            ("root = '/'", "root: must be a folder of hartpod's own, not /"),
+            ("root = '/a'\nstate = '/a'", "state: must not be the same folder as root"),
+            ("state = '/run/../x'", "state: /run/../x contains .."),
+            (&long, "socket: 108 bytes long, a unix socket's path has at most 107"),
+            ("[cni]\nbin_dirs = []", "cni.bin_dirs: is empty: no plugin could be found"),
+            ("[cni]\nplugin_timeout_s = 0", "cni.plugin_timeout_s: 0 is not in 1 to 3600"),
+            ("[images]\nmax_layer_gib = 0", "images.max_layer_gib: 0 is not in 1 to 4096"),
+            ("[images]\npinned = ['a*b']", "images.pinned: \"a*b\": * is understood at the end only"),
+            ("[images]\npinned = ['']", "images.pinned: has an empty entry"),
+            ("[pod]\nagent = 'bin/agent'", "pod.agent: \"bin/agent\" is not an absolute path"),
+            (
+                "[cgroup]\ndriver = 'systemd'",
+                "cgroup.driver: \"systemd\" is not supported yet: set cgroupDriver: cgroupfs in the kubelet's \
+                 configuration",
+            ),
+        ];
+        for (text, expected) in table {
+            let found: Vec<String> =
+                toml::from_str::<Config>(text).unwrap().validate().iter().map(ToString::to_string).collect();
+            assert_eq!(found, [expected], "{text}");
+        }
+    }
+}
