@@ -9,6 +9,8 @@
 #![forbid(unsafe_code)]
 
 pub mod id;
+#[cfg(feature = "cri")]
+mod json;
 
 pub use id::{ContainerId, SandboxId};
 
