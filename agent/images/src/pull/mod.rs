@@ -1,0 +1,3 @@
+//! From a reference to an image on disk.
+
+pub(crate) mod error;
