@@ -1,0 +1,79 @@
+# hartpod: build, run, test. `make help` lists the targets.
+#
+# Everything that a target needs beyond git and a Rust toolchain comes from the distribution, through apt-get and as root;
+# a target says what it installs. Crates come from crates.io through cargo as the machine has it set up.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+CARGO      ?= cargo
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+HOST       := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+# hartpod and hartpod-pod side by side: the daemon looks for the pod agent beside itself.
+BIN        := $(TARGET_DIR)/hartpod
+export HARTPOD_BIN_DIR := $(BIN)
+
+# The pod agent links everything into itself: it runs from a sealed memfd, in a mount namespace that has no libraries.
+STATIC     := RUSTFLAGS='$(RUSTFLAGS) -C target-feature=+crt-static'
+
+BUILD_PACKAGES := gcc libc6-dev busybox-static
+RUN_PACKAGES   := $(BUILD_PACKAGES) containernetworking-plugins iproute2 iptables
+TEST_PACKAGES  := $(RUN_PACKAGES) docker-registry protobuf-compiler
+# The client of the tests is the k8s-cri crate, which is built with protoc.
+LINT_PACKAGES  := $(BUILD_PACKAGES) protobuf-compiler
+
+INSTALL := tests/setup/install
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: run
+run: build-packages run-packages build ## build hartpod and run one pod from the image inside it (needs root)
+	@tests/setup/need-root 'make run' 'a pod needs namespaces, cgroups and mounts'
+	$(BIN)/hartpod demo
+
+.PHONY: build
+build: build-packages ## build the daemon and the pod agent into target/hartpod
+	@tests/setup/need-rust
+	@tests/setup/stage 'build hartpod' $(CARGO) build --locked --release -p hartpod
+	@$(STATIC) tests/setup/stage 'build hartpod-pod' $(CARGO) build --locked --profile agent -p hartpod-pod --target $(HOST)
+	@mkdir -p $(BIN)
+	@install -m 0755 $(TARGET_DIR)/release/hartpod $(BIN)/hartpod
+	@install -m 0755 $(TARGET_DIR)/$(HOST)/agent/hartpod-pod $(BIN)/hartpod-pod
+	@echo "built: $(BIN)/hartpod, $(BIN)/hartpod-pod"
+
+.PHONY: test
+test: test-packages build attacker ## run every test: unit tests and the end-to-end suite (needs root)
+	@tests/setup/need-root 'make test' 'the end-to-end tests run real pods'
+	tests/setup/run-tests
+
+.PHONY: bench
+bench: test-packages build ## time every CRI call and weigh the processes; BENCH_ARGS='--against SOCKET' compares
+	@tests/setup/need-root 'make bench' 'the bench runs real pods'
+	$(CARGO) build --locked --release -p hartpod-tests --bin hartpod-bench
+	$(TARGET_DIR)/release/hartpod-bench $(BENCH_ARGS)
+
+.PHONY: lint
+lint: lint-packages ## check the format and run clippy with warnings denied
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+# The program that attacks from inside a container: it runs in an image without libraries.
+.PHONY: attacker
+attacker: build-packages
+	$(STATIC) $(CARGO) build --locked -p hartpod-attacker --target $(HOST)
+	@mkdir -p $(BIN)
+	@install -m 0755 $(TARGET_DIR)/$(HOST)/debug/hartpod-attacker $(BIN)/hartpod-attacker
+
+.PHONY: build-packages run-packages test-packages lint-packages
+build-packages: ; @$(INSTALL) $(BUILD_PACKAGES)
+run-packages:   ; @$(INSTALL) $(RUN_PACKAGES)
+test-packages:  ; @$(INSTALL) $(TEST_PACKAGES)
+lint-packages:  ; @$(INSTALL) $(LINT_PACKAGES)
+
+.PHONY: clean
+clean: ## remove what was built
+	$(CARGO) clean

@@ -1,0 +1,141 @@
+//! A real registry: Debian's docker-registry on loopback, and a client that pushes images to it.
+
+use std::path::Path;
+use std::process::Stdio;
+
+use anyhow::{Context, Result, bail, ensure};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Bytes;
+use hyper::header::{ACCEPT, CONTENT_TYPE, LOCATION};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::client::legacy::{Client, connect::HttpConnector};
+use hyper_util::rt::TokioExecutor;
+use tokio::process::{Child, Command};
+
+use crate::eventually::eventually;
+use crate::image::{INDEX_TYPE, Image, MANIFEST_TYPE};
+
+/// Every test has a network namespace of its own, so the port is always free.
+pub const ADDRESS: &str = "127.0.0.1:5000";
+/// The name that `hosts.toml` maps to [`ADDRESS`].
+pub const NAME: &str = "registry.test";
+
+/// A running docker-registry.
+#[derive(Debug)]
+pub struct Registry {
+    process: Child,
+    http: Http,
+}
+
+impl Registry {
+    /// Starts one that keeps its data and its log in `dir`.
+    pub async fn start(dir: &Path) -> Result<Self> {
+        std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+        let config = dir.join("config.yml");
+        let text = format!(
+            "version: 0.1\nlog: {{level: warn}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\n  delete: {{enabled: true}}\n\
+             http: {{addr: '{ADDRESS}', secret: tests}}\n",
+            dir.join("data").display()
+        );
+        std::fs::write(&config, text).with_context(|| format!("write {}", config.display()))?;
+        let log = std::fs::File::create(dir.join("registry.log")).context("create registry.log")?;
+        let process = Command::new("docker-registry")
+            .arg("serve")
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().context("share registry.log")?)
+            .stderr(log)
+            // Its tracing would look for a collector that is not there.
+            .env("OTEL_TRACES_EXPORTER", "none")
+            .kill_on_drop(true)
+            .spawn()
+            .context("start docker-registry")?;
+        let http = Http::new(ADDRESS);
+        eventually("the registry's first answer", async || Ok(http.get("/v2/").await.is_ok()), |ok| *ok)
+            .await?;
+        Ok(Self { process, http })
+    }
+
+    /// Pushes an image under `name:tag` and returns its digest.
+    pub async fn push(&self, name: &str, tag: &str, image: &Image) -> Result<String> {
+        for child in &image.children {
+            Box::pin(self.push(name, &child.digest(), child)).await?;
+        }
+        for (digest, blob) in &image.blobs {
+            self.push_blob(name, digest, blob).await?;
+        }
+        let request = Request::put(self.http.url(&format!("/v2/{name}/manifests/{tag}")))
+            .header(CONTENT_TYPE, image.media_type)
+            .body(Full::from(image.manifest.clone()))?;
+        self.http.send(request, StatusCode::CREATED).await?;
+        Ok(image.digest())
+    }
+
+    /// Removes a manifest: what has it by tag or digest answers 404 from now on.
+    pub async fn remove(&self, name: &str, digest: &str) -> Result<()> {
+        let url = self.http.url(&format!("/v2/{name}/manifests/{digest}"));
+        self.http.send(Request::delete(url).body(Full::default())?, StatusCode::ACCEPTED).await?;
+        Ok(())
+    }
+
+    /// Ends the process: the registry is down.
+    pub async fn stop(&mut self) -> Result<()> {
+        if self.process.id().is_some() {
+            self.process.kill().await.context("stop docker-registry")?;
+        }
+        Ok(())
+    }
+
+    async fn push_blob(&self, name: &str, digest: &str, blob: &[u8]) -> Result<()> {
+        let start =
+            Request::post(self.http.url(&format!("/v2/{name}/blobs/uploads/"))).body(Full::default())?;
+        let response = self.http.send(start, StatusCode::ACCEPTED).await?;
+        let location = response.headers().get(LOCATION).context("no Location for the upload")?.to_str()?;
+        let separator = if location.contains('?') { '&' } else { '?' };
+        let url = format!("{location}{separator}digest={digest}");
+        let put = Request::put(url)
+            .header(CONTENT_TYPE, "application/octet-stream")
+            .body(Full::from(blob.to_vec()))?;
+        self.http.send(put, StatusCode::CREATED).await?;
+        Ok(())
+    }
+}
+
+/// Plain HTTP to one host.
+#[derive(Debug, Clone)]
+pub struct Http {
+    client: Client<HttpConnector, Full<Bytes>>,
+    address: String,
+}
+
+impl Http {
+    pub fn new(address: &str) -> Self {
+        Self { client: Client::builder(TokioExecutor::new()).build_http(), address: address.to_owned() }
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// The body of a 200.
+    pub async fn get(&self, path: &str) -> Result<Vec<u8>> {
+        let request = Request::builder()
+            .method(Method::GET)
+            .uri(self.url(path))
+            .header(ACCEPT, format!("{MANIFEST_TYPE}, {INDEX_TYPE}"))
+            .body(Full::default())?;
+        Ok(self.send(request, StatusCode::OK).await?.into_body().to_vec())
+    }
+
+    async fn send(&self, request: Request<Full<Bytes>>, wanted: StatusCode) -> Result<Response<Bytes>> {
+        let what = format!("{} {}", request.method(), request.uri());
+        let response = self.client.request(request).await.with_context(|| what.clone())?;
+        let (parts, body) = response.into_parts();
+        let body = body.collect().await.with_context(|| format!("{what}: read the body"))?.to_bytes();
+        if parts.status != wanted {
+            bail!("{what}: {} instead of {wanted}: {}", parts.status, String::from_utf8_lossy(&body));
+        }
+        ensure!(body.len() < 64 << 20, "{what}: an answer of {} bytes", body.len());
+        Ok(Response::from_parts(parts, body))
+    }
+}
