@@ -1,3 +1,50 @@
-//! Turns an OCI runtime spec into a running container: cgroups, namespaces, mounts, seccomp, exec.
+//! Turns an OCI runtime spec into a running container, and a pod's request into the place where its containers live.
+//!
+//! What it does: namespaces, cgroups, mounts, root file systems, identities, seccomp, exec, and starting pod agents.
+//! What it does not: images, networks, logs, anything CRI. Most of it is called by the agent of a pod, which has one
+//! thread (so children that it clones may run ordinary Rust) and must never block; only [`launcher`] is for the daemon.
+//!
+//! ```no_run
+//! # fn f(setup: hartpod_container::PodSetup, request: hartpod_container::ContainerRequest<'_>)
+//! # -> Result<(), Box<dyn std::error::Error>> {
+//! use hartpod_container::Pod;
+//!
+//! let (pod, warnings) = Pod::set_up(setup)?;
+//! let mut creating = pod.begin_create(request)?;
+//! // Once `creating` is readable:
+//! if let Some(created) = creating.poll()? {
+//!     let mut starting = created.waiting.open_gate()?;
+//!     // Once `starting` is readable:
+//!     if let Some(child) = starting.poll()? {
+//!         println!("runs as {}, {warnings:?}", child.pid());
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod cgroup;
+mod child;
+mod container_process;
+mod errno;
+mod failure;
+mod host_mounts;
+mod launch;
+pub mod launcher;
+mod pod;
+mod request;
+mod role;
+mod sys;
+
+pub use child::{Child, Exit, reap_orphans};
+pub use container_process::ContainerProcess;
+pub use errno::Errno;
+pub use failure::{Blame, CommandError, Failure, UserError};
+pub use host_mounts::HostMounts;
+pub use launch::{Created, Creating, Execing, Executed, LaunchError, Starting, Waiting};
+pub use pod::{Pod, SetUpError};
+pub use request::{
+    ContainerRequest, DEFAULT_SHM_SIZE, ExecRequest, GroupPolicy, IpcMode, Overlay, PidNamespace, PodPid,
+    PodSetup, ResolvedUser, Stdio,
+};
+pub use role::fork_role;

@@ -1,0 +1,146 @@
+//! What the pod agent asks for: a pod, a container, one more process.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use hartpod_proto::{ContainerId, SandboxId};
+use oci_spec::runtime::Spec;
+
+use crate::container_process::ContainerProcess;
+
+/// How this process becomes the agent of a pod. Paths are the host's.
+#[derive(Debug, Clone)]
+pub struct PodSetup {
+    /// Names the agent's own cgroup leaf.
+    pub pod_id: SandboxId,
+    /// Host name of the pod's own UTS namespace; empty keeps the host's namespace.
+    pub hostname: String,
+    /// A network namespace file to enter; `None` keeps the host's network.
+    pub netns: Option<PathBuf>,
+    /// Whose IPC namespace (and /dev/shm) the containers see.
+    pub ipc: IpcMode,
+    /// Whether the containers share one pid namespace.
+    pub pid: PodPid,
+    /// Parent of the pod's cgroup leaves; leaves are named by id.
+    pub cgroup_parent: String,
+    /// Holds the layer folders; containers can only read them.
+    pub layers_dir: PathBuf,
+    /// Holds a folder per container for what it writes.
+    pub containers_dir: PathBuf,
+    /// Size of the pod's /dev/shm in bytes; 0 means [`DEFAULT_SHM_SIZE`].
+    pub shm_size: u64,
+    /// Kernel parameters of the pod's own namespaces.
+    pub sysctls: BTreeMap<String, String>,
+}
+
+/// Same as containerd's (pkg/cri: `defaultShmSize`).
+pub const DEFAULT_SHM_SIZE: u64 = 64 * 1024 * 1024;
+
+/// Where the pod's IPC namespace comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IpcMode {
+    /// The pod has its own.
+    Pod,
+    /// The host's.
+    Node,
+}
+
+/// Whether the pod has a pid namespace of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PodPid {
+    /// One for all containers, its init is the holder.
+    Shared,
+    /// No: each container says for itself.
+    PerContainer,
+}
+
+/// One container to make.
+#[derive(Debug)]
+pub struct ContainerRequest<'a> {
+    /// Names its cgroup leaf.
+    pub id: ContainerId,
+    /// Its net, ipc and uts namespaces are the pod's whatever it says; `root.path`, `hostname` and
+    /// `linux.cgroupsPath` are not used.
+    pub spec: Spec,
+    /// What its root file system is made of.
+    pub rootfs: Overlay,
+    /// Empty: `process.user` of the spec. Else `USER[:GROUP]` by name or number, looked up in the image.
+    pub user: String,
+    /// How its additional groups are put together.
+    pub groups: GroupPolicy,
+    /// Its pid namespace.
+    pub pid: PidNamespace<'a>,
+    /// Its standard streams; must be [`Stdio::Tty`] when the spec says `terminal`.
+    pub stdio: Stdio,
+}
+
+/// An overlay of layer folders.
+#[derive(Debug, Clone)]
+pub struct Overlay {
+    /// Folder names below `layers_dir`, the bottom layer first.
+    pub layers: Vec<String>,
+    /// Folder name below `containers_dir`; `upper` and `work` are made in it.
+    pub scratch: String,
+}
+
+/// CRI's SupplementalGroupsPolicy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GroupPolicy {
+    /// The groups of the image's /etc/group that list the user, and those of the spec.
+    Merge,
+    /// Only those of the spec.
+    Strict,
+}
+
+/// Where a container's pid namespace comes from.
+#[derive(Debug, Clone, Copy)]
+pub enum PidNamespace<'a> {
+    /// The pod's shared one; needs [`PodPid::Shared`].
+    Pod,
+    /// Its own.
+    Container,
+    /// The host's.
+    Node,
+    /// That of another container of the pod.
+    Target(&'a ContainerProcess),
+}
+
+/// What the process gets as descriptors 0, 1 and 2.
+#[derive(Debug)]
+pub enum Stdio {
+    /// These.
+    Fds {
+        /// Readable.
+        stdin: OwnedFd,
+        /// Writable.
+        stdout: OwnedFd,
+        /// Writable.
+        stderr: OwnedFd,
+    },
+    /// A new terminal of the container's own devpts, as the controlling one; the other side is handed back.
+    Tty,
+}
+
+/// One more process in a running container. Everything it does not say is the container's own: environment, working
+/// directory, user, capabilities, limits, seccomp.
+#[derive(Debug)]
+pub struct ExecRequest {
+    /// Names its cgroup sub-leaf; unique in the container.
+    pub id: String,
+    /// argv.
+    pub args: Vec<String>,
+    /// Its standard streams.
+    pub stdio: Stdio,
+}
+
+/// What a process runs as.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ResolvedUser {
+    /// User id.
+    pub uid: u32,
+    /// Primary group id.
+    pub gid: u32,
+    /// Additional group ids, the primary first when it is one of them, no duplicates.
+    pub additional_gids: Vec<u32>,
+}
