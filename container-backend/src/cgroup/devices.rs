@@ -55,6 +55,11 @@ impl Access {
     pub(super) fn bits(self) -> u8 {
         self.0
     }
+
+    #[cfg(test)]
+    pub(super) fn from_bits(bits: u8) -> Self {
+        Self(bits)
+    }
 }
 
 impl fmt::Display for Access {
@@ -220,4 +225,4 @@ impl DevicePolicy {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

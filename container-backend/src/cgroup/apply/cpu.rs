@@ -117,19 +117,22 @@ fn weight(shares: u64) -> u64 {
 mod tests {
     use super::weight;
 
-    /// Points of the curve: minimum, the kubelet's values for 1m .. 64 CPUs, default, maximum.
+    /// Points of the curve, computed with 50 decimal digits.
     #[test]
     fn shares_become_weights_on_the_agreed_curve() {
         for (shares, expected) in [
             (0, 1),
             (2, 1),
+            (3, 2),
             (10, 4),
             (102, 17),
             (512, 59),
             (1024, 100),
-            (2048, 170),
-            (4096, 292),
-            (65536, 3270),
+            (1536, 138),
+            (2048, 174),
+            (4096, 303),
+            (65_536, 3023),
+            (262_143, 10_000),
         ] {
             assert_eq!(weight(shares), expected, "{shares} shares");
         }
