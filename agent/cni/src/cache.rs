@@ -18,8 +18,8 @@ const VERSION: u32 = 1;
 const SUFFIX: &str = ".json";
 const TEMPORARY: &str = ".json.tmp";
 
-/// Twice the largest result, and a configuration.
-const MAX_FILE: u64 = 4 * 1024 * 1024;
+/// More than any configuration with a result of the largest size.
+const MAX_FILE: u64 = 16 * 1024 * 1024;
 
 /// Everything that plugins were told about a pod, and what came of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -69,6 +69,12 @@ pub enum CacheError {
         /// What the system said.
         #[source]
         source: io::Error,
+    },
+    /// It would be larger than what is read back.
+    #[error("{} would be larger than {MAX_FILE} bytes", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
     },
     /// It is not what was written.
     #[error("{} is damaged", path.display())]
@@ -122,6 +128,9 @@ impl Cache {
         let temporary = self.path(&entry.container_id, TEMPORARY);
         let text =
             serde_json::to_vec(entry).map_err(|source| CacheError::Damaged { path: path.clone(), source })?;
+        if text.len() as u64 > MAX_FILE {
+            return Err(CacheError::TooLarge { path });
+        }
         let mut file = self.create(&temporary).at("create", &temporary)?;
         file.write_all(&text).at("write", &temporary)?;
         std::fs::rename(&temporary, &path).at("rename to", &path)

@@ -10,7 +10,7 @@ use crate::attachment::Attachment;
 use crate::error::{CniError, NotReady, chain};
 use crate::offload::{blocking, interruptible};
 use crate::outcome::Attached;
-use crate::plan::Plan;
+use crate::plan::{Attempt, Plan};
 use crate::planner::Planner;
 
 /// Where things are.
@@ -92,17 +92,20 @@ impl Cni {
         match plan.add().await {
             Ok(attached) => Ok(attached),
             Err(source) => {
-                let undo = plan.leave().await.err().map(|e| chain(&e));
+                let undo = plan.leave(Attempt::Undo).await.err().map(|e| chain(&e));
                 Err(CniError::Add { network: plan.network.name.clone(), source: Box::new(source), undo })
             }
         }
     }
 
-    /// Takes a pod from the network it joined: every plugin's DEL, in reverse order, with the configuration,
-    /// arguments and result of its ADD. Idempotent: a pod without a cache entry has nothing to leave.
+    /// Takes a pod from the network it joined: every plugin's DEL, in reverse order and past errors, with the
+    /// configuration, arguments and result of its ADD. Idempotent: a pod without a cache entry has nothing to leave.
+    ///
+    /// A pod that never finished joining leaves even when plugins refuse DEL, so that a wrong configuration cannot
+    /// keep it for ever; a plugin that hangs, dies or is missing still keeps it.
     ///
     /// # Errors
-    /// The first plugin that failed; the entry stays, so that a retry runs all of them again.
+    /// The plugins that failed; the entry stays, so that a retry runs all of them again.
     pub async fn del(&self, attachment: &Attachment) -> Result<(), CniError> {
         let (planner, attachment) = (Arc::clone(&self.planner), attachment.clone());
         self.leave(move || planner.plan_del_blocking(&attachment.container_id, Some(&attachment))).await
@@ -122,7 +125,7 @@ impl Cni {
         F: FnOnce() -> Result<Option<Plan>, CniError> + Send + 'static,
     {
         match interruptible(blocking(plan).await)? {
-            Some(plan) => plan.leave().await,
+            Some(plan) => plan.leave(Attempt::Later).await,
             None => Ok(()),
         }
     }

@@ -140,14 +140,16 @@ pub enum CniError {
         /// Why undoing it did not work: the cache keeps the entry, and `del` tries again.
         undo: Option<String>,
     },
-    /// A plugin failed to remove the pod. The cache keeps the entry, so calling again tries again.
-    #[error("leave network `{network}`")]
+    /// Plugins failed to remove the pod. The cache keeps the entry, so calling again tries again.
+    #[error("leave network `{network}`{}", others.iter().map(|e| format!(" (also: {})", chain(e))).collect::<String>())]
     Del {
         /// The network.
         network: String,
-        /// Which plugin, and why.
+        /// The first that failed, and why.
         #[source]
         source: Box<PluginError>,
+        /// The others.
+        others: Vec<PluginError>,
     },
     /// A plugin found the pod's network not as it should be.
     #[error("check network `{network}`")]

@@ -27,6 +27,15 @@ pub(crate) struct Plan {
     pub(crate) netns: String,
 }
 
+/// When a pod leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Attempt {
+    /// At once, because joining failed.
+    Undo,
+    /// Some time after it joined or tried to.
+    Later,
+}
+
 impl Entry {
     pub(crate) fn from_attachment(attachment: &Attachment) -> Self {
         Self::from(Told {
@@ -66,15 +75,23 @@ impl Plan {
         Ok(attached)
     }
 
-    pub(crate) async fn leave(&self) -> Result<(), CniError> {
+    /// DEL of every plugin, in reverse order and past errors. The entry goes when all are through.
+    pub(crate) async fn leave(&self, attempt: Attempt) -> Result<(), CniError> {
         let previous = self.entry.result.as_ref().filter(|_| self.network.version.has_check());
+        let mut errors = Vec::new();
         for index in (0..self.network.plugins.len()).rev() {
             match self.run(Verb::Del, index, previous).await {
-                Err(error) if self.is_already_gone(&error.failure) => {
+                Ok(_) => {}
+                Err(error) if self.is_nothing_left(&error.failure, attempt) => {
                     warn!(container = %self.entry.container_id, error = chain(&error), "taken for already gone");
                 }
-                other => other.map(drop).map_err(|source| self.del_error(source))?,
+                Err(error) => errors.push(error),
             }
+        }
+        let mut errors = errors.into_iter();
+        if let Some(first) = errors.next() {
+            let (network, source) = (self.network.name.clone(), Box::new(first));
+            return Err(CniError::Del { network, source, others: errors.collect() });
         }
         let (planner, id) = (Arc::clone(&self.planner), self.entry.container_id.clone());
         interruptible(blocking(move || planner.forget_blocking(&id).map_err(CniError::Cache)).await)
@@ -89,10 +106,16 @@ impl Plan {
         Ok(Checked::Yes)
     }
 
-    /// Some plugins fail on what is not there any more. The rule is go-cni's, and pods that could never be stopped
-    /// would be the price of a stricter one.
-    fn is_already_gone(&self, failure: &Failure) -> bool {
+    /// Whether a plugin's error on DEL means that there is nothing to take away. A stricter rule would make pods that
+    /// can never be stopped.
+    fn is_nothing_left(&self, failure: &Failure, attempt: Attempt) -> bool {
         let Failure::Refused(refusal) = failure else { return false };
+        // A plugin that did not accept the pod may not accept its leaving either, for instance because its
+        // configuration is wrong. It had two chances to take away what it may have begun; containerd gives one.
+        if attempt == Attempt::Later && self.entry.result.is_none() {
+            return true;
+        }
+        // go-cni's rule, for plugins that fail on what is not there any more.
         let text = refusal.to_string();
         text.contains("not found") || (self.netns.is_empty() && text.contains("no such file or directory"))
     }
@@ -132,10 +155,6 @@ impl Plan {
 
     fn error(&self, verb: Verb, index: usize, failure: Failure) -> PluginError {
         PluginError { plugin: self.network.plugins[index].executable.clone(), verb, failure }
-    }
-
-    fn del_error(&self, source: PluginError) -> CniError {
-        CniError::Del { network: self.network.name.clone(), source: Box::new(source) }
     }
 }
 

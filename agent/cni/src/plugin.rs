@@ -321,6 +321,3 @@ fn quote(text: &str) -> String {
     let visible = |c: char| if c.is_control() { ' ' } else { c };
     text.trim().chars().take(MAX_QUOTE).map(visible).collect()
 }
-
-#[cfg(test)]
-mod tests;
