@@ -1,13 +1,132 @@
 //! What the node offers to containers, looked up once.
 
-/// Facts of the node and choices of its administrator that decide specs.
-#[derive(Debug, Clone, Default)]
-#[non_exhaustive]
-pub struct SpecSettings {}
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::Capabilities;
+
+use super::capabilities::from_mask;
+use crate::config::Config;
+
+/// `f_type` of a cgroup2 file system (linux/magic.h).
+const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
+
+/// Facts of the node that decide specs.
+#[derive(Debug, Clone)]
+pub struct SpecSettings {
+    /// What hartpod itself may give away.
+    pub capabilities: Capabilities,
+    /// cgroup v2 is all there is (neither v1 nor hybrid).
+    pub unified_cgroups: bool,
+    /// The kernel accounts for swap by cgroup.
+    pub swap_controller: bool,
+    /// The kernel limits huge pages by cgroup.
+    pub hugetlb_controller: bool,
+    /// The kernel loads seccomp filters.
+    pub seccomp: bool,
+    /// AppArmor is enabled.
+    pub apparmor: bool,
+    /// SELinux is enabled.
+    pub selinux: bool,
+    /// The host's /dev.
+    pub dev: PathBuf,
+}
+
+impl Default for SpecSettings {
+    /// A node that has no more than it must; all capabilities.
+    fn default() -> Self {
+        Self {
+            capabilities: from_mask(u64::MAX),
+            unified_cgroups: false,
+            swap_controller: false,
+            hugetlb_controller: false,
+            seccomp: false,
+            apparmor: false,
+            selinux: false,
+            dev: "/dev".into(),
+        }
+    }
+}
 
 impl SpecSettings {
-    /// Looks at the running system.
-    pub fn detect() -> Self {
-        Self::default()
+    /// Looks at the running system; what cannot be read counts as missing.
+    pub fn detect(config: &Config) -> Self {
+        let root = &config.cgroup.root;
+        let unified_cgroups = is_cgroup2(root);
+        let controllers = read("/proc/cgroups");
+        let has = |name: &str| {
+            controllers.lines().any(|l| l.split('\t').next() == Some(name) && l.trim_end().ends_with("\t1"))
+        };
+        Self {
+            capabilities: from_mask(own_capabilities(&read("/proc/self/status"))),
+            unified_cgroups,
+            swap_controller: swap_is_counted(root, unified_cgroups),
+            hugetlb_controller: has("hugetlb"),
+            seccomp: Path::new("/proc/sys/kernel/seccomp/actions_avail").exists(),
+            apparmor: read("/sys/module/apparmor/parameters/enabled").starts_with('Y'),
+            selinux: Path::new("/sys/fs/selinux/enforce").exists(),
+            dev: "/dev".into(),
+        }
+    }
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    std::fs::read_to_string(path).unwrap_or_default()
+}
+
+fn is_cgroup2(root: &Path) -> bool {
+    // The type of f_type differs by architecture.
+    #[allow(clippy::unnecessary_cast)]
+    rustix::fs::statfs(root).is_ok_and(|s| s.f_type as i64 == CGROUP2_SUPER_MAGIC)
+}
+
+/// What is both in the permitted and in the bounding set: the rest cannot be handed on.
+fn own_capabilities(status: &str) -> u64 {
+    let mask = |name: &str| {
+        let line = status.lines().find_map(|l| l.strip_prefix(name))?;
+        u64::from_str_radix(line.trim(), 16).ok()
+    };
+    mask("CapPrm:").unwrap_or(0) & mask("CapBnd:").unwrap_or(0)
+}
+
+/// v1 shows it in the root; v2's root has no such file, so any first-level group is asked.
+fn swap_is_counted(root: &Path, unified: bool) -> bool {
+    if !unified {
+        return root.join("memory/memory.memsw.limit_in_bytes").exists();
+    }
+    let Ok(groups) = std::fs::read_dir(root) else { return false };
+    groups.flatten().any(|g| g.path().join("memory.swap.max").exists())
+}
+
+#[cfg(test)]
+mod tests {
+    use oci_spec::runtime::Capability;
+
+    use super::*;
+
+    #[test]
+    fn a_capability_must_be_held_and_not_bounded_away() {
+        let status =
+            "Name:\tx\nCapInh:\t0000000000000000\nCapPrm:\t0000000000000003\nCapBnd:\t0000000000000005\n";
+        assert_eq!(from_mask(own_capabilities(status)), [Capability::Chown].into());
+        assert_eq!(own_capabilities(""), 0);
+    }
+
+    #[test]
+    fn swap_is_looked_for_where_each_version_has_it() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!swap_is_counted(dir.path(), false));
+        assert!(!swap_is_counted(dir.path(), true));
+        std::fs::create_dir(dir.path().join("memory")).unwrap();
+        std::fs::write(dir.path().join("memory/memory.memsw.limit_in_bytes"), "").unwrap();
+        assert!(swap_is_counted(dir.path(), false));
+        std::fs::create_dir(dir.path().join("init.scope")).unwrap();
+        std::fs::write(dir.path().join("init.scope/memory.swap.max"), "").unwrap();
+        assert!(swap_is_counted(dir.path(), true));
+    }
+
+    #[test]
+    fn this_system_can_be_looked_at() {
+        let settings = SpecSettings::detect(&Config::default());
+        assert!(settings.capabilities.contains(&Capability::Chown) || !rustix::process::geteuid().is_root());
     }
 }

@@ -1,0 +1,188 @@
+//! What is mounted in a container: the kernel's file systems, the pod's files, and volumes.
+
+use std::path::{Component, Path, PathBuf};
+
+use hartpod_proto::cri::v1 as cri;
+use oci_spec::runtime::Mount;
+
+use super::{SpecError, SpecInput};
+
+/// Mounts in order, and what the root's propagation must be for them.
+#[derive(Debug, Default)]
+pub(super) struct Mounts {
+    pub(super) list: Vec<Mount>,
+    pub(super) rootfs_propagation: Option<&'static str>,
+}
+
+/// Files of the pod that a container sees unless the request mounts something there.
+const POD_FILES: [(&str, &str); 3] =
+    [("hosts", "/etc/hosts"), ("hostname", "/etc/hostname"), ("resolv.conf", "/etc/resolv.conf")];
+
+/// Below /proc, only what lxcfs replaces may be mounted: a mount anywhere else there would lift masks or feed the kernel's
+/// own tools (CVE-2019-16884). Same list as runc's (libcontainer, checkProcMount).
+const PROC_ALLOWED: [&str; 10] = [
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/meminfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/uptime",
+    "/proc/loadavg",
+    "/proc/slabinfo",
+    "/proc/net/dev",
+    "/proc/sys/kernel/ns_last_pid",
+];
+
+/// All mounts, parents before children. A mount of the request replaces a default at the same place.
+pub(super) fn mounts(input: &SpecInput<'_>, node_ipc: bool) -> Result<Mounts, SpecError> {
+    let security = super::security(input.container);
+    let mut mounts = Mounts::default();
+    let mut asked = Vec::new();
+    for (index, mount) in input.container.mounts.iter().enumerate() {
+        asked.push(volume(index, mount, &mut mounts.rootfs_propagation)?);
+    }
+    let taken: Vec<PathBuf> = asked.iter().map(|m: &Mount| m.destination().clone()).collect();
+
+    let mut defaults = kernel_mounts(security.privileged, node_ipc);
+    for (file, destination) in POD_FILES {
+        let source = input.sandbox_dir.join(file);
+        if source.exists() {
+            let access = if security.readonly_rootfs { "ro" } else { "rw" };
+            defaults.push(bind(Path::new(destination), &source, &["rbind", "rprivate", access]));
+        }
+    }
+    let replaced = |m: &Mount| {
+        taken.iter().any(|t| t == m.destination())
+            || (m.destination().starts_with("/dev/") && taken.iter().any(|t| t == Path::new("/dev")))
+    };
+    mounts.list = defaults.into_iter().filter(|m| !replaced(m)).collect();
+    mounts.list.append(&mut asked);
+    // Stable: two mounts at one place keep the order of the request.
+    mounts.list.sort_by_key(|m| m.destination().components().count());
+    Ok(mounts)
+}
+
+/// As containerd's defaults (pkg/oci, defaultMounts; the CRI plugin adds cgroup), without /run. The pod agent puts the
+/// pod's own /dev/shm where `shm` is asked for.
+fn kernel_mounts(privileged: bool, node_ipc: bool) -> Vec<Mount> {
+    let access = if privileged { "rw" } else { "ro" };
+    let shm = if node_ipc {
+        bind(Path::new("/dev/shm"), Path::new("/dev/shm"), &["rbind", "rprivate", "rw"])
+    } else {
+        mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"])
+    };
+    vec![
+        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
+        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        ),
+        shm,
+        mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", access]),
+        mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", access]),
+    ]
+}
+
+fn mount(destination: &str, typ: &str, source: &str, options: &[&str]) -> Mount {
+    let mut mount = Mount::default();
+    mount.set_destination(destination.into());
+    mount.set_typ(Some(typ.to_owned()));
+    mount.set_source(Some(source.into()));
+    mount.set_options(Some(options.iter().map(|o| (*o).to_owned()).collect()));
+    mount
+}
+
+fn bind(destination: &Path, source: &Path, options: &[&str]) -> Mount {
+    let mut bind = mount("", "bind", "", options);
+    bind.set_destination(destination.to_owned());
+    bind.set_source(Some(source.to_owned()));
+    bind
+}
+
+/// One mount of the request. The source is looked at when the container is made, by a child that may hang on it.
+fn volume(
+    index: usize,
+    asked: &cri::Mount,
+    rootfs_propagation: &mut Option<&'static str>,
+) -> Result<Mount, SpecError> {
+    let field = |name: &str| format!("config.mounts[{index}].{name}");
+    if asked.image.is_some() || !asked.image_sub_path.is_empty() {
+        return Err(SpecError::unsupported(field("image"), "image volumes are not supported yet"));
+    }
+    if !asked.uid_mappings.is_empty() || !asked.gid_mappings.is_empty() {
+        return Err(SpecError::unsupported(field("uidMappings"), "user namespaces are not supported yet"));
+    }
+    let destination = destination(&field("container_path"), asked)?;
+    let source = &asked.host_path;
+    if !source.starts_with('/') || source.contains('\0') {
+        return Err(SpecError::invalid(field("host_path"), format!("{source:?} is not an absolute path")));
+    }
+    let propagation = propagation(&field("propagation"), asked.propagation, rootfs_propagation)?;
+    let access = match (asked.readonly, asked.recursive_read_only) {
+        (true, true) if propagation != "rprivate" => {
+            return Err(SpecError::invalid(field("recursive_read_only"), "needs private propagation"));
+        }
+        (true, true) => "rro",
+        (true, false) => "ro",
+        (false, true) => {
+            return Err(SpecError::invalid(field("recursive_read_only"), "needs readonly to be set"));
+        }
+        (false, false) => "rw",
+    };
+    Ok(bind(&destination, Path::new(source), &["rbind", propagation, access]))
+}
+
+fn propagation(
+    field: &str,
+    value: i32,
+    rootfs: &mut Option<&'static str>,
+) -> Result<&'static str, SpecError> {
+    Ok(match cri::MountPropagation::try_from(value) {
+        Ok(cri::MountPropagation::PropagationPrivate) => "rprivate",
+        Ok(cri::MountPropagation::PropagationHostToContainer) => {
+            *rootfs = rootfs.or(Some("rslave"));
+            "rslave"
+        }
+        Ok(cri::MountPropagation::PropagationBidirectional) => {
+            *rootfs = Some("rshared");
+            "rshared"
+        }
+        Err(_) => return Err(SpecError::invalid(field, format!("{value} is not known"))),
+    })
+}
+
+/// Where it goes: absolute, `.` and `..` resolved as text (links in the image are the pod agent's to resolve).
+fn destination(field: &str, asked: &cri::Mount) -> Result<PathBuf, SpecError> {
+    let path = Path::new(&asked.container_path);
+    if !path.is_absolute() || asked.container_path.contains('\0') {
+        return Err(SpecError::invalid(field, format!("{:?} is not an absolute path", asked.container_path)));
+    }
+    let mut clean = PathBuf::from("/");
+    for part in path.components() {
+        match part {
+            Component::ParentDir => {
+                clean.pop();
+            }
+            Component::Normal(name) => clean.push(name),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    if clean == Path::new("/") {
+        return Err(SpecError::invalid(field, "the root of the container cannot be mounted over"));
+    }
+    let proc = Path::new("/proc");
+    if clean == proc && Path::new(&asked.host_path) != proc {
+        return Err(SpecError::invalid(field, "only the host's /proc can be mounted at /proc"));
+    }
+    if clean != proc && clean.starts_with(proc) && !PROC_ALLOWED.iter().any(|a| clean == Path::new(a)) {
+        return Err(SpecError::invalid(field, format!("{} is inside /proc", clean.display())));
+    }
+    Ok(clean)
+}
+
+#[cfg(test)]
+mod tests;

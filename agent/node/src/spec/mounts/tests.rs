@@ -1,0 +1,180 @@
+use super::super::tests::Fixture;
+use super::*;
+
+fn asks(container_path: &str, host_path: &str) -> cri::Mount {
+    cri::Mount { container_path: container_path.into(), host_path: host_path.into(), ..Default::default() }
+}
+
+fn all(fixture: &Fixture, node_ipc: bool) -> Mounts {
+    mounts(&fixture.input(), node_ipc).unwrap()
+}
+
+fn at<'a>(mounts: &'a Mounts, destination: &str) -> &'a Mount {
+    mounts.list.iter().find(|m| m.destination() == Path::new(destination)).unwrap()
+}
+
+fn options(mount: &Mount) -> Vec<&str> {
+    mount.options().iter().flatten().map(String::as_str).collect()
+}
+
+fn refusal(mount: cri::Mount) -> String {
+    let mut fixture = Fixture::new();
+    fixture.container.mounts.push(mount);
+    mounts(&fixture.input(), false).unwrap_err().to_string()
+}
+
+#[test]
+fn without_a_request_there_are_the_kernels_file_systems_read_only_where_it_matters() {
+    let mounts = all(&Fixture::new(), false);
+    let destinations: Vec<_> = mounts.list.iter().map(|m| m.destination().to_str().unwrap()).collect();
+    assert_eq!(
+        destinations,
+        ["/proc", "/dev", "/sys", "/dev/pts", "/dev/shm", "/dev/mqueue", "/sys/fs/cgroup"]
+    );
+    assert!(options(at(&mounts, "/sys")).contains(&"ro"));
+    assert!(options(at(&mounts, "/sys/fs/cgroup")).contains(&"ro"));
+    assert_eq!(mounts.rootfs_propagation, None);
+}
+
+#[test]
+fn a_privileged_container_may_write_sys_and_cgroups() {
+    let mut fixture = Fixture::new();
+    fixture.security().privileged = true;
+    let mounts = all(&fixture, false);
+    assert!(options(at(&mounts, "/sys")).contains(&"rw"));
+    assert!(options(at(&mounts, "/sys/fs/cgroup")).contains(&"rw"));
+}
+
+#[test]
+fn shm_is_the_pods_or_with_the_nodes_ipc_the_nodes() {
+    let fixture = Fixture::new();
+    assert_eq!(at(&all(&fixture, false), "/dev/shm").typ().as_deref(), Some("tmpfs"));
+    let host = all(&fixture, true);
+    assert_eq!(at(&host, "/dev/shm").source().as_deref(), Some(Path::new("/dev/shm")));
+    assert_eq!(at(&host, "/dev/shm").typ().as_deref(), Some("bind"));
+}
+
+#[test]
+fn the_pods_files_are_there_unless_the_request_brings_its_own() {
+    let mut fixture = Fixture::new();
+    for file in ["hostname", "hosts", "resolv.conf"] {
+        std::fs::write(fixture.dir.path().join(file), "").unwrap();
+    }
+    fixture.container.mounts.push(asks("/etc/hosts", "/var/lib/kubelet/hosts"));
+    fixture.security().readonly_rootfs = true;
+    let mounts = all(&fixture, false);
+    let source = |destination: &str| at(&mounts, destination).source().clone().unwrap();
+    assert_eq!(source("/etc/hosts"), Path::new("/var/lib/kubelet/hosts"));
+    assert_eq!(source("/etc/hostname"), fixture.dir.path().join("hostname"));
+    assert_eq!(options(at(&mounts, "/etc/resolv.conf")), ["rbind", "rprivate", "ro"]);
+    assert_eq!(mounts.list.iter().filter(|m| m.destination() == Path::new("/etc/hosts")).count(), 1);
+}
+
+#[test]
+fn a_volume_over_dev_takes_the_defaults_below_it_away() {
+    let mut fixture = Fixture::new();
+    fixture.container.mounts = vec![asks("/dev", "/dev"), asks("/dev/log", "/run/log")];
+    let mounts = all(&fixture, false);
+    let below: Vec<_> = mounts.list.iter().filter(|m| m.destination().starts_with("/dev")).collect();
+    assert_eq!(below.len(), 2);
+}
+
+#[test]
+fn parents_come_before_children_and_equals_keep_their_order() {
+    let mut fixture = Fixture::new();
+    fixture.container.mounts =
+        vec![asks("/data/a/b", "/1"), asks("/data/", "/2"), asks("/data/a", "/3"), asks("/data", "/4")];
+    let mounts = all(&fixture, false);
+    let data: Vec<_> = mounts
+        .list
+        .iter()
+        .filter(|m| m.destination().starts_with("/data"))
+        .map(|m| m.source().as_ref().unwrap().to_str().unwrap())
+        .collect();
+    assert_eq!(data, ["/2", "/4", "/3", "/1"]);
+}
+
+#[test]
+fn access_and_propagation_by_table() {
+    use cri::MountPropagation::*;
+    for (propagation, readonly, recursive, expected, root) in [
+        (PropagationPrivate, false, false, ["rbind", "rprivate", "rw"], None),
+        (PropagationPrivate, true, false, ["rbind", "rprivate", "ro"], None),
+        (PropagationPrivate, true, true, ["rbind", "rprivate", "rro"], None),
+        (PropagationHostToContainer, true, false, ["rbind", "rslave", "ro"], Some("rslave")),
+        (PropagationBidirectional, false, false, ["rbind", "rshared", "rw"], Some("rshared")),
+    ] {
+        let mut fixture = Fixture::new();
+        fixture.container.mounts.push(cri::Mount {
+            readonly,
+            recursive_read_only: recursive,
+            propagation: propagation.into(),
+            ..asks("/data", "/host")
+        });
+        let mounts = all(&fixture, false);
+        assert_eq!(options(at(&mounts, "/data")), expected);
+        assert_eq!(mounts.rootfs_propagation, root);
+    }
+}
+
+#[test]
+fn bidirectional_wins_over_host_to_container_in_any_order() {
+    use cri::MountPropagation::*;
+    for order in [
+        [PropagationBidirectional, PropagationHostToContainer],
+        [PropagationHostToContainer, PropagationBidirectional],
+    ] {
+        let mut fixture = Fixture::new();
+        for (i, p) in order.into_iter().enumerate() {
+            fixture
+                .container
+                .mounts
+                .push(cri::Mount { propagation: p.into(), ..asks(&format!("/m{i}"), "/host") });
+        }
+        assert_eq!(all(&fixture, false).rootfs_propagation, Some("rshared"));
+    }
+}
+
+#[test]
+fn refusals_name_the_field() {
+    let readonly = |recursive, propagation| cri::Mount {
+        recursive_read_only: recursive,
+        readonly: propagation != 0,
+        propagation,
+        ..asks("/data", "/host")
+    };
+    let image = cri::Mount { image: Some(cri::ImageSpec::default()), ..asks("/data", "") };
+    let mapped = cri::Mount { uid_mappings: vec![cri::IdMapping::default()], ..asks("/data", "/host") };
+    for (mount, expected) in [
+        (asks("data", "/host"), "config.mounts[0].container_path: \"data\" is not an absolute path"),
+        (
+            asks("/", "/host"),
+            "config.mounts[0].container_path: the root of the container cannot be mounted over",
+        ),
+        (asks("/a/../", "/host"), "config.mounts[0].container_path: the root of the container"),
+        (asks("/data", ""), "config.mounts[0].host_path: \"\" is not an absolute path"),
+        (asks("/data", "host"), "config.mounts[0].host_path: \"host\" is not an absolute path"),
+        (
+            asks("/proc/sys/kernel", "/host"),
+            "config.mounts[0].container_path: /proc/sys/kernel is inside /proc",
+        ),
+        (asks("/x/../proc/self", "/host"), "config.mounts[0].container_path: /proc/self is inside /proc"),
+        (asks("/proc", "/host"), "config.mounts[0].container_path: only the host's /proc"),
+        (readonly(true, 0), "config.mounts[0].recursive_read_only: needs readonly to be set"),
+        (readonly(true, 1), "config.mounts[0].recursive_read_only: needs private propagation"),
+        (readonly(false, 7), "config.mounts[0].propagation: 7 is not known"),
+        (image, "config.mounts[0].image cannot be honoured: image volumes are not supported yet"),
+        (mapped, "config.mounts[0].uidMappings cannot be honoured: user namespaces are not supported yet"),
+    ] {
+        let found = refusal(mount);
+        assert!(found.starts_with(expected), "{found}");
+    }
+}
+
+#[test]
+fn lxcfs_may_replace_files_of_proc() {
+    let mut fixture = Fixture::new();
+    fixture.container.mounts.push(asks("/proc/meminfo", "/var/lib/lxcfs/proc/meminfo"));
+    fixture.container.mounts.push(asks("/proc", "/proc"));
+    all(&fixture, false);
+}
