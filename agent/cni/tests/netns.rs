@@ -26,8 +26,10 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        for path in netns::list_blocking(self.0.path(), "hartpod-").unwrap_or_default() {
-            let _ = netns::remove_blocking(&path);
+        for dir in [self.0.path(), &self.path("not/there")] {
+            for path in netns::list_blocking(dir, "hartpod-").unwrap_or_default() {
+                let _ = netns::remove_blocking(&path);
+            }
         }
     }
 }
