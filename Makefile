@@ -10,13 +10,14 @@ SHELL := /bin/bash
 
 CARGO      ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
-HOST       := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 # hartpod and hartpod-pod side by side: the daemon looks for the pod agent beside itself.
 BIN        := $(TARGET_DIR)/hartpod
 export HARTPOD_BIN_DIR := $(BIN)
 
-# The pod agent links everything into itself: it runs from a sealed memfd, in a mount namespace that has no libraries.
-STATIC     := RUSTFLAGS='$(RUSTFLAGS) -C target-feature=+crt-static'
+# The pod agent links everything into itself: it runs from a sealed memfd, in a mount namespace that has no libraries. It aborts
+# rather than unwinds. Flags of the last step only, so that the crates below it are built once for the daemon and the agent.
+STATIC     := -C target-feature=+crt-static
+AGENT      := $(STATIC) -C panic=abort
 
 BUILD_PACKAGES := gcc libc6-dev busybox-static
 RUN_PACKAGES   := $(BUILD_PACKAGES) containernetworking-plugins iproute2 iptables
@@ -39,10 +40,10 @@ run: build-packages run-packages build ## build hartpod and run one pod from the
 build: build-packages ## build the daemon and the pod agent into target/hartpod
 	@tests/setup/need-rust
 	@tests/setup/stage 'build hartpod' $(CARGO) build --locked --release -p hartpod
-	@$(STATIC) tests/setup/stage 'build hartpod-pod' $(CARGO) build --locked --profile agent -p hartpod-pod --target $(HOST)
+	@tests/setup/stage 'build hartpod-pod' $(CARGO) rustc --locked --release -p hartpod-pod --bin hartpod-pod -- $(AGENT)
 	@mkdir -p $(BIN)
 	@install -m 0755 $(TARGET_DIR)/release/hartpod $(BIN)/hartpod
-	@install -m 0755 $(TARGET_DIR)/$(HOST)/agent/hartpod-pod $(BIN)/hartpod-pod
+	@install -m 0755 $(TARGET_DIR)/release/hartpod-pod $(BIN)/hartpod-pod
 	@echo "built: $(BIN)/hartpod, $(BIN)/hartpod-pod"
 
 .PHONY: test
@@ -64,9 +65,9 @@ lint: lint-packages ## check the format and run clippy with warnings denied
 # The program that attacks from inside a container: it runs in an image without libraries.
 .PHONY: attacker
 attacker: build-packages
-	$(STATIC) $(CARGO) build --locked -p hartpod-attacker --target $(HOST)
+	$(CARGO) rustc --locked -p hartpod-attacker --bin hartpod-attacker -- $(STATIC)
 	@mkdir -p $(BIN)
-	@install -m 0755 $(TARGET_DIR)/$(HOST)/debug/hartpod-attacker $(BIN)/hartpod-attacker
+	@install -m 0755 $(TARGET_DIR)/debug/hartpod-attacker $(BIN)/hartpod-attacker
 
 .PHONY: build-packages run-packages test-packages lint-packages
 build-packages: ; @$(INSTALL) $(BUILD_PACKAGES)
