@@ -1,0 +1,79 @@
+//! What the service asks of the supervisor, and what can be wrong with it.
+
+use std::sync::Arc;
+
+use hartpod_container::{LaunchError, SetUpError};
+use hartpod_proto::ContainerId;
+use hartpod_proto::pod::v1::{
+    CreateContainerRequest, CreateContainerResponse, DescribeResponse, RemoveContainerResponse, ReopenLogResponse,
+    SetUpPodRequest, SetUpPodResponse, ShutDownResponse, SignalContainerResponse, StartContainerResponse,
+    StartExecRequest, StartExecResponse, WaitExecResponse,
+};
+use tokio::sync::oneshot;
+
+use crate::board::Watch;
+use crate::container::{CreateError, Refused, RemoveError};
+use crate::log_writer::LogError;
+use crate::request::InvalidRequest;
+
+/// Where an answer goes. A caller that hung up is no error.
+pub(crate) type Reply<T> = oneshot::Sender<Result<T, CallError>>;
+
+/// A call of pod/v1, its identifiers checked.
+#[derive(Debug)]
+pub(crate) enum Call {
+    SetUp(SetUpPodRequest, Reply<SetUpPodResponse>),
+    Describe(Reply<DescribeResponse>),
+    Watch(Reply<Watch>),
+    Create(Box<CreateContainerRequest>, Reply<CreateContainerResponse>),
+    Start(ContainerId, Reply<StartContainerResponse>),
+    Signal(ContainerId, i32, Reply<SignalContainerResponse>),
+    Remove(ContainerId, Reply<RemoveContainerResponse>),
+    StartExec(ContainerId, Box<StartExecRequest>, Reply<StartExecResponse>),
+    WaitExec(ContainerId, String, Reply<WaitExecResponse>),
+    ReopenLog(ContainerId, Reply<ReopenLogResponse>),
+    ShutDown(Reply<ShutDownResponse>),
+}
+
+/// Why a call failed. Cheap to clone, for several callers may wait for the same thing.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum CallError {
+    #[error(transparent)]
+    Invalid(#[from] InvalidRequest),
+    #[error("the pod is not set up")]
+    NotSetUp,
+    #[error("the pod was set up by a different request")]
+    SetUpDiffers,
+    #[error("the agent is shutting down")]
+    ShuttingDown,
+    #[error("container {0} is unknown")]
+    UnknownContainer(ContainerId),
+    #[error("container {0} exists and was created by a different request")]
+    ContainerDiffers(ContainerId),
+    #[error("container {0} was removed meanwhile")]
+    Removed(ContainerId),
+    #[error("container {id}")]
+    Refused { id: ContainerId, source: Refused },
+    #[error("exec `{0}` is unknown")]
+    UnknownExec(String),
+    #[error("exec `{0}` exists and was started by a different request")]
+    ExecDiffers(String),
+    #[error("exec did not start within its timeout")]
+    ExecTimedOut,
+    #[error("{what}: the limit of {limit} is reached")]
+    TooMany { what: &'static str, limit: usize },
+    #[error("set up the pod")]
+    SetUp(#[source] Arc<SetUpError>),
+    #[error("create container {id}")]
+    Create { id: ContainerId, source: Arc<CreateError> },
+    #[error("start container {id}")]
+    Start { id: ContainerId, source: Arc<LaunchError> },
+    #[error("exec in container {id}")]
+    Exec { id: ContainerId, source: Arc<CreateError> },
+    #[error("signal container {id}")]
+    Signal { id: ContainerId, source: Arc<std::io::Error> },
+    #[error("reopen the log of container {id}")]
+    Reopen { id: ContainerId, source: Arc<LogError> },
+    #[error("remove container {id}")]
+    Remove { id: ContainerId, source: Arc<RemoveError> },
+}

@@ -1,0 +1,143 @@
+//! The line between the agent and a log writer: a stream socket, one byte per request, six per answer.
+
+use std::io;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+
+/// A writer that has not answered by then sits on a disk that hangs. More than the time that it waits for lines to end.
+const ANSWER_WAIT: Duration = Duration::from_secs(10);
+
+/// Reopens that may wait behind one another; each of them is a call of the node agent.
+const QUEUE: usize = 8;
+
+/// What a writer was doing when it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    EnterHostMounts = 1,
+    Open = 2,
+}
+
+/// Why the log could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LogError {
+    #[error("enter the mount namespace of the host")]
+    EnterHostMounts(#[source] io::Error),
+    #[error("open the log file")]
+    Open(#[source] io::Error),
+    #[error("the log writer has ended")]
+    Gone,
+    #[error("the log writer did not answer within {} seconds", ANSWER_WAIT.as_secs())]
+    Stuck,
+}
+
+/// An answer of the writer: to request `number`, where 0 is the opening at its start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Reply {
+    number: u8,
+    failed: Option<(Step, i32)>,
+}
+
+impl Reply {
+    const LEN: usize = 6;
+
+    pub(crate) fn done(number: u8) -> Self {
+        Self { number, failed: None }
+    }
+
+    pub(crate) fn failed(number: u8, step: Step, error: Errno) -> Self {
+        Self { number, failed: Some((step, error.raw_os_error())) }
+    }
+
+    pub(crate) fn encode(self) -> [u8; Self::LEN] {
+        let (step, errno) = self.failed.map_or((0, 0), |(step, errno)| (step as u8, errno));
+        let [a, b, c, d] = errno.to_le_bytes();
+        [self.number, step, a, b, c, d]
+    }
+
+    fn decode([number, step, a, b, c, d]: [u8; Self::LEN]) -> Self {
+        let errno = i32::from_le_bytes([a, b, c, d]);
+        let step = match step {
+            0 => None,
+            1 => Some(Step::EnterHostMounts),
+            _ => Some(Step::Open),
+        };
+        Self { number, failed: step.map(|step| (step, errno)) }
+    }
+
+    fn into_result(self) -> Result<(), LogError> {
+        match self.failed {
+            None => Ok(()),
+            Some((Step::EnterHostMounts, errno)) => {
+                Err(LogError::EnterHostMounts(io::Error::from_raw_os_error(errno)))
+            }
+            Some((Step::Open, errno)) => Err(LogError::Open(io::Error::from_raw_os_error(errno))),
+        }
+    }
+}
+
+type Answer = oneshot::Sender<Result<(), LogError>>;
+
+/// The agent's end of a log writer. The writer lives on when this is dropped, until its streams end.
+#[derive(Debug, Clone)]
+pub(crate) struct LogHandle {
+    reopens: mpsc::Sender<Answer>,
+}
+
+impl LogHandle {
+    /// Takes the agent's end of the socket; the second value tells how the opening of the log went.
+    pub(crate) fn new(control: StdUnixStream) -> io::Result<(Self, oneshot::Receiver<Result<(), LogError>>)> {
+        control.set_nonblocking(true)?;
+        let control = UnixStream::from_std(control)?;
+        let (opened, opening) = oneshot::channel();
+        let (reopens, queue) = mpsc::channel(QUEUE);
+        tokio::spawn(converse(control, opened, queue));
+        Ok((Self { reopens }, opening))
+    }
+
+    /// Switches to a new file at the same path; returns after the switch.
+    pub(crate) async fn reopen(&self) -> Result<(), LogError> {
+        let (answer, answered) = oneshot::channel();
+        self.reopens.send(answer).await.map_err(|_| LogError::Gone)?;
+        answered.await.unwrap_or(Err(LogError::Gone))
+    }
+}
+
+/// One request at a time; ends with the writer or with the last handle.
+async fn converse(mut control: UnixStream, opened: Answer, mut queue: mpsc::Receiver<Answer>) {
+    // The opening has no deadline of its own: a hung disk keeps this container from being created, until it is removed.
+    let first = receive(&mut control, 0).await;
+    let alive = first.is_ok();
+    let _ = opened.send(first);
+    let mut number = 0_u8;
+    while alive {
+        let Some(answer) = queue.recv().await else { break };
+        number = if number == u8::MAX { 1 } else { number + 1 };
+        let outcome = match control.write_all(&[number]).await {
+            Ok(()) => timeout(ANSWER_WAIT, receive(&mut control, number)).await.unwrap_or(Err(LogError::Stuck)),
+            Err(_) => Err(LogError::Gone),
+        };
+        let gone = matches!(outcome, Err(LogError::Gone));
+        let _ = answer.send(outcome);
+        if gone {
+            break;
+        }
+    }
+}
+
+/// The answer to request `number`; late answers to earlier ones are passed over.
+async fn receive(control: &mut UnixStream, number: u8) -> Result<(), LogError> {
+    let mut reply = [0; Reply::LEN];
+    loop {
+        control.read_exact(&mut reply).await.map_err(|_| LogError::Gone)?;
+        let reply = Reply::decode(reply);
+        if reply.number == number {
+            return reply.into_result();
+        }
+    }
+}

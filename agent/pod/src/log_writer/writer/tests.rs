@@ -1,0 +1,187 @@
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::thread::{self, JoinHandle};
+
+use super::*;
+use crate::test_random::Random;
+
+/// A writer on a thread of the test, and the three ends that the agent would hold.
+struct Running {
+    dir: tempfile::TempDir,
+    control: UnixStream,
+    pipes: [Option<OwnedFd>; 2],
+    thread: JoinHandle<i32>,
+    rotations: usize,
+}
+
+impl Running {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let place = LogPlace::new(dir.path(), Path::new("c/0.log")).unwrap();
+        let (control, theirs) = UnixStream::pair().unwrap();
+        let (stdout, stdout_in) = rustix::pipe::pipe().unwrap();
+        let (stderr, stderr_in) = rustix::pipe::pipe().unwrap();
+        let thread = thread::spawn(move || {
+            let sources = Sources { stdout: Some(stdout.as_fd()), stderr: Some(stderr.as_fd()) };
+            write_logs(sources, Some(&place), &theirs)
+        });
+        let mut running =
+            Self { dir, control, pipes: [Some(stdout_in), Some(stderr_in)], thread, rotations: 0 };
+        assert_eq!(running.answer(), Reply::done(0).encode());
+        running
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("c/0.log")
+    }
+
+    fn answer(&mut self) -> [u8; 6] {
+        let mut reply = [0; 6];
+        self.control.read_exact(&mut reply).unwrap();
+        reply
+    }
+
+    fn print(&self, stream: usize, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            bytes = &bytes[rustix::io::write(self.pipes[stream].as_ref().unwrap(), bytes).unwrap()..];
+        }
+    }
+
+    /// What kubelet does: rename, then ask.
+    fn rotate(&mut self) {
+        self.rotations += 1;
+        fs::rename(self.path(), self.dir.path().join(format!("c/0.log.{}", self.rotations))).unwrap();
+        self.control.write_all(&[1]).unwrap();
+        assert_eq!(self.answer(), Reply::done(1).encode());
+    }
+
+    /// Ends both streams; the files in the order they were written.
+    fn finish(mut self) -> Vec<String> {
+        self.pipes = [None, None];
+        assert_eq!(self.thread.join().unwrap(), 0);
+        let rotated = (1..=self.rotations).map(|n| self.dir.path().join(format!("c/0.log.{n}")));
+        let current = self.dir.path().join("c/0.log");
+        rotated.chain([current]).map(|path| fs::read_to_string(path).unwrap()).collect()
+    }
+}
+
+/// Stream, tag and content of a log line, its stamp checked.
+fn parse(line: &str) -> (&str, &str, &str) {
+    let mut words = line.splitn(4, ' ');
+    let stamp = words.next().unwrap();
+    assert!(stamp.len() == 30 && stamp.ends_with('Z'), "{stamp}");
+    (words.next().unwrap(), words.next().unwrap(), words.next().unwrap())
+}
+
+#[test]
+fn both_streams_reach_the_file() {
+    let log = Running::start();
+    log.print(0, b"hello\n");
+    log.print(1, b"warn\r\nunfinished");
+    let files = log.finish();
+    let mut lines: Vec<_> = files[0].lines().map(parse).collect();
+    lines.sort_unstable();
+    assert_eq!(
+        lines,
+        [("stderr", "F", "warn"), ("stderr", "P", "unfinished"), ("stdout", "F", "hello")]
+    );
+}
+
+#[test]
+fn a_reopen_that_fails_keeps_the_file() {
+    let mut log = Running::start();
+    log.print(0, b"before\n");
+    let folder = log.dir.path().join("c");
+    let moved = log.dir.path().join("moved");
+    fs::rename(&folder, &moved).unwrap();
+    fs::write(&folder, "in the way").unwrap();
+    log.control.write_all(&[7]).unwrap();
+    assert_eq!(log.answer(), Reply::failed(7, Step::Open, Errno::NOTDIR).encode());
+    log.print(0, b"after\n");
+    fs::remove_file(&folder).unwrap();
+    fs::rename(&moved, &folder).unwrap();
+    let files = log.finish();
+    assert_eq!(files[0].lines().map(|line| parse(line).2).collect::<Vec<_>>(), ["before", "after"]);
+}
+
+#[test]
+fn a_line_that_does_not_end_delays_a_reopen_only_so_long() {
+    let mut log = Running::start();
+    log.print(0, &vec![b'x'; MAX_CONTENT + 2]);
+    // The head of the line is on the disk, so the line stays in this file.
+    while fs::metadata(log.path()).unwrap().len() == 0 {
+        thread::yield_now();
+    }
+    let asked = Instant::now();
+    log.rotate();
+    assert!(asked.elapsed() >= SWITCH_WAIT);
+    log.print(1, b"other stream\n");
+    log.print(0, b"end\nnext\n");
+    let files = log.finish();
+    let old: Vec<_> = files[0].lines().map(parse).collect();
+    assert_eq!((old[0].1, old[1]), ("P", ("stdout", "F", "xxend")));
+    let mut new: Vec<_> = files[1].lines().map(parse).collect();
+    new.sort_unstable();
+    assert_eq!(new, [("stderr", "F", "other stream"), ("stdout", "F", "next")]);
+}
+
+#[test]
+fn the_writer_outlives_the_agent() {
+    let mut log = Running::start();
+    log.control = UnixStream::pair().unwrap().0;
+    log.print(0, b"still here\n");
+    assert!(log.finish()[0].ends_with("stdout F still here\n"));
+}
+
+/// Random lines on both streams in random chunks, with rotations in between: every line comes out once, whole, in order,
+/// and within one file.
+#[test]
+fn no_line_is_lost_or_split_over_rotations() {
+    let mut random = Random::new(42);
+    let mut log = Running::start();
+    let mut expected = [Vec::new(), Vec::new()];
+    let mut unsent = [Vec::new(), Vec::new()];
+    for number in 0..600 {
+        let stream = random.below(2);
+        let length = match random.below(20) {
+            0 => MAX_CONTENT + random.below(2 * MAX_CONTENT),
+            1..=3 => random.below(3000),
+            _ => random.below(80),
+        };
+        let line = format!("{number} {}", "y".repeat(length));
+        unsent[stream].extend_from_slice(line.as_bytes());
+        unsent[stream].push(b'\n');
+        expected[stream].push(line);
+        for stream in 0..2 {
+            let count = if random.below(3) == 0 { unsent[stream].len() } else { random.below(unsent[stream].len()) };
+            let rest = unsent[stream].split_off(count);
+            log.print(stream, &std::mem::replace(&mut unsent[stream], rest));
+        }
+        if random.below(40) == 0 {
+            // Lines end before a rotation here; what a line that does not end does is a test of its own.
+            for (stream, bytes) in unsent.iter_mut().enumerate() {
+                log.print(stream, &std::mem::take(bytes));
+            }
+            log.rotate();
+        }
+    }
+    for (stream, bytes) in unsent.iter().enumerate() {
+        log.print(stream, bytes);
+    }
+    assert!(log.rotations > 5);
+    let mut seen = [Vec::new(), Vec::new()];
+    for file in log.finish() {
+        let mut open = [String::new(), String::new()];
+        for (stream, tag, content) in file.lines().map(parse) {
+            let stream = usize::from(stream == "stderr");
+            assert!(content.len() <= MAX_CONTENT);
+            open[stream].push_str(content);
+            if tag == "F" {
+                seen[stream].push(std::mem::take(&mut open[stream]));
+            }
+        }
+        assert_eq!(open, [String::new(), String::new()], "a line is split over two files");
+    }
+    assert!(seen == expected, "lines were lost, doubled or reordered");
+}

@@ -1,0 +1,105 @@
+//! pod/v1 as tonic sees it: checks identifiers, asks the supervisor, turns its answer into a response.
+
+use std::str::FromStr;
+
+use hartpod_proto::ContainerId;
+use hartpod_proto::pod::v1::pod_agent_server::PodAgent;
+use hartpod_proto::pod::v1::{
+    CreateContainerRequest, CreateContainerResponse, DescribeRequest, DescribeResponse, RemoveContainerRequest,
+    RemoveContainerResponse, ReopenLogRequest, ReopenLogResponse, SetUpPodRequest, SetUpPodResponse,
+    ShutDownRequest, ShutDownResponse, SignalContainerRequest, SignalContainerResponse, StartContainerRequest,
+    StartContainerResponse, StartExecRequest, StartExecResponse, WaitExecRequest, WaitExecResponse, WatchRequest,
+    WatchResponse,
+};
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use crate::call::{Call, CallError, Reply};
+use crate::request::InvalidRequest;
+
+/// The handle that tonic clones and calls.
+#[derive(Debug, Clone)]
+pub(crate) struct Service {
+    calls: mpsc::Sender<Call>,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+fn container_id(text: &str) -> Result<ContainerId, CallError> {
+    ContainerId::from_str(text).map_err(|source| InvalidRequest::ContainerId(source).into())
+}
+
+impl Service {
+    pub(crate) fn new(calls: mpsc::Sender<Call>) -> Self {
+        Self { calls }
+    }
+
+    /// Hands the call over and waits for its answer; a supervisor that is gone has shut down.
+    async fn ask<T>(&self, call: impl FnOnce(Reply<T>) -> Call) -> Result<T, Status> {
+        let (reply, answer) = oneshot::channel();
+        self.calls.send(call(reply)).await.map_err(|_| CallError::ShuttingDown)?;
+        Ok(answer.await.unwrap_or(Err(CallError::ShuttingDown))?)
+    }
+}
+
+#[tonic::async_trait]
+impl PodAgent for Service {
+    type WatchStream = ReceiverStream<Result<WatchResponse, Status>>;
+
+    async fn set_up_pod(&self, request: Request<SetUpPodRequest>) -> Answer<SetUpPodResponse> {
+        let request = request.into_inner();
+        self.ask(|reply| Call::SetUp(request, reply)).await.map(Response::new)
+    }
+
+    async fn describe(&self, _: Request<DescribeRequest>) -> Answer<DescribeResponse> {
+        self.ask(Call::Describe).await.map(Response::new)
+    }
+
+    async fn watch(&self, _: Request<WatchRequest>) -> Answer<Self::WatchStream> {
+        let watch = self.ask(Call::Watch).await?;
+        Ok(Response::new(ReceiverStream::new(watch)))
+    }
+
+    async fn create_container(&self, request: Request<CreateContainerRequest>) -> Answer<CreateContainerResponse> {
+        let request = Box::new(request.into_inner());
+        self.ask(|reply| Call::Create(request, reply)).await.map(Response::new)
+    }
+
+    async fn start_container(&self, request: Request<StartContainerRequest>) -> Answer<StartContainerResponse> {
+        let id = container_id(&request.get_ref().container_id)?;
+        self.ask(|reply| Call::Start(id, reply)).await.map(Response::new)
+    }
+
+    async fn signal_container(&self, request: Request<SignalContainerRequest>) -> Answer<SignalContainerResponse> {
+        let id = container_id(&request.get_ref().container_id)?;
+        let signal = request.get_ref().signal;
+        self.ask(|reply| Call::Signal(id, signal, reply)).await.map(Response::new)
+    }
+
+    async fn remove_container(&self, request: Request<RemoveContainerRequest>) -> Answer<RemoveContainerResponse> {
+        let id = container_id(&request.get_ref().container_id)?;
+        self.ask(|reply| Call::Remove(id, reply)).await.map(Response::new)
+    }
+
+    async fn start_exec(&self, request: Request<StartExecRequest>) -> Answer<StartExecResponse> {
+        let request = Box::new(request.into_inner());
+        let id = container_id(&request.container_id)?;
+        self.ask(|reply| Call::StartExec(id, request, reply)).await.map(Response::new)
+    }
+
+    async fn wait_exec(&self, request: Request<WaitExecRequest>) -> Answer<WaitExecResponse> {
+        let request = request.into_inner();
+        let id = container_id(&request.container_id)?;
+        self.ask(|reply| Call::WaitExec(id, request.exec_id, reply)).await.map(Response::new)
+    }
+
+    async fn reopen_log(&self, request: Request<ReopenLogRequest>) -> Answer<ReopenLogResponse> {
+        let id = container_id(&request.get_ref().container_id)?;
+        self.ask(|reply| Call::ReopenLog(id, reply)).await.map(Response::new)
+    }
+
+    async fn shut_down(&self, _: Request<ShutDownRequest>) -> Answer<ShutDownResponse> {
+        self.ask(Call::ShutDown).await.map(Response::new)
+    }
+}

@@ -1,0 +1,138 @@
+//! The one place where errors become gRPC status codes.
+//!
+//! The message is the whole chain of causes, each said once.
+
+use std::error::Error;
+
+use hartpod_container::{Blame, CommandError, Errno, Failure, LaunchError, SetUpError};
+use tonic::{Code, Status};
+
+use crate::call::CallError;
+use crate::container::CreateError;
+use crate::log_writer::LogError;
+
+impl From<CallError> for Status {
+    fn from(error: CallError) -> Self {
+        Status::new(code(&error), chain(&error))
+    }
+}
+
+/// An error and its causes, as one sentence.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+fn code(error: &CallError) -> Code {
+    match error {
+        CallError::Invalid(_) => Code::InvalidArgument,
+        CallError::NotSetUp | CallError::Refused { .. } => Code::FailedPrecondition,
+        CallError::SetUpDiffers | CallError::ContainerDiffers(_) | CallError::ExecDiffers(_) => Code::AlreadyExists,
+        CallError::ShuttingDown => Code::Unavailable,
+        CallError::UnknownContainer(_) | CallError::UnknownExec(_) => Code::NotFound,
+        CallError::Removed(_) => Code::Aborted,
+        CallError::ExecTimedOut => Code::DeadlineExceeded,
+        CallError::TooMany { .. } => Code::ResourceExhausted,
+        CallError::SetUp(source) => set_up_code(source),
+        CallError::Create { source, .. } | CallError::Exec { source, .. } => create_code(source),
+        CallError::Start { source, .. } => launch_code(source),
+        CallError::Signal { .. } => Code::InvalidArgument,
+        CallError::Reopen { source, .. } => log_code(source),
+        CallError::Remove { .. } => Code::Internal,
+    }
+}
+
+fn set_up_code(error: &SetUpError) -> Code {
+    match error {
+        SetUpError::ForeignSysctl { .. } => Code::InvalidArgument,
+        SetUpError::NetworkNamespace { .. } | SetUpError::Folder { .. } | SetUpError::Sysctl { .. } => {
+            Code::FailedPrecondition
+        }
+        SetUpError::Threads { .. } | SetUpError::Step { .. } => Code::Internal,
+    }
+}
+
+fn create_code(error: &CreateError) -> Code {
+    match error {
+        CreateError::Launch(source) => launch_code(source),
+        CreateError::Log(source) => log_code(source),
+        CreateError::Stdio(_) | CreateError::Watch(_) | CreateError::LogWriter(_) => Code::Internal,
+    }
+}
+
+fn launch_code(error: &LaunchError) -> Code {
+    match error {
+        LaunchError::Failed(failure) => failure_code(failure),
+        LaunchError::Died | LaunchError::Garbled | LaunchError::Agent { .. } => Code::Internal,
+    }
+}
+
+fn failure_code(failure: &Failure) -> Code {
+    if let Failure::Command(CommandError::Refused { errno: Errno::ACCES | Errno::PERM, .. }) = failure {
+        return Code::PermissionDenied;
+    }
+    match failure.blame() {
+        Blame::Request => Code::InvalidArgument,
+        Blame::Missing => Code::FailedPrecondition,
+        Blame::Exhausted => Code::ResourceExhausted,
+        Blame::Node => Code::Internal,
+    }
+}
+
+fn log_code(error: &LogError) -> Code {
+    match error {
+        LogError::EnterHostMounts(_) | LogError::Open(_) => Code::Internal,
+        LogError::Gone => Code::FailedPrecondition,
+        LogError::Stuck => Code::DeadlineExceeded,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use hartpod_proto::ContainerId;
+
+    use super::*;
+
+    fn id() -> ContainerId {
+        ContainerId::from_bytes([0xab; 32])
+    }
+
+    fn started(failure: Failure) -> Status {
+        CallError::Start { id: id(), source: Arc::new(LaunchError::Failed(failure)) }.into()
+    }
+
+    #[test]
+    fn a_missing_command_is_named_with_its_chain_once() {
+        let status = started(CommandError::NotInPath { name: "foo".to_owned() }.into());
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        assert_eq!(status.message(), format!("start container {}: exec \"foo\": no such file in $PATH", id()));
+    }
+
+    #[test]
+    fn a_file_that_may_not_be_executed_is_permission_denied() {
+        let refused = CommandError::Refused { name: "/etc/passwd".to_owned(), errno: Errno::ACCES };
+        assert_eq!(started(refused.into()).code(), Code::PermissionDenied);
+    }
+
+    #[test]
+    fn codes_that_the_protocol_promises() {
+        for (error, code) in [
+            (CallError::UnknownContainer(id()), Code::NotFound),
+            (CallError::UnknownExec("e".to_owned()), Code::NotFound),
+            (CallError::ContainerDiffers(id()), Code::AlreadyExists),
+            (CallError::NotSetUp, Code::FailedPrecondition),
+            (CallError::TooMany { what: "containers", limit: 1 }, Code::ResourceExhausted),
+            (CallError::Reopen { id: id(), source: Arc::new(LogError::Stuck) }, Code::DeadlineExceeded),
+            (CallError::ShuttingDown, Code::Unavailable),
+        ] {
+            assert_eq!(Status::from(error.clone()).code(), code, "{error:?}");
+        }
+    }
+}

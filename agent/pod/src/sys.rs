@@ -1,0 +1,55 @@
+//! The calls that need `unsafe`.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Bytes per page; where pages are larger, [`release_pages`] releases less than it could, or nothing.
+const PAGE: usize = 4096;
+
+/// Gives the whole pages within `buffer`, which must be ordinary memory of the heap, back to the kernel; they read as zeros
+/// afterwards.
+pub(crate) fn release_pages(buffer: &mut [u8]) {
+    let offset = buffer.as_ptr().align_offset(PAGE);
+    let Some(pages) = buffer.get_mut(offset..).filter(|rest| rest.len() >= PAGE) else { return };
+    let length = pages.len() / PAGE * PAGE;
+    // SAFETY: the range lies within `buffer`, which is borrowed mutably, so nobody else reads it; anonymous memory that was
+    // released reads as zeros, which are valid bytes. A failure changes nothing.
+    unsafe { libc::madvise(pages.as_mut_ptr().cast(), length, libc::MADV_DONTNEED) };
+}
+
+/// A descriptor that the runtime watches.
+#[derive(Debug)]
+pub(crate) struct Watched(AsyncFd<OwnedFd>);
+
+impl Watched {
+    /// Watches `fd` for `interest`. Needs a runtime.
+    pub(crate) fn new(fd: OwnedFd, interest: Interest) -> io::Result<Self> {
+        // SAFETY: an OwnedFd keeps its descriptor open and the same; the AsyncFd owns it, and this type lends it shared only, so
+        // that none can be put in its place.
+        let watched = unsafe { AsyncFd::register_with_interest(fd, interest) }?;
+        Ok(Self(watched))
+    }
+
+    /// Watches a duplicate of `fd`, which stays with its owner.
+    pub(crate) fn duplicate(fd: impl AsFd, interest: Interest) -> io::Result<Self> {
+        Self::new(fd.as_fd().try_clone_to_owned()?, interest)
+    }
+
+    /// Waits until the descriptor is ready for `interest` and does `operation`; again, as long as that says `WouldBlock`.
+    pub(crate) async fn io<R>(
+        &self,
+        interest: Interest,
+        mut operation: impl FnMut(BorrowedFd<'_>) -> io::Result<R>,
+    ) -> io::Result<R> {
+        loop {
+            match self.0.async_io(interest, |fd| operation(fd.as_fd())).await {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                outcome => return outcome,
+            }
+        }
+    }
+}
