@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 pub const ID_LEN: usize = 64;
 
 /// Why a text is not an identifier.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
 #[error("`{text}` is not {ID_LEN} lower-case hexadecimal digits")]
 pub struct InvalidId {
     text: String,

@@ -91,7 +91,8 @@ fn next_change(contents: &Contents, told: &mut BTreeMap<String, u64>) -> Option<
         told.remove(&id);
         return Some(Change::Removed(id));
     }
-    let news = contents.entries.iter().filter(|(id, entry)| told.get(*id).is_none_or(|&seen| seen < entry.version));
+    let news =
+        contents.entries.iter().filter(|(id, entry)| told.get(*id).is_none_or(|&seen| seen < entry.version));
     let (id, entry) = news.min_by_key(|(_, entry)| entry.version)?;
     told.insert(id.clone(), entry.version);
     Some(Change::Container(entry.state.clone()))

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use hartpod_container::cgroup::{DetectError, PathError};
 use hartpod_container::{LaunchError, SetUpError};
 use hartpod_proto::ContainerId;
 use hartpod_proto::pod::v1::{
-    CreateContainerRequest, CreateContainerResponse, DescribeResponse, RemoveContainerResponse, ReopenLogResponse,
-    SetUpPodRequest, SetUpPodResponse, ShutDownResponse, SignalContainerResponse, StartContainerResponse,
-    StartExecRequest, StartExecResponse, WaitExecResponse,
+    CreateContainerRequest, CreateContainerResponse, DescribeResponse, RemoveContainerResponse,
+    ReopenLogResponse, SetUpPodRequest, SetUpPodResponse, ShutDownResponse, SignalContainerResponse,
+    StartContainerResponse, StartExecRequest, StartExecResponse, WaitExecResponse,
 };
 use tokio::sync::oneshot;
 
@@ -64,6 +65,10 @@ pub(crate) enum CallError {
     TooMany { what: &'static str, limit: usize },
     #[error("set up the pod")]
     SetUp(#[source] Arc<SetUpError>),
+    #[error("find the cgroups of this node")]
+    Leaves(#[source] Arc<DetectError>),
+    #[error("name a cgroup")]
+    Leaf(#[source] Arc<PathError>),
     #[error("create container {id}")]
     Create { id: ContainerId, source: Arc<CreateError> },
     #[error("start container {id}")]

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use hartpod_container::{GroupPolicy, IpcMode, Overlay, PodPid, PodSetup};
 use hartpod_proto::id::InvalidId;
 use hartpod_proto::pod::v1::root_fs::Kind;
-use hartpod_proto::pod::v1::{CreateContainerRequest, NamespaceMode, RootFs, SetUpPodRequest, StartExecRequest};
+use hartpod_proto::pod::v1::{
+    CreateContainerRequest, NamespaceMode, RootFs, SetUpPodRequest, StartExecRequest,
+};
 use hartpod_proto::{ContainerId, SandboxId};
 use oci_spec::runtime::Spec;
 
@@ -147,10 +149,13 @@ pub(crate) struct ContainerPlan {
 
 impl ContainerPlan {
     /// Checks `request` for a pod whose logs are in `log_directory`.
-    pub(crate) fn new(request: CreateContainerRequest, log_directory: Option<&Path>) -> Result<Self, InvalidRequest> {
+    pub(crate) fn new(
+        request: CreateContainerRequest,
+        log_directory: Option<&Path>,
+    ) -> Result<Self, InvalidRequest> {
         let id = request.container_id.parse().map_err(InvalidRequest::ContainerId)?;
-        let spec: Spec =
-            serde_json::from_slice(&request.spec_json).map_err(|error| InvalidRequest::Spec(Arc::new(error)))?;
+        let spec: Spec = serde_json::from_slice(&request.spec_json)
+            .map_err(|error| InvalidRequest::Spec(Arc::new(error)))?;
         let tty = request.stdio.is_some_and(|stdio| stdio.tty);
         let terminal = spec.process().as_ref().and_then(oci_spec::runtime::Process::terminal);
         if tty != terminal.unwrap_or_default() {

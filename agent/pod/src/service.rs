@@ -5,11 +5,11 @@ use std::str::FromStr;
 use hartpod_proto::ContainerId;
 use hartpod_proto::pod::v1::pod_agent_server::PodAgent;
 use hartpod_proto::pod::v1::{
-    CreateContainerRequest, CreateContainerResponse, DescribeRequest, DescribeResponse, RemoveContainerRequest,
-    RemoveContainerResponse, ReopenLogRequest, ReopenLogResponse, SetUpPodRequest, SetUpPodResponse,
-    ShutDownRequest, ShutDownResponse, SignalContainerRequest, SignalContainerResponse, StartContainerRequest,
-    StartContainerResponse, StartExecRequest, StartExecResponse, WaitExecRequest, WaitExecResponse, WatchRequest,
-    WatchResponse,
+    CreateContainerRequest, CreateContainerResponse, DescribeRequest, DescribeResponse,
+    RemoveContainerRequest, RemoveContainerResponse, ReopenLogRequest, ReopenLogResponse, SetUpPodRequest,
+    SetUpPodResponse, ShutDownRequest, ShutDownResponse, SignalContainerRequest, SignalContainerResponse,
+    StartContainerRequest, StartContainerResponse, StartExecRequest, StartExecResponse, WaitExecRequest,
+    WaitExecResponse, WatchRequest, WatchResponse,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
@@ -61,23 +61,35 @@ impl PodAgent for Service {
         Ok(Response::new(ReceiverStream::new(watch)))
     }
 
-    async fn create_container(&self, request: Request<CreateContainerRequest>) -> Answer<CreateContainerResponse> {
+    async fn create_container(
+        &self,
+        request: Request<CreateContainerRequest>,
+    ) -> Answer<CreateContainerResponse> {
         let request = Box::new(request.into_inner());
         self.ask(|reply| Call::Create(request, reply)).await.map(Response::new)
     }
 
-    async fn start_container(&self, request: Request<StartContainerRequest>) -> Answer<StartContainerResponse> {
+    async fn start_container(
+        &self,
+        request: Request<StartContainerRequest>,
+    ) -> Answer<StartContainerResponse> {
         let id = container_id(&request.get_ref().container_id)?;
         self.ask(|reply| Call::Start(id, reply)).await.map(Response::new)
     }
 
-    async fn signal_container(&self, request: Request<SignalContainerRequest>) -> Answer<SignalContainerResponse> {
+    async fn signal_container(
+        &self,
+        request: Request<SignalContainerRequest>,
+    ) -> Answer<SignalContainerResponse> {
         let id = container_id(&request.get_ref().container_id)?;
         let signal = request.get_ref().signal;
         self.ask(|reply| Call::Signal(id, signal, reply)).await.map(Response::new)
     }
 
-    async fn remove_container(&self, request: Request<RemoveContainerRequest>) -> Answer<RemoveContainerResponse> {
+    async fn remove_container(
+        &self,
+        request: Request<RemoveContainerRequest>,
+    ) -> Answer<RemoveContainerResponse> {
         let id = container_id(&request.get_ref().container_id)?;
         self.ask(|reply| Call::Remove(id, reply)).await.map(Response::new)
     }

@@ -30,9 +30,11 @@ pub(crate) fn chain(error: &dyn Error) -> String {
 
 fn code(error: &CallError) -> Code {
     match error {
-        CallError::Invalid(_) => Code::InvalidArgument,
+        CallError::Invalid(_) | CallError::Signal { .. } | CallError::Leaf(_) => Code::InvalidArgument,
         CallError::NotSetUp | CallError::Refused { .. } => Code::FailedPrecondition,
-        CallError::SetUpDiffers | CallError::ContainerDiffers(_) | CallError::ExecDiffers(_) => Code::AlreadyExists,
+        CallError::SetUpDiffers | CallError::ContainerDiffers(_) | CallError::ExecDiffers(_) => {
+            Code::AlreadyExists
+        }
         CallError::ShuttingDown => Code::Unavailable,
         CallError::UnknownContainer(_) | CallError::UnknownExec(_) => Code::NotFound,
         CallError::Removed(_) => Code::Aborted,
@@ -41,9 +43,8 @@ fn code(error: &CallError) -> Code {
         CallError::SetUp(source) => set_up_code(source),
         CallError::Create { source, .. } | CallError::Exec { source, .. } => create_code(source),
         CallError::Start { source, .. } => launch_code(source),
-        CallError::Signal { .. } => Code::InvalidArgument,
         CallError::Reopen { source, .. } => log_code(source),
-        CallError::Remove { .. } => Code::Internal,
+        CallError::Leaves(_) | CallError::Remove { .. } => Code::Internal,
     }
 }
 
@@ -112,7 +113,10 @@ mod tests {
     fn a_missing_command_is_named_with_its_chain_once() {
         let status = started(CommandError::NotInPath { name: "foo".to_owned() }.into());
         assert_eq!(status.code(), Code::FailedPrecondition);
-        assert_eq!(status.message(), format!("start container {}: exec \"foo\": no such file in $PATH", id()));
+        assert_eq!(
+            status.message(),
+            format!("start container {}: exec \"foo\": no such file in $PATH", id())
+        );
     }
 
     #[test]

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -19,6 +19,42 @@ pub(crate) fn release_pages(buffer: &mut [u8]) {
     // SAFETY: the range lies within `buffer`, which is borrowed mutably, so nobody else reads it; anonymous memory that was
     // released reads as zeros, which are valid bytes. A failure changes nothing.
     unsafe { libc::madvise(pages.as_mut_ptr().cast(), length, libc::MADV_DONTNEED) };
+}
+
+/// Takes over a descriptor that this process was started with. For the start of `main`, once per number.
+pub(crate) fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: F_GETFD takes any number and touches no memory.
+    if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is open, and as nothing was opened since the start of the process nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Ignores `signals`; children that are cloned from here set them back to their defaults.
+pub(crate) fn ignore_signals(signals: &[libc::c_int]) {
+    for &signal in signals {
+        // SAFETY: SIG_IGN runs no code of ours.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+}
+
+/// Makes the allocator keep little: large blocks are mappings of their own, and the end of the heap is given back early.
+pub(crate) fn tune_allocator() {
+    for (parameter, value) in [
+        (libc::M_MMAP_THRESHOLD, 64 * 1024),
+        (libc::M_TRIM_THRESHOLD, 64 * 1024),
+        (libc::M_TOP_PAD, 16 * 1024),
+    ] {
+        // SAFETY: mallopt takes any values; it is called before there are threads.
+        unsafe { libc::mallopt(parameter, value) };
+    }
+}
+
+/// Gives the heap's free memory back to the kernel.
+pub(crate) fn release_free_memory() {
+    // SAFETY: malloc_trim only touches memory that the allocator knows to be free.
+    unsafe { libc::malloc_trim(0) };
 }
 
 /// A descriptor that the runtime watches.

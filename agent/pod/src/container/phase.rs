@@ -61,9 +61,10 @@ impl Phase {
             (Self::Exiting, Event::Settled) => Ok(Self::Exited),
             // A container that was never made leaves nothing to look at.
             (Self::Creating, Event::Failed) | (_, Event::Remove) => Ok(Self::Removing),
-            (Self::Removing, Event::Ready | Event::Started | Event::Failed | Event::InitExited | Event::Settled) => {
-                Ok(Self::Removing)
-            }
+            (
+                Self::Removing,
+                Event::Ready | Event::Started | Event::Failed | Event::InitExited | Event::Settled,
+            ) => Ok(Self::Removing),
             _ => Err(Refused { phase: self, event }),
         }
     }

@@ -1,6 +1,6 @@
 //! The line between the agent and a log writer: a stream socket, one byte per request, six per answer.
 
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::time::Duration;
 
@@ -81,6 +81,13 @@ impl Reply {
     }
 }
 
+/// Tells the agent from a writer's process that it could not get to the host's files.
+pub(crate) fn report_host_failure(mut control: &StdUnixStream, error: &io::Error) {
+    let errno = Errno::from_io_error(error).unwrap_or(Errno::IO);
+    // The agent is gone if this fails, and nobody is left to tell.
+    let _ = control.write_all(&Reply::failed(0, Step::EnterHostMounts, errno).encode());
+}
+
 type Answer = oneshot::Sender<Result<(), LogError>>;
 
 /// The agent's end of a log writer. The writer lives on when this is dropped, until its streams end.
@@ -114,12 +121,16 @@ async fn converse(mut control: UnixStream, opened: Answer, mut queue: mpsc::Rece
     let first = receive(&mut control, 0).await;
     let alive = first.is_ok();
     let _ = opened.send(first);
+    if !alive {
+        return;
+    }
     let mut number = 0_u8;
-    while alive {
-        let Some(answer) = queue.recv().await else { break };
+    while let Some(answer) = queue.recv().await {
         number = if number == u8::MAX { 1 } else { number + 1 };
         let outcome = match control.write_all(&[number]).await {
-            Ok(()) => timeout(ANSWER_WAIT, receive(&mut control, number)).await.unwrap_or(Err(LogError::Stuck)),
+            Ok(()) => {
+                timeout(ANSWER_WAIT, receive(&mut control, number)).await.unwrap_or(Err(LogError::Stuck))
+            }
             Err(_) => Err(LogError::Gone),
         };
         let gone = matches!(outcome, Err(LogError::Gone));

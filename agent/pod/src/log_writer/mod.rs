@@ -14,7 +14,7 @@ mod frame;
 mod stamp;
 mod writer;
 
-pub(crate) use control::{LogError, LogHandle, Step};
+pub(crate) use control::{LogError, LogHandle, report_host_failure};
 pub(crate) use file::{InvalidPlace, LogPlace};
 pub(crate) use writer::{Sources, write_logs};
 

@@ -189,7 +189,9 @@ impl Writer<'_> {
         let nanos = now_nanos();
         loop {
             let next = source.framer.next_piece();
-            let Some(piece) = next.or_else(|| ended.then(|| source.framer.last_piece()).flatten()) else { break };
+            let Some(piece) = next.or_else(|| ended.then(|| source.framer.last_piece()).flatten()) else {
+                break;
+            };
             let content = source.framer.content(&piece);
             if !batch.fits(content.len()) {
                 batch.flush_blocking(file_of(source.on_previous, previous, current));
@@ -254,7 +256,11 @@ impl Writer<'_> {
     }
 }
 
-fn file_of<'f>(on_previous: bool, previous: &'f mut Option<LogFile>, current: &'f mut LogFile) -> &'f mut LogFile {
+fn file_of<'f>(
+    on_previous: bool,
+    previous: &'f mut Option<LogFile>,
+    current: &'f mut LogFile,
+) -> &'f mut LogFile {
     match previous {
         Some(previous) if on_previous => previous,
         _ => current,

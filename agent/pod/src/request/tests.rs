@@ -9,7 +9,8 @@ fn id() -> String {
 fn create() -> CreateContainerRequest {
     CreateContainerRequest {
         container_id: id(),
-        spec_json: br#"{"ociVersion":"1.1.0","process":{"args":["sh"],"cwd":"/","user":{"uid":0,"gid":0}}}"#.to_vec(),
+        spec_json: br#"{"ociVersion":"1.1.0","process":{"args":["sh"],"cwd":"/","user":{"uid":0,"gid":0}}}"#
+            .to_vec(),
         rootfs: Some(RootFs {
             kind: Some(Kind::Overlay(v1::Overlay { layers: vec!["base".to_owned()], scratch: id() })),
         }),
@@ -50,7 +51,11 @@ fn containers_that_make_no_sense() {
 }
 
 fn exec() -> StartExecRequest {
-    StartExecRequest { exec_id: "e-1".to_owned(), args: vec!["true".to_owned()], ..StartExecRequest::default() }
+    StartExecRequest {
+        exec_id: "e-1".to_owned(),
+        args: vec!["true".to_owned()],
+        ..StartExecRequest::default()
+    }
 }
 
 #[test]

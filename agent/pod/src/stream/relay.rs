@@ -68,11 +68,18 @@ pub(crate) enum Ended {
     HeldOpen(Pipe),
 }
 
-/// Copies a process's output to its connection. `exited` turns true when the process itself has ended.
-pub(crate) async fn relay(pipe: Pipe, expected: Expected, mut exited: watch::Receiver<bool>) -> Ended {
-    let mut connection = expected.connected().await;
-    if connection.is_none() {
-        warn!("nobody connected to an output stream, dropping the output");
+/// Copies a process's output to its connection, if it is to have one. `exited` turns true when the process itself has ended.
+pub(crate) async fn relay(
+    pipe: Pipe,
+    expected: Option<Expected>,
+    mut exited: watch::Receiver<bool>,
+) -> Ended {
+    let mut connection = None;
+    if let Some(expected) = expected {
+        connection = expected.connected().await;
+        if connection.is_none() {
+            warn!("nobody connected to an output stream, dropping the output");
+        }
     }
     let mut chunk = vec![0; CHUNK];
     loop {
@@ -148,7 +155,7 @@ mod tests {
         let (tokens, token, expected) = stream();
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         let (_running, exited) = watch::channel(false);
-        let relay = tokio::spawn(relay(Pipe::new(reader).unwrap(), expected, exited));
+        let relay = tokio::spawn(relay(Pipe::new(reader).unwrap(), Some(expected), exited));
         let (ours, mut client) = UnixStream::pair().unwrap();
         tokens.present(token, ours);
         let process = Pipe::new(writer).unwrap();
@@ -168,7 +175,7 @@ mod tests {
         let (_tokens, _token, expected) = stream();
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         let (_running, exited) = watch::channel(false);
-        let relay = tokio::spawn(relay(Pipe::new(reader).unwrap(), expected, exited));
+        let relay = tokio::spawn(relay(Pipe::new(reader).unwrap(), Some(expected), exited));
         Pipe::new(writer).unwrap().write_all(&vec![b'z'; 1 << 20]).await.unwrap();
         assert!(matches!(relay.await.unwrap(), Ended::Eof));
     }
@@ -178,7 +185,7 @@ mod tests {
         let (tokens, token, expected) = stream();
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         let (_running, exited) = watch::channel(false);
-        let relay = tokio::spawn(relay(Pipe::new(reader).unwrap(), expected, exited));
+        let relay = tokio::spawn(relay(Pipe::new(reader).unwrap(), Some(expected), exited));
         let (ours, client) = UnixStream::pair().unwrap();
         tokens.present(token, ours);
         drop(client);
@@ -191,7 +198,7 @@ mod tests {
         let (tokens, token, expected) = stream();
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         let (running, exited) = watch::channel(false);
-        let relay = tokio::spawn(relay(Pipe::new(reader).unwrap(), expected, exited));
+        let relay = tokio::spawn(relay(Pipe::new(reader).unwrap(), Some(expected), exited));
         let (ours, mut client) = UnixStream::pair().unwrap();
         tokens.present(token, ours);
         let grandchild = Pipe::new(writer).unwrap();

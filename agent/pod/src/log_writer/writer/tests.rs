@@ -82,10 +82,7 @@ fn both_streams_reach_the_file() {
     let files = log.finish();
     let mut lines: Vec<_> = files[0].lines().map(parse).collect();
     lines.sort_unstable();
-    assert_eq!(
-        lines,
-        [("stderr", "F", "warn"), ("stderr", "P", "unfinished"), ("stdout", "F", "hello")]
-    );
+    assert_eq!(lines, [("stderr", "F", "warn"), ("stderr", "P", "unfinished"), ("stdout", "F", "hello")]);
 }
 
 #[test]
@@ -153,10 +150,10 @@ fn no_line_is_lost_or_split_over_rotations() {
         unsent[stream].extend_from_slice(line.as_bytes());
         unsent[stream].push(b'\n');
         expected[stream].push(line);
-        for stream in 0..2 {
-            let count = if random.below(3) == 0 { unsent[stream].len() } else { random.below(unsent[stream].len()) };
-            let rest = unsent[stream].split_off(count);
-            log.print(stream, &std::mem::replace(&mut unsent[stream], rest));
+        for (stream, bytes) in unsent.iter_mut().enumerate() {
+            let count = if random.below(3) == 0 { bytes.len() } else { random.below(bytes.len()) };
+            let rest = bytes.split_off(count);
+            log.print(stream, &std::mem::replace(bytes, rest));
         }
         if random.below(40) == 0 {
             // Lines end before a rotation here; what a line that does not end does is a test of its own.

@@ -1,0 +1,76 @@
+//! The agent's life: serve pod/v1 and streams until the pod is shut down.
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use hartpod_proto::pod::v1::pod_agent_server::PodAgentServer;
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::sleep;
+use tonic::transport::Server;
+use tracing::error;
+
+use crate::children::Children;
+use crate::peer::Incoming;
+use crate::service::Service;
+use crate::stream::{self, Tokens};
+use crate::supervisor::{End, Supervisor};
+
+/// Calls that may wait for the supervisor, which never waits for anything itself.
+const CALLS: usize = 64;
+
+/// Calls of one connection under way at one time; most of them wait for the end of something.
+const STREAMS: u32 = 1024;
+
+/// Bytes that a peer may send before they are asked for. The largest requests carry a spec of some tens of KiB; hyper's default of
+/// 1 MiB would let a peer make every pod's agent that much larger.
+const WINDOW: u32 = 64 * 1024;
+
+/// Largest request. Kubernetes' own objects, which a spec is made of, are smaller than 1.5 MiB (etcd's limit).
+const REQUEST_MAX: usize = 4 << 20;
+
+/// How long the last answers may take to reach their callers.
+const FLUSH: Duration = Duration::from_secs(2);
+
+/// Serves until the pod is shut down or could not be set up.
+pub(crate) async fn serve(
+    control: UnixListener,
+    streams: UnixListener,
+    null: OwnedFd,
+) -> Result<End, tonic::transport::Error> {
+    let children = Children::default();
+    let burial = children.clone();
+    tokio::spawn(async move {
+        if let Err(error) = burial.bury_forever().await {
+            error!(%error, "orphans are not buried");
+        }
+    });
+    let tokens = Tokens::default();
+    tokio::spawn(stream::serve(streams, tokens.clone()));
+    let (calls, queue) = mpsc::channel(CALLS);
+    let supervisor = tokio::spawn(Supervisor::new(queue, children, tokens, null).run());
+    let (over, is_over) = oneshot::channel::<()>();
+    let service = PodAgentServer::new(Service::new(calls)).max_decoding_message_size(REQUEST_MAX);
+    let server = Server::builder()
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
+        .max_concurrent_streams(STREAMS)
+        .serve_with_incoming_shutdown(service, Incoming::new(control), async {
+            let _ = is_over.await;
+        });
+    let end = async {
+        let end = supervisor.await.unwrap_or(End::Broken);
+        drop(over);
+        sleep(FLUSH).await;
+        end
+    };
+    let mut server = std::pin::pin!(server);
+    let mut end = std::pin::pin!(end);
+    tokio::select! {
+        served = &mut server => {
+            served?;
+            Ok(End::ShutDown)
+        }
+        end = &mut end => Ok(end),
+    }
+}

@@ -1,0 +1,209 @@
+//! One container: what the agent holds of it, and what it tells of it.
+
+mod create;
+mod leaf;
+mod log;
+mod phase;
+mod settle;
+
+pub(crate) use create::{CreateError, Made, Workshop, create};
+pub(crate) use leaf::{Leaves, emptied, oom_killed};
+pub(crate) use log::Log;
+pub(crate) use phase::{Event as PhaseEvent, Phase, Refused};
+pub(crate) use settle::{RemoveError, remove, settle};
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use hartpod_container::cgroup::Leaf;
+use hartpod_container::{Child, ContainerProcess, Waiting};
+use hartpod_proto::ContainerId;
+use hartpod_proto::pod::v1::{
+    ContainerState, CreateContainerResponse, RemoveContainerResponse, ResolvedUser, StartContainerResponse,
+};
+use tokio::task::AbortHandle;
+use tracing::warn;
+
+use crate::call::{CallError, Reply};
+use crate::children::Exit;
+use crate::clock::now_nanos;
+use crate::exec::Execs;
+use crate::supervisor::About;
+
+/// Exit code of a container whose command could not be executed. Same as containerd's (`errorStartExitCode`).
+pub(crate) const START_FAILED: i32 = 128;
+
+/// The process that a signal goes to.
+#[derive(Debug)]
+pub(crate) enum Init {
+    /// There is none (yet, or any more).
+    None,
+    /// It waits for the start.
+    Waiting(Waiting),
+    /// It is on its way through execve, and may be replaced by another process: signals wait for the outcome (bit n - 1
+    /// stands for signal n).
+    Starting { deferred: u64 },
+    /// It runs.
+    Running(Child),
+}
+
+/// What the agent holds of a container.
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub(crate) id: ContainerId,
+    /// Tells this container from an earlier one of the same id, in news that come late.
+    pub(crate) life: u64,
+    /// Of the request that created it.
+    pub(crate) fingerprint: u64,
+    pub(crate) phase: Phase,
+    pub(crate) leaf: Leaf,
+    pub(crate) process: Option<Arc<ContainerProcess>>,
+    pub(crate) init: Init,
+    pub(crate) log: Option<Log>,
+    /// Write end of its stdin, held open for attach.
+    pub(crate) stdin: Option<OwnedFd>,
+    /// Master of its terminal.
+    pub(crate) console: Option<OwnedFd>,
+    pub(crate) execs: Execs,
+    pub(crate) warnings: Vec<String>,
+    pub(crate) told: Told,
+    /// An end of the process at the gate that came while its start was under way, whose outcome says what it means.
+    pub(crate) early_exit: Option<Exit>,
+    /// Why it could not be started, for those who ask again.
+    pub(crate) start_error: Option<CallError>,
+    /// The creation that is under way.
+    pub(crate) creation: Option<AbortHandle>,
+    pub(crate) oom_watch: Option<AbortHandle>,
+    pub(crate) removal_running: bool,
+    /// Why it could not be made; told once what was made of it is gone.
+    pub(crate) creation_error: Option<CallError>,
+    /// Why the last try to remove it failed.
+    pub(crate) removal_error: Option<CallError>,
+    pub(crate) on_created: Vec<Reply<CreateContainerResponse>>,
+    pub(crate) on_started: Vec<Reply<StartContainerResponse>>,
+    pub(crate) on_removed: Vec<Reply<RemoveContainerResponse>>,
+}
+
+/// The part of a container's state that outlives its processes.
+#[derive(Debug, Default)]
+pub(crate) struct Told {
+    pub(crate) pid: i32,
+    pub(crate) created_at: i64,
+    pub(crate) started_at: i64,
+    pub(crate) finished_at: i64,
+    pub(crate) exit_code: i32,
+    pub(crate) oom_killed: bool,
+    pub(crate) message: String,
+    pub(crate) user: Option<ResolvedUser>,
+}
+
+impl Container {
+    /// A container whose making begins.
+    pub(crate) fn new(id: ContainerId, life: u64, fingerprint: u64, leaf: Leaf) -> Self {
+        Self {
+            id,
+            life,
+            fingerprint,
+            phase: Phase::Creating,
+            leaf,
+            process: None,
+            init: Init::None,
+            log: None,
+            stdin: None,
+            console: None,
+            execs: Execs::default(),
+            warnings: Vec::new(),
+            told: Told::default(),
+            early_exit: None,
+            start_error: None,
+            creation: None,
+            oom_watch: None,
+            removal_running: false,
+            creation_error: None,
+            removal_error: None,
+            on_created: Vec::new(),
+            on_started: Vec::new(),
+            on_removed: Vec::new(),
+        }
+    }
+
+    /// Moves on; a refusal names this container.
+    pub(crate) fn advance(&mut self, event: PhaseEvent) -> Result<(), CallError> {
+        self.phase =
+            self.phase.on(event).map_err(|source| CallError::Refused { id: self.id.clone(), source })?;
+        Ok(())
+    }
+
+    /// What news of it carry.
+    pub(crate) fn about(&self) -> About {
+        About { id: self.id.clone(), life: self.life }
+    }
+
+    /// Takes its process over, and sends it the signals that came too early.
+    pub(crate) fn run(&mut self, child: Child) {
+        self.told.pid = child.pid();
+        self.told.started_at = now_nanos();
+        if let Init::Starting { deferred } = self.init {
+            for number in (1..=64).filter(|number| deferred >> (number - 1) & 1 == 1) {
+                if let Err(error) = child.signal(number) {
+                    warn!(container = %self.id, number, %error, "cannot deliver a signal");
+                }
+            }
+        }
+        self.init = Init::Running(child);
+    }
+
+    /// Nothing of it runs any more; `odd` is what did not go as it should.
+    pub(crate) fn settled(&mut self, odd: Vec<String>) {
+        if let Some(watch) = self.oom_watch.take() {
+            watch.abort();
+        }
+        // The watch may not have had its turn yet. Where this cannot be read there is nothing to tell.
+        self.told.oom_killed |= self.leaf.oom_kills().is_ok_and(|kills| kills > 0);
+        self.told.pid = 0;
+        for text in odd {
+            warn!(container = %self.id, text, "odd end of a container");
+            let separator = if self.told.message.is_empty() { "" } else { "; " };
+            self.told.message = format!("{}{separator}{text}", self.told.message);
+        }
+        self.process = None;
+        self.stdin = None;
+    }
+
+    /// Lets go of everything but what a removal needs, and of everybody who waits for what will not come any more.
+    pub(crate) fn release(&mut self) {
+        for task in [self.creation.take(), self.oom_watch.take()].into_iter().flatten() {
+            task.abort();
+        }
+        (self.init, self.process) = (Init::None, None);
+        (self.stdin, self.console) = (None, None);
+        let removed = CallError::Removed(self.id.clone());
+        answer(&mut self.on_started, &Err(removed.clone()));
+        self.execs.abandon(&removed);
+    }
+
+    /// Its state for the node agent; nothing while it is being created or removed.
+    pub(crate) fn state(&self) -> Option<ContainerState> {
+        let phase = self.phase.published()?;
+        let told = &self.told;
+        Some(ContainerState {
+            container_id: self.id.to_string(),
+            phase: phase.into(),
+            pid: told.pid,
+            created_at: told.created_at,
+            started_at: told.started_at,
+            finished_at: if self.phase == Phase::Exited { told.finished_at } else { 0 },
+            exit_code: if self.phase == Phase::Exited { told.exit_code } else { 0 },
+            oom_killed: told.oom_killed,
+            message: told.message.clone(),
+            user: told.user.clone(),
+        })
+    }
+}
+
+/// Answers everybody who waits for the same thing.
+pub(crate) fn answer<T: Clone>(waiting: &mut Vec<Reply<T>>, answer: &Result<T, CallError>) {
+    for reply in waiting.drain(..) {
+        let _ = reply.send(answer.clone());
+    }
+}

@@ -1,0 +1,7 @@
+//! Execs: more processes in a running container, each with streams, a deadline and a sub-leaf of its own.
+
+mod run;
+mod table;
+
+pub(crate) use run::{Stage, run};
+pub(crate) use table::{EXECS_MAX, ExecState, Execs};

@@ -1,0 +1,207 @@
+//! One exec from its call to its end.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hartpod_container::cgroup::ExecLeaf;
+use hartpod_container::{ContainerProcess, ExecRequest, Execing, Executed, Stdio};
+use hartpod_proto::pod::v1::WaitExecResponse;
+use rustix::pipe::{PipeFlags, pipe_with};
+use tokio::io::Interest;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
+use tracing::{debug, warn};
+
+use crate::call::CallError;
+use crate::children::Exit;
+use crate::container::{CreateError, Workshop, emptied};
+use crate::stream::{Ended, Expected, Pipe, feed, relay};
+use crate::sys::Watched;
+
+/// What an exec needs.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    pub(crate) workshop: Workshop,
+    pub(crate) container: Arc<ContainerProcess>,
+    pub(crate) id: String,
+    pub(crate) args: Vec<String>,
+    pub(crate) tty: bool,
+    /// Who will read or write stdin, stdout and stderr; nobody means /dev/null.
+    pub(crate) streams: [Option<Expected>; 3],
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) leaf: ExecLeaf,
+}
+
+/// Runs an exec to its end: of the process, and of its output. `begun` is told the pid once execve has succeeded, or why it did
+/// not; then there is no result.
+///
+/// The sub-leaf goes when the last process in it has ended, which may be later than this: what an exec leaves running in the
+/// background runs on, as it would in a shell.
+pub(crate) async fn run(
+    stage: Stage,
+    begun: impl FnOnce(Result<i32, CallError>),
+) -> Option<WaitExecResponse> {
+    let Stage { workshop, container, id, args, tty, streams, timeout, leaf } = stage;
+    let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    let container_id = container.id().clone();
+    let launched = launch(&workshop, &container, ExecRequest { id, args, stdio: Stdio::Tty }, tty, streams);
+    let launched = tokio::select! {
+        launched = launched => launched.map_err(|source| CallError::Exec { id: container_id, source: Arc::new(source) }),
+        () = until(deadline) => Err(CallError::ExecTimedOut),
+    };
+    let outcome = match launched {
+        Ok((process, exit)) => {
+            begun(Ok(process.pid));
+            Some(process.attend(exit, deadline, &leaf).await)
+        }
+        Err(error) => {
+            kill(&leaf);
+            begun(Err(error));
+            None
+        }
+    };
+    tokio::spawn(remove_when_empty(leaf));
+    outcome
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn kill(leaf: &ExecLeaf) {
+    if let Err(error) = leaf.kill() {
+        warn!(%error, "cannot kill an exec");
+    }
+}
+
+/// A process that runs, and the relays of its streams.
+struct Process {
+    pid: i32,
+    exited: watch::Sender<bool>,
+    input: Option<JoinHandle<()>>,
+    outputs: Vec<JoinHandle<Ended>>,
+}
+
+impl Process {
+    /// Waits for the end of the process, by the deadline at the latest, and then of its output.
+    async fn attend(
+        self,
+        exit: impl Future<Output = Exit>,
+        deadline: Option<Instant>,
+        leaf: &ExecLeaf,
+    ) -> WaitExecResponse {
+        let mut exit = std::pin::pin!(exit);
+        let (exit, timed_out) = tokio::select! {
+            biased;
+            exit = &mut exit => (exit, false),
+            () = until(deadline) => {
+                kill(leaf);
+                (exit.await, true)
+            }
+        };
+        let _ = self.exited.send(true);
+        for output in self.outputs {
+            if let Ok(Ended::HeldOpen(pipe)) = output.await {
+                debug!(pid = self.pid, "an exec left its output open to others");
+                tokio::spawn(pipe.drain());
+            }
+        }
+        if let Some(input) = self.input {
+            input.abort();
+        }
+        WaitExecResponse { exit_code: exit.code, timed_out }
+    }
+}
+
+/// Starts the process and the relays of its streams. Dropping the future kills what was started.
+async fn launch(
+    workshop: &Workshop,
+    container: &ContainerProcess,
+    mut request: ExecRequest,
+    tty: bool,
+    streams: [Option<Expected>; 3],
+) -> Result<(Process, impl Future<Output = Exit> + use<>), CreateError> {
+    let _starting = workshop.children.starting();
+    let mut ours = [None, None, None];
+    if !tty {
+        let (stdio, pipes) = Pipes::make(workshop, &streams).map_err(CreateError::Stdio)?;
+        request.stdio = stdio;
+        ours = pipes.0;
+    }
+    let executed = ready(workshop.pod.begin_exec(container, request)?).await?;
+    let exit = workshop.children.own(&executed.child);
+    if let Some(console) = executed.console {
+        let input = console.try_clone().and_then(Pipe::new).map_err(CreateError::Stdio)?;
+        ours = [Some(input), Some(Pipe::new(console).map_err(CreateError::Stdio)?), None];
+    }
+    let [stdin, stdout, stderr] = ours;
+    let [to_stdin, from_stdout, from_stderr] = streams;
+    let (exited, has_exited) = watch::channel(false);
+    let input = stdin.zip(to_stdin).map(|(pipe, expected)| tokio::spawn(feed(expected, pipe)));
+    let outputs = [(stdout, from_stdout), (stderr, from_stderr)];
+    let outputs = outputs.into_iter().filter_map(|(pipe, expected)| {
+        let has_exited = has_exited.clone();
+        pipe.map(|pipe| tokio::spawn(relay(pipe, expected, has_exited)))
+    });
+    let process = Process { pid: executed.child.pid(), exited, input, outputs: outputs.collect() };
+    Ok((process, exit))
+}
+
+async fn ready(mut execing: Execing) -> Result<Executed, CreateError> {
+    let watched = Watched::duplicate(&execing, Interest::READABLE).map_err(CreateError::Watch)?;
+    let poll = |_: std::os::fd::BorrowedFd<'_>| match execing.poll() {
+        Ok(None) => Err(io::ErrorKind::WouldBlock.into()),
+        Ok(Some(executed)) => Ok(Ok(executed)),
+        Err(error) => Ok(Err(error)),
+    };
+    Ok(watched.io(Interest::READABLE, poll).await.map_err(CreateError::Watch)??)
+}
+
+/// The agent's ends of stdin, stdout and stderr.
+struct Pipes([Option<Pipe>; 3]);
+
+impl Pipes {
+    fn make(workshop: &Workshop, streams: &[Option<Expected>; 3]) -> io::Result<(Stdio, Self)> {
+        let null = || workshop.null.try_clone();
+        let [to_stdin, from_stdout, from_stderr] = streams;
+        let (stdin, input) = match to_stdin {
+            Some(_) => {
+                let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+                (reader, Some(Pipe::new(writer)?))
+            }
+            None => (null()?, None),
+        };
+        let output = |expected: &Option<Expected>| -> io::Result<(OwnedFd, Option<Pipe>)> {
+            if expected.is_none() {
+                return Ok((null()?, None));
+            }
+            let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+            Ok((writer, Some(Pipe::new(reader)?)))
+        };
+        let (stdout, out) = output(from_stdout)?;
+        let (stderr, err) = output(from_stderr)?;
+        Ok((Stdio::Fds { stdin, stdout, stderr }, Self([input, out, err])))
+    }
+}
+
+/// Removes the sub-leaf once nothing runs in it; the removal of its container does so too.
+async fn remove_when_empty(leaf: ExecLeaf) {
+    while let Err(error) = leaf.remove() {
+        let Ok(events) = leaf.open_events() else { return };
+        match leaf.populated() {
+            Ok(true) => {}
+            Ok(false) | Err(_) => {
+                return warn!(%error, "an exec's cgroup stays until its container is removed");
+            }
+        }
+        if emptied(events).await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,404 @@
+//! Containers: calls about them, and their way from one phase to the next.
+
+use std::io;
+use std::sync::Arc;
+
+use hartpod_container::{Child, LaunchError, Starting, Waiting};
+use hartpod_proto::ContainerId;
+use hartpod_proto::pod::v1::{
+    CreateContainerRequest, CreateContainerResponse, RemoveContainerResponse, ReopenLogResponse,
+    ResolvedUser, SignalContainerResponse, StartContainerResponse,
+};
+use tokio::io::Interest;
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use super::news::{About, Happened, News};
+use super::{CONTAINERS_MAX, Supervisor};
+use crate::call::{CallError, Reply};
+use crate::children::{Children, Exit};
+use crate::clock::now_nanos;
+use crate::container::{
+    self, Container, CreateError, Init, Made, Phase, PhaseEvent, RemoveError, START_FAILED, answer,
+    oom_killed,
+};
+use crate::request::{self, ContainerPlan, PidPlan, fingerprint};
+use crate::status_code::chain;
+use crate::sys::Watched;
+
+impl Supervisor {
+    pub(super) fn create(&mut self, request: CreateContainerRequest, reply: Reply<CreateContainerResponse>) {
+        let mut reply = Some(reply);
+        if let Err(error) = self.begin_create(request, &mut reply) {
+            if let Some(reply) = reply {
+                let _ = reply.send(Err(error));
+            }
+        }
+    }
+
+    /// Takes the reply if it is to be given later.
+    fn begin_create(
+        &mut self,
+        request: CreateContainerRequest,
+        reply: &mut Option<Reply<CreateContainerResponse>>,
+    ) -> Result<(), CallError> {
+        let workshop = self.workshop()?;
+        let fingerprint = fingerprint(&request);
+        let set_up = self.is_set_up()?;
+        let plan = ContainerPlan::new(request, set_up.log_directory.as_deref())?;
+        let id = plan.id.clone();
+        if let Some(container) = self.containers.get_mut(&id) {
+            return repeat_create(container, fingerprint, reply);
+        }
+        if self.containers.len() >= CONTAINERS_MAX {
+            return Err(CallError::TooMany { what: "containers", limit: CONTAINERS_MAX });
+        }
+        let target = match &plan.pid {
+            PidPlan::Target(target) => Some(self.running(target)?),
+            PidPlan::Pod | PidPlan::Container | PidPlan::Node => None,
+        };
+        let leaf = self.is_set_up()?.leaves.of(&id).map_err(|error| CallError::Leaf(Arc::new(error)))?;
+        self.lives += 1;
+        let mut container = Container::new(id.clone(), self.lives, fingerprint, leaf);
+        let about = About { id: id.clone(), life: self.lives };
+        let newsdesk = self.newsdesk.clone();
+        let creation = tokio::spawn(async move {
+            let made = container::create(workshop, plan, target).await.map(Box::new);
+            let _ = newsdesk.send(News { about, happened: Happened::Made(made) });
+        });
+        container.creation = Some(creation.abort_handle());
+        container.on_created.extend(reply.take());
+        self.containers.insert(id, container);
+        Ok(())
+    }
+
+    /// A container whose namespaces can be entered.
+    fn running(&self, id: &ContainerId) -> Result<Arc<hartpod_container::ContainerProcess>, CallError> {
+        let container = self.containers.get(id).ok_or_else(|| CallError::UnknownContainer(id.clone()))?;
+        let refused = || {
+            let source = container::Refused { phase: container.phase, event: PhaseEvent::Started };
+            CallError::Refused { id: id.clone(), source }
+        };
+        container.process.clone().filter(|_| container.phase.is_running()).ok_or_else(refused)
+    }
+
+    pub(super) fn on_made(&mut self, id: &ContainerId, outcome: Result<Box<Made>, CreateError>) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        container.creation = None;
+        let event = if outcome.is_ok() { PhaseEvent::Ready } else { PhaseEvent::Failed };
+        if let Err(error) = container.advance(event) {
+            return warn!(%error, "a container was made twice");
+        }
+        let made = match outcome {
+            // Dropped, and with it what was made, when a removal came in between.
+            Ok(_) if container.phase != Phase::Created => return,
+            Ok(made) => *made,
+            Err(error) => {
+                if container.on_removed.is_empty() {
+                    container.creation_error =
+                        Some(CallError::Create { id: id.clone(), source: Arc::new(error) });
+                }
+                return self.begin_removal(id);
+            }
+        };
+        let created = made.created;
+        let child = created.waiting.child();
+        container.told.pid = child.pid();
+        container.told.created_at = now_nanos();
+        let user = created.user;
+        container.told.user =
+            Some(ResolvedUser { uid: user.uid, gid: user.gid, additional_gids: user.additional_gids });
+        let exit = self.children.own(child);
+        tokio::spawn(tell_exit(self.newsdesk.clone(), container.about(), child.pid(), exit));
+        container.init = Init::Waiting(created.waiting);
+        container.process = Some(created.container);
+        container.console = created.console;
+        container.warnings = created.warnings;
+        container.log = made.log;
+        container.stdin = made.stdin;
+        let response =
+            CreateContainerResponse { state: container.state(), warnings: container.warnings.clone() };
+        answer(&mut container.on_created, &Ok(response));
+        info!(container = %id, "created");
+        self.publish(id);
+    }
+
+    pub(super) fn start(&mut self, id: &ContainerId, reply: Reply<StartContainerResponse>) {
+        let (newsdesk, children) = (self.newsdesk.clone(), self.children.clone());
+        let container = match self.is_set_up().map(drop).and_then(|()| self.container_mut(id)) {
+            Ok(container) => container,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        let done = match container.phase {
+            Phase::Created => container.advance(PhaseEvent::Start).map(|()| None),
+            Phase::Starting => Ok(None),
+            Phase::Running | Phase::Exiting => Ok(container.state()),
+            // It ran and has ended since, or it failed to start, or it died at the gate.
+            Phase::Exited => match container.start_error.clone() {
+                Some(error) => Err(error),
+                None if container.told.started_at > 0 => Ok(container.state()),
+                None => container.advance(PhaseEvent::Start).map(|()| None),
+            },
+            Phase::Creating | Phase::Removing => container.advance(PhaseEvent::Start).map(|()| None),
+        };
+        match done {
+            Ok(None) => container.on_started.push(reply),
+            Ok(state) => return drop(reply.send(Ok(StartContainerResponse { state }))),
+            Err(error) => return drop(reply.send(Err(error))),
+        }
+        if let Init::Waiting(_) = &container.init {
+            let init = std::mem::replace(&mut container.init, Init::Starting { deferred: 0 });
+            if let Init::Waiting(waiting) = init {
+                tokio::spawn(pass_gate(waiting, children, newsdesk, container.about()));
+            }
+        }
+    }
+
+    pub(super) fn on_started(&mut self, id: &ContainerId, outcome: Result<Child, LaunchError>) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        let event = if outcome.is_ok() { PhaseEvent::Started } else { PhaseEvent::Failed };
+        if let Err(error) = container.advance(event) {
+            return warn!(%error, "a container was started twice");
+        }
+        let early_exit = container.early_exit.take();
+        match outcome {
+            // A removal came in between; it has the leaf to kill by.
+            _ if container.phase == Phase::Removing => {}
+            Ok(child) => {
+                // The process at the gate was but the maker of this one if their numbers differ.
+                let early_exit = early_exit.filter(|_| child.pid() == container.told.pid);
+                container.run(child);
+                let pid = container.told.pid;
+                let (leaf, newsdesk, about) =
+                    (container.leaf.clone(), self.newsdesk.clone(), container.about());
+                let watch = tokio::spawn(async move {
+                    oom_killed(&leaf).await;
+                    let _ = newsdesk.send(News { about, happened: Happened::OomKilled });
+                });
+                container.oom_watch = Some(watch.abort_handle());
+                let response = StartContainerResponse { state: container.state() };
+                answer(&mut container.on_started, &Ok(response));
+                info!(container = %id, pid, "started");
+                self.publish(id);
+                if let Some(exit) = early_exit {
+                    self.on_exited(id, pid, exit);
+                }
+            }
+            Err(error) => {
+                container.told.message = chain(&error);
+                container.told.exit_code = START_FAILED;
+                container.told.finished_at = now_nanos();
+                container.start_error = Some(CallError::Start { id: id.clone(), source: Arc::new(error) });
+                self.begin_settling(id);
+            }
+        }
+    }
+
+    pub(super) fn on_exited(&mut self, id: &ContainerId, pid: i32, exit: Exit) {
+        let Some(container) = self.containers.get_mut(id).filter(|c| c.told.pid == pid) else { return };
+        if container.phase == Phase::Starting {
+            container.early_exit = Some(exit);
+            return;
+        }
+        let at_gate = container.phase == Phase::Created;
+        // Refused: it is exiting or removed already, and the code does not matter any more.
+        if container.advance(PhaseEvent::InitExited).is_err() || container.phase == Phase::Removing {
+            return;
+        }
+        container.told.exit_code = exit.code;
+        container.told.finished_at = exit.at;
+        if at_gate {
+            container.told.message = "killed before it was started".to_owned();
+        }
+        info!(container = %id, code = exit.code, "exited");
+        self.begin_settling(id);
+    }
+
+    fn begin_settling(&mut self, id: &ContainerId) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        container.init = Init::None;
+        let leaf = container.leaf.clone();
+        let log_ended = container.log.as_ref().map(container::Log::ended);
+        // Holds the master of a terminal, whose writer ends when the slaves are closed; nothing else keeps a stream open.
+        container.console = None;
+        let (newsdesk, about) = (self.newsdesk.clone(), container.about());
+        tokio::spawn(async move {
+            let log_ended = async {
+                if let Some(ended) = log_ended {
+                    ended.await;
+                }
+            };
+            let odd = container::settle(&leaf, log_ended).await;
+            let _ = newsdesk.send(News { about, happened: Happened::Settled(odd) });
+        });
+    }
+
+    pub(super) fn on_settled(&mut self, id: &ContainerId, odd: Vec<String>) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        if container.advance(PhaseEvent::Settled).is_err() || container.phase == Phase::Removing {
+            return;
+        }
+        container.settled(odd);
+        let outcome = match &container.start_error {
+            Some(error) => Err(error.clone()),
+            None => Ok(StartContainerResponse { state: container.state() }),
+        };
+        answer(&mut container.on_started, &outcome);
+        self.publish(id);
+    }
+
+    pub(super) fn signal(
+        &mut self,
+        id: &ContainerId,
+        number: i32,
+    ) -> Result<SignalContainerResponse, CallError> {
+        let number = request::signal(number)?;
+        let container = self.container_mut(id)?;
+        let sent = match &mut container.init {
+            Init::Waiting(waiting) => waiting.child().signal(number),
+            Init::Running(child) => child.signal(number),
+            Init::Starting { deferred } => {
+                *deferred |= 1 << (number - 1);
+                Ok(())
+            }
+            // Exited, or about to be gone.
+            Init::None if container.phase != Phase::Creating => Ok(()),
+            Init::None => {
+                let source = container::Refused { phase: container.phase, event: PhaseEvent::Start };
+                return Err(CallError::Refused { id: id.clone(), source });
+            }
+        };
+        sent.map_err(|error| CallError::Signal { id: id.clone(), source: Arc::new(error) })?;
+        Ok(SignalContainerResponse {})
+    }
+
+    pub(super) fn reopen_log(&mut self, id: &ContainerId, reply: Reply<ReopenLogResponse>) {
+        let container = match self.container_mut(id) {
+            Ok(container) => container,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        // A container without a log has nothing to reopen.
+        let Some(log) = &container.log else { return drop(reply.send(Ok(ReopenLogResponse {}))) };
+        let (handle, id) = (log.handle.clone(), id.clone());
+        tokio::spawn(async move {
+            let outcome = handle.reopen().await.map(|()| ReopenLogResponse {});
+            let _ = reply.send(outcome.map_err(|error| CallError::Reopen { id, source: Arc::new(error) }));
+        });
+    }
+
+    pub(super) fn remove(&mut self, id: &ContainerId, reply: Reply<RemoveContainerResponse>) {
+        let Some(container) = self.containers.get_mut(id) else {
+            return drop(reply.send(Ok(RemoveContainerResponse {})));
+        };
+        container.on_removed.push(reply);
+        self.begin_removal(id);
+    }
+
+    /// Takes a container apart, whatever phase it is in; `on_removed` is answered at the end.
+    pub(super) fn begin_removal(&mut self, id: &ContainerId) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        // Every phase can be removed from.
+        let _ = container.advance(PhaseEvent::Remove);
+        if std::mem::replace(&mut container.removal_running, true) {
+            return;
+        }
+        container.release();
+        let leaf = container.leaf.clone();
+        let log = container.log.take();
+        let (newsdesk, about) = (self.newsdesk.clone(), container.about());
+        tokio::spawn(async move {
+            let outcome = container::remove(&leaf).await;
+            if let Some(log) = log {
+                log.finish().await;
+            }
+            let _ = newsdesk.send(News { about, happened: Happened::Removed(outcome) });
+        });
+    }
+
+    pub(super) fn on_removed(&mut self, id: &ContainerId, outcome: Result<(), RemoveError>) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        container.removal_running = false;
+        let outcome = outcome.map_err(|error| CallError::Remove { id: id.clone(), source: Arc::new(error) });
+        let creation_error =
+            container.creation_error.take().unwrap_or_else(|| CallError::Removed(id.clone()));
+        answer(&mut container.on_created, &Err(creation_error));
+        answer(&mut container.on_removed, &outcome.clone().map(|()| RemoveContainerResponse {}));
+        match outcome {
+            Ok(()) => {
+                self.containers.remove(id);
+                self.board.remove(id.as_str());
+                info!(container = %id, "removed");
+            }
+            Err(error) => {
+                warn!(error = chain(&error), "a container could not be removed");
+                container.removal_error = Some(error);
+            }
+        }
+    }
+}
+
+/// The same request again joins the first, or gets its answer again.
+fn repeat_create(
+    container: &mut Container,
+    fingerprint: u64,
+    reply: &mut Option<Reply<CreateContainerResponse>>,
+) -> Result<(), CallError> {
+    if container.fingerprint != fingerprint {
+        return Err(CallError::ContainerDiffers(container.id.clone()));
+    }
+    match container.phase {
+        Phase::Creating => container.on_created.extend(reply.take()),
+        Phase::Removing => return Err(CallError::Removed(container.id.clone())),
+        Phase::Created | Phase::Starting | Phase::Running | Phase::Exiting | Phase::Exited => {
+            let response =
+                CreateContainerResponse { state: container.state(), warnings: container.warnings.clone() };
+            if let Some(reply) = reply.take() {
+                let _ = reply.send(Ok(response));
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn tell_exit(
+    newsdesk: mpsc::UnboundedSender<News>,
+    about: About,
+    pid: i32,
+    exit: impl Future<Output = Exit> + Send,
+) {
+    let exit = exit.await;
+    let _ = newsdesk.send(News { about, happened: Happened::Exited { pid, exit } });
+}
+
+/// Lets the waiting process go, and tells how execve went; then, if that made another process, how that one ends.
+async fn pass_gate(
+    waiting: Waiting,
+    children: Children,
+    newsdesk: mpsc::UnboundedSender<News>,
+    about: About,
+) {
+    let starting = children.starting();
+    let waiting_pid = waiting.child().pid();
+    let outcome = match waiting.open_gate() {
+        Ok(stage) => executed(stage).await,
+        Err(error) => Err(error),
+    };
+    let replaced_by = outcome.as_ref().ok().filter(|child| child.pid() != waiting_pid);
+    let exit = replaced_by.map(|child| (child.pid(), children.own(child)));
+    drop(starting);
+    let _ = newsdesk.send(News { about: about.clone(), happened: Happened::Started(outcome) });
+    if let Some((pid, exit)) = exit {
+        tell_exit(newsdesk, about, pid, exit).await;
+    }
+}
+
+async fn executed(mut starting: Starting) -> Result<Child, LaunchError> {
+    let unwatched = |source| LaunchError::Agent { what: "watch the start", source };
+    let watched = Watched::duplicate(&starting, Interest::READABLE).map_err(unwatched)?;
+    let poll = |_: std::os::fd::BorrowedFd<'_>| match starting.poll() {
+        Ok(None) => Err(io::ErrorKind::WouldBlock.into()),
+        Ok(Some(child)) => Ok(Ok(child)),
+        Err(error) => Ok(Err(error)),
+    };
+    watched.io(Interest::READABLE, poll).await.map_err(unwatched)?
+}

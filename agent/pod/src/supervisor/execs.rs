@@ -1,0 +1,112 @@
+//! Calls about execs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hartpod_proto::ContainerId;
+use hartpod_proto::pod::v1::{StartExecRequest, StartExecResponse, WaitExecResponse};
+
+use super::Supervisor;
+use super::news::{Happened, News};
+use crate::call::{CallError, Reply};
+use crate::container::{PhaseEvent, Refused};
+use crate::exec::{self, EXECS_MAX, ExecState, Stage};
+use crate::request::{ExecPlan, InvalidRequest, fingerprint};
+use crate::stream::{Expected, Token, Tokens};
+
+impl Supervisor {
+    pub(super) fn start_exec(
+        &mut self,
+        id: &ContainerId,
+        request: StartExecRequest,
+        reply: Reply<StartExecResponse>,
+    ) {
+        let mut reply = Some(reply);
+        if let Err(error) = self.begin_exec(id, request, &mut reply) {
+            if let Some(reply) = reply {
+                let _ = reply.send(Err(error));
+            }
+        }
+    }
+
+    /// Takes the reply if it is to be given later.
+    fn begin_exec(
+        &mut self,
+        id: &ContainerId,
+        request: StartExecRequest,
+        reply: &mut Option<Reply<StartExecResponse>>,
+    ) -> Result<(), CallError> {
+        let workshop = self.workshop()?;
+        let fingerprint = fingerprint(&request);
+        let plan = ExecPlan::try_from(request)?;
+        let (tokens, newsdesk) = (self.tokens.clone(), self.newsdesk.clone());
+        let container = self.container_mut(id)?;
+        if let Some(exec) = container.execs.get_mut(&plan.id) {
+            if exec.fingerprint != fingerprint {
+                return Err(CallError::ExecDiffers(plan.id));
+            }
+            match &mut exec.state {
+                ExecState::Starting { on_started } => on_started.extend(reply.take()),
+                ExecState::Running { pid } | ExecState::Done { pid, .. } => {
+                    if let Some(reply) = reply.take() {
+                        let _ = reply.send(Ok(StartExecResponse { pid: *pid }));
+                    }
+                }
+            }
+            return Ok(());
+        }
+        let Some(process) = container.process.clone().filter(|_| container.phase.is_running()) else {
+            let source = Refused { phase: container.phase, event: PhaseEvent::Started };
+            return Err(CallError::Refused { id: id.clone(), source });
+        };
+        let leaf = container.leaf.exec_leaf(&plan.id).map_err(|error| CallError::Leaf(Arc::new(error)))?;
+        let streams = expect(&tokens, plan.tokens)?;
+        if !container.execs.begin(plan.id.clone(), fingerprint, reply) {
+            return Err(CallError::TooMany { what: "execs in the container", limit: EXECS_MAX });
+        }
+        let about = container.about();
+        let stage = Stage {
+            workshop,
+            container: process,
+            id: plan.id.clone(),
+            args: plan.args,
+            tty: plan.tty,
+            streams,
+            timeout: (plan.timeout_ms > 0).then(|| Duration::from_millis(plan.timeout_ms)),
+            leaf,
+        };
+        let exec = plan.id;
+        tokio::spawn(async move {
+            let begun = |outcome| {
+                let happened = Happened::ExecBegun(exec.clone(), outcome);
+                let _ = newsdesk.send(News { about: about.clone(), happened });
+            };
+            if let Some(result) = exec::run(stage, begun).await {
+                let _ = newsdesk.send(News { about, happened: Happened::ExecDone(exec, result) });
+            }
+        });
+        Ok(())
+    }
+
+    pub(super) fn wait_exec(&mut self, id: &ContainerId, exec: &str, reply: Reply<WaitExecResponse>) {
+        let container = match self.container_mut(id) {
+            Ok(container) => container,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        if let Err(reply) = container.execs.wait(exec, reply) {
+            let _ = reply.send(Err(CallError::UnknownExec(exec.to_owned())));
+        }
+    }
+}
+
+/// Makes the tokens of stdin, stdout and stderr good, all or none of them.
+fn expect(tokens: &Tokens, chosen: [Option<Token>; 3]) -> Result<[Option<Expected>; 3], CallError> {
+    let mut expected = [None, None, None];
+    for ((slot, token), stream) in expected.iter_mut().zip(chosen).zip(["stdin", "stdout", "stderr"]) {
+        if let Some(token) = token {
+            let taken = |source| InvalidRequest::Token { stream, source };
+            *slot = Some(tokens.expect(token).map_err(taken)?);
+        }
+    }
+    Ok(expected)
+}

@@ -1,0 +1,229 @@
+//! The one owner of the pod's state.
+//!
+//! Calls come in from the service, news from the tasks that wait for something (a pidfd, a report, a log); the supervisor
+//! handles one at a time and never waits itself.
+
+mod containers;
+mod execs;
+mod news;
+mod shutdown;
+
+pub(crate) use news::About;
+
+use news::News;
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hartpod_container::Pod;
+use hartpod_proto::ContainerId;
+use hartpod_proto::pod::v1::{DescribeResponse, SetUpPodRequest, SetUpPodResponse};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+use tracing::info;
+
+use crate::board::Board;
+use crate::call::{Call, CallError};
+use crate::children::Children;
+use crate::container::{Container, Leaves, Workshop};
+use crate::request::{PodPlan, fingerprint};
+use crate::stream::Tokens;
+use crate::sys;
+
+/// Containers in one pod. Kubernetes has no limit of its own; this is far beyond any pod that was ever seen.
+const CONTAINERS_MAX: usize = 1024;
+
+/// After this long without work, memory that work has used goes back to the kernel.
+const IDLE: Duration = Duration::from_millis(500);
+
+/// A pod that was set up.
+#[derive(Debug)]
+struct SetUp {
+    /// Of the request that did it.
+    fingerprint: u64,
+    pod_id: String,
+    warnings: Vec<String>,
+    log_directory: Option<PathBuf>,
+    leaves: Leaves,
+    pod: Arc<Pod>,
+}
+
+/// How the agent's work ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Everything of the pod is gone.
+    ShutDown,
+    /// This process is no good as an agent any more.
+    Broken,
+}
+
+/// The state of the pod.
+#[derive(Debug)]
+pub(crate) struct Supervisor {
+    calls: mpsc::Receiver<Call>,
+    news: mpsc::UnboundedReceiver<News>,
+    /// Lent to tasks; their number bounds the queue.
+    newsdesk: mpsc::UnboundedSender<News>,
+    children: Children,
+    tokens: Tokens,
+    null: Arc<OwnedFd>,
+    board: Board,
+    set_up: Option<SetUp>,
+    /// Setting up failed halfway.
+    broken: bool,
+    containers: BTreeMap<ContainerId, Container>,
+    lives: u64,
+    shutdown: shutdown::ShutDown,
+}
+
+impl Supervisor {
+    pub(crate) fn new(
+        calls: mpsc::Receiver<Call>,
+        children: Children,
+        tokens: Tokens,
+        null: OwnedFd,
+    ) -> Self {
+        let (newsdesk, news) = mpsc::unbounded_channel();
+        Self {
+            calls,
+            news,
+            newsdesk,
+            children,
+            tokens,
+            null: Arc::new(null),
+            board: Board::default(),
+            set_up: None,
+            broken: false,
+            containers: BTreeMap::new(),
+            lives: 0,
+            shutdown: shutdown::ShutDown::default(),
+        }
+    }
+
+    /// Serves until the pod is shut down, or could not be set up: a process that is half in the pod's namespaces cannot try
+    /// again.
+    pub(crate) async fn run(mut self) -> End {
+        let mut used = true;
+        while !self.shutdown.is_over() {
+            if self.broken {
+                return End::Broken;
+            }
+            let idle = Instant::now() + IDLE;
+            tokio::select! {
+                biased;
+                Some(news) = self.news.recv() => self.on_news(news),
+                call = self.calls.recv() => match call {
+                    Some(call) => self.on_call(call),
+                    None => return End::ShutDown,
+                },
+                () = sleep_until(idle), if used => {
+                    sys::release_free_memory();
+                    used = false;
+                    continue;
+                }
+            }
+            used = true;
+            self.advance_shutdown();
+        }
+        End::ShutDown
+    }
+
+    fn on_call(&mut self, call: Call) {
+        match call {
+            Call::SetUp(request, reply) => {
+                let _ = reply.send(self.set_up(request));
+            }
+            Call::Describe(reply) => {
+                let _ = reply.send(Ok(self.describe()));
+            }
+            Call::Watch(reply) => {
+                let _ = reply.send(Ok(self.board.watch()));
+            }
+            Call::Create(request, reply) => self.create(*request, reply),
+            Call::Start(id, reply) => self.start(&id, reply),
+            Call::Signal(id, signal, reply) => {
+                let _ = reply.send(self.signal(&id, signal));
+            }
+            Call::Remove(id, reply) => self.remove(&id, reply),
+            Call::StartExec(id, request, reply) => self.start_exec(&id, *request, reply),
+            Call::WaitExec(id, exec, reply) => self.wait_exec(&id, &exec, reply),
+            Call::ReopenLog(id, reply) => self.reopen_log(&id, reply),
+            Call::ShutDown(reply) => self.shut_down(reply),
+        }
+    }
+
+    /// Enters the pod's namespaces. Blocks: it is the first call, and nothing else can go on without it.
+    fn set_up(&mut self, request: SetUpPodRequest) -> Result<SetUpPodResponse, CallError> {
+        let fingerprint = fingerprint(&request);
+        if self.shutdown.was_asked_for() {
+            return Err(CallError::ShuttingDown);
+        }
+        if let Some(done) = &self.set_up {
+            let same = done.fingerprint == fingerprint;
+            return if same {
+                Ok(SetUpPodResponse { warnings: done.warnings.clone() })
+            } else {
+                Err(CallError::SetUpDiffers)
+            };
+        }
+        let parent = request.cgroup_parent.clone();
+        let pod_id = request.pod_id.clone();
+        let PodPlan { setup, log_directory } = request.try_into()?;
+        let _starting = self.children.starting();
+        self.broken = true;
+        let (pod, warnings) = Pod::set_up(setup).map_err(|error| CallError::SetUp(Arc::new(error)))?;
+        let leaves = Leaves::detect(parent).map_err(|error| CallError::Leaves(Arc::new(error)))?;
+        if let Some(holder) = pod.holder() {
+            let exit = self.children.own(holder);
+            tokio::spawn(async move {
+                let exit = exit.await;
+                info!(code = exit.code, "the holder of the pid namespace has ended");
+            });
+        }
+        info!(pod = pod_id, "pod is set up");
+        self.broken = false;
+        let answer = SetUpPodResponse { warnings: warnings.clone() };
+        self.set_up =
+            Some(SetUp { fingerprint, pod_id, warnings, log_directory, leaves, pod: Arc::new(pod) });
+        Ok(answer)
+    }
+
+    fn describe(&self) -> DescribeResponse {
+        let set_up = self.set_up.as_ref();
+        let holder = set_up.and_then(|set_up| set_up.pod.holder());
+        DescribeResponse {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            set_up: set_up.is_some(),
+            pod_id: set_up.map(|set_up| set_up.pod_id.clone()).unwrap_or_default(),
+            agent_pid: rustix::process::getpid().as_raw_nonzero().get(),
+            holder_pid: holder.map(hartpod_container::Child::pid).unwrap_or_default(),
+            containers: self.board.states(),
+        }
+    }
+
+    fn is_set_up(&self) -> Result<&SetUp, CallError> {
+        if self.shutdown.was_asked_for() {
+            return Err(CallError::ShuttingDown);
+        }
+        self.set_up.as_ref().ok_or(CallError::NotSetUp)
+    }
+
+    fn workshop(&self) -> Result<Workshop, CallError> {
+        let pod = Arc::clone(&self.is_set_up()?.pod);
+        Ok(Workshop { pod, children: self.children.clone(), null: Arc::clone(&self.null) })
+    }
+
+    fn container_mut(&mut self, id: &ContainerId) -> Result<&mut Container, CallError> {
+        self.containers.get_mut(id).ok_or_else(|| CallError::UnknownContainer(id.clone()))
+    }
+
+    /// Tells watchers how a container is now.
+    fn publish(&self, id: &ContainerId) {
+        if let Some(state) = self.containers.get(id).and_then(Container::state) {
+            self.board.put(state);
+        }
+    }
+}

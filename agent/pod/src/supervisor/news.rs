@@ -1,0 +1,67 @@
+//! What tasks tell the supervisor.
+
+use hartpod_container::{Child, LaunchError};
+use hartpod_proto::ContainerId;
+use hartpod_proto::pod::v1::WaitExecResponse;
+use tracing::debug;
+
+use super::Supervisor;
+use crate::call::CallError;
+use crate::children::Exit;
+use crate::container::{CreateError, Made, RemoveError};
+
+/// Which container news are of; its id alone could be that of a later one.
+#[derive(Debug, Clone)]
+pub(crate) struct About {
+    pub(crate) id: ContainerId,
+    pub(crate) life: u64,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub(crate) enum Happened {
+    /// The container waits for its start, or could not be made.
+    Made(Result<Box<Made>, CreateError>),
+    /// execve succeeded or not.
+    Started(Result<Child, LaunchError>),
+    /// A process that is, or was, its init has ended.
+    Exited { pid: i32, exit: Exit },
+    /// The kernel killed a process of it for want of memory.
+    OomKilled,
+    /// After the end of init nothing of it runs, and its log is written; in words, what is not as it should be.
+    Settled(Vec<String>),
+    /// Its leaf is gone, or not.
+    Removed(Result<(), RemoveError>),
+    /// An exec runs, or could not be started.
+    ExecBegun(String, Result<i32, CallError>),
+    /// An exec is over.
+    ExecDone(String, WaitExecResponse),
+}
+
+/// News of one container.
+#[derive(Debug)]
+pub(crate) struct News {
+    pub(crate) about: About,
+    pub(crate) happened: Happened,
+}
+
+impl Supervisor {
+    pub(super) fn on_news(&mut self, News { about, happened }: News) {
+        let Some(container) = self.containers.get_mut(&about.id).filter(|c| c.life == about.life) else {
+            return debug!(container = %about.id, ?happened, "news of a container that is gone");
+        };
+        match happened {
+            Happened::Made(outcome) => self.on_made(&about.id, outcome),
+            Happened::Started(outcome) => self.on_started(&about.id, outcome),
+            Happened::Exited { pid, exit } => self.on_exited(&about.id, pid, exit),
+            Happened::OomKilled => {
+                container.told.oom_killed = true;
+                self.publish(&about.id);
+            }
+            Happened::Settled(odd) => self.on_settled(&about.id, odd),
+            Happened::Removed(outcome) => self.on_removed(&about.id, outcome),
+            Happened::ExecBegun(exec, outcome) => container.execs.begun(&exec, outcome),
+            Happened::ExecDone(exec, result) => container.execs.done(&exec, result),
+        }
+    }
+}
