@@ -34,6 +34,7 @@ pub mod launcher;
 mod pod;
 mod request;
 mod role;
+pub mod seccomp;
 mod sys;
 
 pub use child::{Child, Exit, reap_orphans};
