@@ -1,6 +1,10 @@
 //! What `hartpod` does besides serving.
 
 pub mod check;
+mod client;
 pub mod config;
 pub mod demo;
+mod log_lines;
+mod random;
 pub mod run;
+mod units;

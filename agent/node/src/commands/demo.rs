@@ -1,7 +1,68 @@
-//! `hartpod demo`.
-use std::process::ExitCode;
+//! `hartpod demo`: a whole pod from an image inside this program, on any machine that can run pods.
+//!
+//! Everything is the real thing but for two parts that need no network: the registry is one on the loopback interface with one
+//! image (`registry`), and the network plugin gives a pod nothing but its loopback interface (`demo/main.rs`).
 
-/// Runs a whole pod in a temporary folder.
+mod image;
+mod place;
+mod registry;
+mod show;
+mod steps;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context as _, bail};
+use tokio::signal::unix::{SignalKind, signal};
+
+use image::DemoImage;
+use place::Place;
+use registry::Registry;
+
+/// Runs a whole pod in a temporary folder, shows what happened, and leaves nothing behind.
 pub async fn demo() -> anyhow::Result<ExitCode> {
-    anyhow::bail!("this build has no demo yet")
+    if !rustix::process::geteuid().is_root() {
+        bail!("the demo must run as root: a pod needs namespaces, mounts and cgroups");
+    }
+    let began = Instant::now();
+    let image = tokio::task::spawn_blocking(DemoImage::pack_blocking).await?.context("pack the image")?;
+    let registry = Registry::start(image).await.context("start the demo's registry on 127.0.0.1")?;
+    let host = registry.host();
+    let place = tokio::task::spawn_blocking(move || Place::make_blocking(&host)).await??;
+    println!("A pod from start to end, in {}\n", place.dir.display());
+
+    let mut steps = steps::Steps::new(place);
+    let outcome = tokio::select! {
+        outcome = steps.run(&registry) => outcome,
+        interrupted = interrupted() => interrupted.and_then(|()| bail!("interrupted")),
+    };
+    let said = outcome.is_err().then(|| steps.place().daemon_said());
+    let cleaned = steps.clean_up().await;
+    if let Err(error) = outcome {
+        if let Some(said) = said.filter(|s| !s.is_empty()) {
+            eprintln!("\nThe daemon's last words:\n{said}\n");
+        }
+        if let Err(error) = cleaned {
+            eprintln!("hartpod: clean up: {error:#}");
+        }
+        return Err(error);
+    }
+    cleaned.context("clean up")?;
+    println!(
+        "\nDone in {}. `hartpod check` tells whether this machine is ready for",
+        show::time(began.elapsed())
+    );
+    println!("`hartpod serve`; then `hartpod run IMAGE`, crictl and the kubelet can run pods.");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Waits for Ctrl-C or SIGTERM.
+async fn interrupted() -> anyhow::Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(())
 }
