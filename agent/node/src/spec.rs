@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
+use hartpod_container::seccomp;
 use hartpod_proto::cri::v1 as cri;
 use hartpod_proto::pod::v1::NamespaceMode;
 use hartpod_proto::{ContainerId, SandboxId};
@@ -239,7 +240,10 @@ fn spec(
     let devices = devices::devices_blocking(input.container, &input.settings.dev)?;
     let mounts = mounts::mounts(input, namespaces.node_ipc)?;
     let hostname = pod_hostname(input.sandbox);
-    let filter = security::seccomp_blocking(security, input.settings, || None)?;
+    let filter = security::seccomp_blocking(security, input.settings, || {
+        let held = process.capabilities().as_ref().and_then(|c| c.bounding().clone());
+        seccomp::default_profile(&held.unwrap_or_default())
+    })?;
     let mut limits = match asked_resources(input.container) {
         Some(asked) => resources(asked, input.settings, warnings)?,
         None => LinuxResources::default(),

@@ -53,7 +53,7 @@ fn profile(field: &str, new: Option<&cri::SecurityProfile>, old: &str) -> Result
 pub(super) fn seccomp_blocking(
     security: &cri::LinuxContainerSecurityContext,
     settings: &SpecSettings,
-    default_profile: impl FnOnce() -> Option<LinuxSeccomp>,
+    default_profile: impl FnOnce() -> LinuxSeccomp,
 ) -> Result<Option<LinuxSeccomp>, SpecError> {
     const FIELD: &str = "config.linux.security_context.seccomp";
     let profile = profile(FIELD, security.seccomp.as_ref(), &security.seccomp_profile_path)?;
@@ -63,10 +63,7 @@ pub(super) fn seccomp_blocking(
         Some(_) if !settings.seccomp => {
             Err(SpecError::unsupported(FIELD, "the kernel has no seccomp filters"))
         }
-        Some(Profile::RuntimeDefault) => match default_profile() {
-            Some(profile) => Ok(Some(profile)),
-            None => Err(SpecError::unsupported(FIELD, "this build has no default profile yet")),
-        },
+        Some(Profile::RuntimeDefault) => Ok(Some(default_profile())),
         Some(Profile::Localhost(path)) if path.starts_with('/') => read_profile(Path::new(&path)).map(Some),
         Some(Profile::Localhost(path)) => {
             Err(SpecError::invalid(FIELD, format!("{path:?} is not an absolute path to a profile")))
@@ -197,7 +194,7 @@ mod tests {
     }
 
     fn filter(security: &cri::LinuxContainerSecurityContext) -> Result<Option<LinuxSeccomp>, SpecError> {
-        seccomp_blocking(security, &node(), || Some(LinuxSeccomp::default()))
+        seccomp_blocking(security, &node(), LinuxSeccomp::default)
     }
 
     #[test]
@@ -213,7 +210,7 @@ mod tests {
     #[test]
     fn a_filter_that_the_kernel_cannot_load_is_refused() {
         let security = asks(new(ProfileType::RuntimeDefault, ""));
-        let error = seccomp_blocking(&security, &SpecSettings::default(), || None).unwrap_err();
+        let error = seccomp_blocking(&security, &SpecSettings::default(), LinuxSeccomp::default).unwrap_err();
         assert!(matches!(error, SpecError::Unsupported { .. }), "{error}");
     }
 

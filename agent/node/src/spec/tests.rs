@@ -1,5 +1,5 @@
 use oci_spec::image::{ConfigBuilder, ImageConfigurationBuilder};
-use oci_spec::runtime::LinuxNamespaceType;
+use oci_spec::runtime::{LinuxNamespaceType, LinuxSeccompAction};
 use tempfile::TempDir;
 
 use super::*;
@@ -170,6 +170,25 @@ fn annotations_are_those_that_tools_know() {
 }
 
 #[test]
+fn the_default_filter_is_the_backends_for_the_capabilities_held() {
+    let mut fixture = Fixture::new();
+    fixture.security().seccomp = Some(cri::SecurityProfile::default());
+    let allows_mount = |fixture: &Fixture| {
+        let plan = fixture.plan();
+        let filter = plan.spec.linux().as_ref().unwrap().seccomp().clone().unwrap();
+        filter.syscalls().as_ref().unwrap().iter().any(|s| {
+            s.action() == LinuxSeccompAction::ScmpActAllow
+                && s.names().iter().any(|n| n == "mount")
+                && s.args().as_ref().is_none_or(Vec::is_empty)
+        })
+    };
+    assert!(!allows_mount(&fixture));
+    let capabilities = cri::Capability { add_capabilities: vec!["SYS_ADMIN".into()], ..Default::default() };
+    fixture.security().capabilities = Some(capabilities);
+    assert!(allows_mount(&fixture));
+}
+
+#[test]
 fn a_privileged_container_needs_a_privileged_pod() {
     let mut fixture = Fixture::new();
     fixture.security().privileged = true;
@@ -242,7 +261,8 @@ fn cdi_devices_are_refused() {
 
 #[test]
 fn the_plan_survives_the_wire() {
-    let fixture = Fixture::new();
+    let mut fixture = Fixture::new();
+    fixture.security().seccomp = Some(cri::SecurityProfile::default());
     let spec = fixture.plan().spec;
     let json = serde_json::to_vec(&spec).unwrap();
     assert_eq!(serde_json::from_slice::<Spec>(&json).unwrap(), spec);
