@@ -5,7 +5,6 @@ use std::fmt;
 use base64::Engine as _;
 use base64::engine::GeneralPurpose;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
-use hyper::Uri;
 
 /// The fields of CRI's AuthConfig, all of them optional: empty means not given.
 #[derive(Clone, Default)]
@@ -155,11 +154,6 @@ fn same_registry(one: &str, other: &str) -> bool {
         }
     }
     canonical(one) == canonical(other)
-}
-
-/// Host and port of a URL, in lower case.
-pub(crate) fn authority(uri: &Uri) -> String {
-    uri.authority().map(|authority| authority.as_str().to_ascii_lowercase()).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -18,15 +18,16 @@
 //! ```
 
 #![forbid(unsafe_code)]
-#![allow(dead_code)] // until the registry client uses it
 
 mod auth;
 mod config;
 mod digest;
 mod file_error;
 mod image;
+mod layer;
 mod pull;
 mod reference;
+mod registry;
 mod store;
 
 pub use auth::{Auth, AuthFields, InvalidAuth};
@@ -34,6 +35,9 @@ pub use config::ImagesConfig;
 pub use digest::{Algorithm, Digest, InvalidDigest};
 pub use file_error::FileError;
 pub use image::{Image, ImageId, LayerProgress, LayerState, Progress, Usage};
+pub use layer::{EntryProblem, LayerError};
 pub use pull::error::{Attempt, Attempts, PullError};
+pub use pull::invalid::InvalidImage;
 pub use reference::{InvalidReference, Reference, ReferenceProblem};
+pub use registry::SettingsError;
 pub use store::{ImageStore, OpenError, RemoveError};

@@ -3,7 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::invalid::InvalidImage;
 use crate::file_error::FileError;
+use crate::registry::SettingsError;
 
 /// Why a pull failed. It is `Clone` because pulls of the same image at the same time are one, and all their callers are told.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -39,7 +41,7 @@ pub enum PullError {
         reference: String,
         /// What is wrong with it.
         #[source]
-        source: Arc<dyn std::error::Error + Send + Sync>,
+        source: Arc<InvalidImage>,
     },
     /// The image has nothing for this machine.
     #[error("pull {reference}: no image for {wanted}, only for: {}", offered.join(", "))]
@@ -58,7 +60,7 @@ pub enum PullError {
         reference: String,
         /// What is wrong with them.
         #[source]
-        source: Arc<dyn std::error::Error + Send + Sync>,
+        source: Arc<SettingsError>,
     },
     /// The store's disk failed or is full.
     #[error("pull {reference}: image store")]
