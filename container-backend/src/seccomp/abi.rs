@@ -198,50 +198,46 @@ pub(super) struct Multiplexed {
 }
 
 pub(super) fn multiplexed(abi: Abi, name: &str) -> Option<Multiplexed> {
-    const SOCKETCALL: [&str; 20] = [
-        "socket",
-        "bind",
-        "connect",
-        "listen",
-        "accept",
-        "getsockname",
-        "getpeername",
-        "socketpair",
-        "send",
-        "recv",
-        "sendto",
-        "recvfrom",
-        "shutdown",
-        "setsockopt",
-        "getsockopt",
-        "sendmsg",
-        "recvmsg",
-        "accept4",
-        "recvmmsg",
-        "sendmmsg",
-    ];
-    const IPC: [(&str, u64); 12] = [
-        ("semop", 1),
-        ("semget", 2),
-        ("semctl", 3),
-        ("semtimedop", 4),
-        ("msgsnd", 11),
-        ("msgrcv", 12),
-        ("msgget", 13),
-        ("msgctl", 14),
-        ("shmat", 21),
-        ("shmdt", 22),
-        ("shmget", 23),
-        ("shmctl", 24),
-    ];
     if abi != Abi::X86 {
         return None;
     }
-    if let Some(at) = SOCKETCALL.iter().position(|n| *n == name) {
-        return Some(Multiplexed { by: "socketcall", mask: 0xffff_ffff, call: at as u64 + 1 });
+    let socketcall = |call| Some(Multiplexed { by: "socketcall", mask: 0xffff_ffff, call });
+    let ipc = |call| Some(Multiplexed { by: "ipc", mask: 0xffff, call });
+    match name {
+        "socket" => socketcall(1),
+        "bind" => socketcall(2),
+        "connect" => socketcall(3),
+        "listen" => socketcall(4),
+        "accept" => socketcall(5),
+        "getsockname" => socketcall(6),
+        "getpeername" => socketcall(7),
+        "socketpair" => socketcall(8),
+        "send" => socketcall(9),
+        "recv" => socketcall(10),
+        "sendto" => socketcall(11),
+        "recvfrom" => socketcall(12),
+        "shutdown" => socketcall(13),
+        "setsockopt" => socketcall(14),
+        "getsockopt" => socketcall(15),
+        "sendmsg" => socketcall(16),
+        "recvmsg" => socketcall(17),
+        "accept4" => socketcall(18),
+        "recvmmsg" => socketcall(19),
+        "sendmmsg" => socketcall(20),
+        "semop" => ipc(1),
+        "semget" => ipc(2),
+        "semctl" => ipc(3),
+        "semtimedop" => ipc(4),
+        "msgsnd" => ipc(11),
+        "msgrcv" => ipc(12),
+        "msgget" => ipc(13),
+        "msgctl" => ipc(14),
+        "shmat" => ipc(21),
+        "shmdt" => ipc(22),
+        "shmget" => ipc(23),
+        "shmctl" => ipc(24),
+        _ => None,
     }
-    let (_, call) = IPC.iter().find(|(n, _)| *n == name)?;
-    Some(Multiplexed { by: "ipc", mask: 0xffff, call: *call })
 }
 
 #[cfg(test)]

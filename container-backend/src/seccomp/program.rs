@@ -52,7 +52,7 @@ impl Program {
                 abis.push(abi);
             }
         }
-        let filter = assemble(&rules, &abis);
+        let filter = assemble(&rules, &abis)?;
         if filter.len() > INSTRUCTIONS_MAX {
             return Err(ProfileError::TooLarge { instructions: filter.len(), limit: INSTRUCTIONS_MAX });
         }
@@ -82,7 +82,7 @@ impl Program {
 }
 
 /// Written back to front: the interfaces first, then the choice between them.
-fn assemble(rules: &Rules<'_>, abis: &[Abi]) -> Vec<libc::sock_filter> {
+fn assemble(rules: &Rules<'_>, abis: &[Abi]) -> Result<Vec<libc::sock_filter>, ProfileError> {
     let mut code = Code::default();
     let mut entries: Vec<(u32, Label)> = Vec::new();
     // x32 has no architecture value of its own: x86_64's search covers it.
@@ -90,16 +90,16 @@ fn assemble(rules: &Rules<'_>, abis: &[Abi]) -> Vec<libc::sock_filter> {
         let mut ranges = Ranges::default();
         match abi {
             Abi::X86_64 => {
-                ranges.interface(rules, rules.decide(Abi::X86_64), 0);
+                ranges.interface(rules, &rules.decide(Abi::X86_64)?, 0);
                 if abis.contains(&Abi::X32) {
-                    ranges.interface(rules, rules.decide(Abi::X32), X32_BIT);
+                    ranges.interface(rules, &rules.decide(Abi::X32)?, X32_BIT);
                 } else {
                     ranges.from(X32_BIT, Decision::Return(Action::KILL_THREAD));
                     // A tracer skips a call by making its number -1, which must not kill.
                     ranges.from(u32::MAX, Decision::Return(rules.default));
                 }
             }
-            other => ranges.interface(rules, rules.decide(*other), 0),
+            other => ranges.interface(rules, &rules.decide(*other)?, 0),
         }
         let search = code.search(&ranges.0);
         entries.push((abi.audit_arch(), code.load_number(search)));
@@ -109,7 +109,7 @@ fn assemble(rules: &Rules<'_>, abis: &[Abi]) -> Vec<libc::sock_filter> {
         next = code.jump_equal(arch, entry, next);
     }
     code.load_arch(next);
-    code.finish()
+    Ok(code.finish())
 }
 
 /// Ranges in ascending order, without neighbours that decide the same.
@@ -118,17 +118,17 @@ struct Ranges(Vec<Range>);
 
 impl Ranges {
     /// All numbers from `start` on, as far as one interface's go.
-    fn interface(&mut self, rules: &Rules<'_>, decided: Decided, start: u32) {
+    fn interface(&mut self, rules: &Rules<'_>, decided: &Decided, start: u32) {
         self.from(start, Decision::Return(rules.default));
-        for (number, checks) in decided.checks {
-            let decision = match checks.as_slice() {
-                [only] if only.conditions.is_empty() => Decision::Return(only.action),
-                _ => Decision::Checks(checks, rules.default),
+        for (number, checks) in decided.by_number() {
+            let decision = match checks {
+                [(_, only)] if only.conditions.is_empty() => Decision::Return(only.action),
+                _ => Decision::Checks(checks.iter().map(|(_, c)| c.clone()).collect(), rules.default),
             };
             self.from(number, decision);
             self.from(number.saturating_add(1), Decision::Return(rules.default));
         }
-        if let Some(last) = decided.last.filter(|_| rules.hides_newer_calls()) {
+        if let Some(last) = decided.last().filter(|_| rules.hides_newer_calls()) {
             self.from(last.saturating_add(1), Decision::Return(Action::ENOSYS));
         }
     }

@@ -1,7 +1,5 @@
 //! An OCI seccomp profile, checked and cut down to what decides a call: per number, a list of checks.
 
-use std::collections::BTreeMap;
-
 use oci_spec::runtime::{
     LinuxSeccomp, LinuxSeccompAction as OciAction, LinuxSeccompArg, LinuxSeccompOperator as Operator,
     LinuxSyscall,
@@ -15,6 +13,10 @@ pub(super) const ARGS: usize = 6;
 /// The highest errno that a filter can return (MAX_ERRNO).
 const ERRNO_MAX: u32 = 4095;
 
+/// More checks than a profile within the kernel's 4096 instructions can hold, duplicates allowed for. A rule with many names and
+/// many values multiplies them: this keeps a small file from filling the memory.
+const CHECKS_MAX: usize = 100_000;
+
 /// Why a profile cannot be had.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProfileError {
@@ -26,6 +28,8 @@ pub enum ProfileError {
     EmptyName,
     #[error("seccomp action SCMP_ACT_NOTIFY is not supported: there is no listener")]
     Notify,
+    #[error("the seccomp profile has more than {limit} combinations of a syscall and a condition")]
+    TooManyChecks { limit: usize },
     #[error("the seccomp profile needs {instructions} instructions; the kernel takes {limit}")]
     TooLarge { instructions: usize, limit: usize },
 }
@@ -162,10 +166,23 @@ pub(super) struct Rules<'a> {
     rules: Vec<Rule<'a>>,
 }
 
-/// Number to checks, and the highest number that the profile names.
-pub(super) struct Decided {
-    pub(super) checks: BTreeMap<u32, Vec<Check>>,
-    pub(super) last: Option<u32>,
+/// The checks of one interface with their numbers, in ascending order; those of one number in the order in which they decide.
+pub(super) struct Decided(Vec<(u32, Check)>);
+
+impl Decided {
+    /// The highest number that the profile names.
+    pub(super) fn last(&self) -> Option<u32> {
+        self.0.last().map(|(number, _)| *number)
+    }
+
+    /// Each number with its checks, up to the first that always holds.
+    pub(super) fn by_number(&self) -> impl Iterator<Item = (u32, &[(u32, Check)])> {
+        self.0.chunk_by(|a, b| a.0 == b.0).filter_map(|checks| {
+            let certain = checks.iter().position(|(_, check)| check.conditions.is_empty());
+            let (number, _) = checks.first()?;
+            Some((*number, certain.map_or(checks, |at| checks.get(..=at).unwrap_or(checks))))
+        })
+    }
 }
 
 impl<'a> Rules<'a> {
@@ -187,13 +204,16 @@ impl<'a> Rules<'a> {
     /// Of several checks that hold, the most restrictive action wins, whatever the order: the kernel's own rule for several
     /// filters. (libseccomp lets an unconditional rule hide conditional ones, so that a refused argument is allowed after
     /// all.) Checks are therefore sorted by severity, and end with the first that always holds.
-    pub(super) fn decide(&self, abi: Abi) -> Decided {
+    pub(super) fn decide(&self, abi: Abi) -> Result<Decided, ProfileError> {
         let numbers = Numbers::of(abi);
-        let mut checks: BTreeMap<u32, Vec<Check>> = BTreeMap::new();
+        let mut checks: Vec<(u32, Check)> = Vec::new();
         for rule in &self.rules {
             for name in rule.names {
+                if checks.len() > CHECKS_MAX {
+                    return Err(ProfileError::TooManyChecks { limit: CHECKS_MAX });
+                }
                 if let Some(number) = numbers.get(name) {
-                    checks.entry(number).or_default().extend(rule.checks(abi));
+                    checks.extend(rule.checks(abi).map(|check| (number, check)));
                 }
                 let Some(multiplexed) = multiplexed(abi, name) else { continue };
                 // Their arguments are in memory, out of a filter's sight: a rule about them cannot hold here.
@@ -205,19 +225,13 @@ impl<'a> Rules<'a> {
                         narrow: true,
                     };
                     let check = Check { conditions: vec![condition], action: rule.action };
-                    if let Some(number) = numbers.get(multiplexed.by) {
-                        checks.entry(number).or_default().push(check);
-                    }
+                    checks.extend(numbers.get(multiplexed.by).map(|number| (number, check)));
                 }
             }
         }
-        let last = checks.last_key_value().map(|(number, _)| *number);
-        for list in checks.values_mut() {
-            list.sort_by_key(|check| check.action.severity());
-            let certain = list.iter().position(|check| check.conditions.is_empty());
-            list.truncate(certain.map_or(list.len(), |at| at + 1));
-        }
-        Decided { checks, last }
+        // Stable: of equally severe checks the profile's first decides.
+        checks.sort_by_key(|(number, check)| (*number, check.action.severity()));
+        Ok(Decided(checks))
     }
 }
 

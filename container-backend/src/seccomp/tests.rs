@@ -361,6 +361,11 @@ fn hostile_profiles_are_errors() {
         .collect();
     let error = Program::compile(&with_rule(&rules.join(","))).expect_err("too large");
     assert!(matches!(error, ProfileError::TooLarge { limit: 4096, .. }), "{error}");
+    // A thousand names times a thousand values.
+    let args = vec![r#"{"index":0,"value":1,"op":"SCMP_CMP_EQ"}"#; 1000].join(",");
+    let rule = format!(r#"{{"names":{:?},"action":"SCMP_ACT_ALLOW","args":[{args}]}}"#, ["read"; 1000]);
+    let error = Program::compile(&with_rule(&rule)).expect_err("multiplies");
+    assert!(matches!(error, ProfileError::TooManyChecks { .. }), "{error}");
     // As many rules that say the same are no trouble.
     let rules = vec![r#"{"names":["read","nosuch"],"action":"SCMP_ACT_ALLOW"}"#; 10_000].join(",");
     assert!(Program::compile(&with_rule(&rules)).expect("fits").filter().len() < 20);
