@@ -82,8 +82,9 @@ pub(super) enum CallError {
     /// What the daemon says is made to be read.
     #[error("{0}")]
     Refused(String),
-    #[error("cannot reach the daemon")]
-    Unreachable { source: Status },
+    /// The transport's own words repeat each other; the last one says it.
+    #[error("{0}")]
+    Unreachable(String),
     #[error("the daemon did not answer in time")]
     Late,
 }
@@ -91,10 +92,15 @@ pub(super) enum CallError {
 impl CallError {
     /// A status made by the client's own transport has a cause; one from the daemon has none.
     fn of(status: Status) -> Self {
-        if std::error::Error::source(&status).is_some() {
-            Self::Unreachable { source: status }
-        } else {
-            Self::Refused(status.message().to_owned())
+        let mut cause = std::error::Error::source(&status);
+        if cause.is_none() {
+            return Self::Refused(status.message().to_owned());
         }
+        let mut last = String::new();
+        while let Some(error) = cause {
+            last = error.to_string();
+            cause = error.source();
+        }
+        Self::Unreachable(last)
     }
 }

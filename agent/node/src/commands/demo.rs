@@ -36,7 +36,7 @@ pub async fn demo() -> anyhow::Result<ExitCode> {
         outcome = steps.run(&registry) => outcome,
         interrupted = interrupted() => interrupted.and_then(|()| bail!("interrupted")),
     };
-    let said = outcome.is_err().then(|| steps.place().daemon_said());
+    let said = outcome.is_err().then(|| steps.failed());
     let cleaned = steps.clean_up().await;
     if let Err(error) = outcome {
         if let Some(said) = said.filter(|s| !s.is_empty()) {

@@ -18,8 +18,8 @@ pub struct Overrides {
 pub enum LoadError {
     #[error("read {}", path.display())]
     Read { path: PathBuf, source: io::Error },
-    #[error("{} is not a hartpod configuration:\n{}", path.display(), source.to_string().trim_end())]
-    Parse { path: PathBuf, source: Box<toml::de::Error> },
+    #[error("{} is not a hartpod configuration:\n{}", path.display(), error.to_string().trim_end())]
+    Parse { path: PathBuf, error: Box<toml::de::Error> },
     #[error("{}", numbered(.path.as_deref(), .problems))]
     Invalid { path: Option<PathBuf>, problems: Vec<Problem> },
 }
@@ -44,9 +44,9 @@ impl Config {
                 Err(other) => return Err(other),
             },
         };
-        let config = Self::parse(&text, overrides).map_err(|source| LoadError::Parse {
+        let config = Self::parse(&text, overrides).map_err(|error| LoadError::Parse {
             path: path.unwrap_or(Path::new(DEFAULT_FILE)).to_owned(),
-            source: Box::new(source),
+            error: Box::new(error),
         })?;
         match config.validate() {
             problems if problems.is_empty() => Ok(config),

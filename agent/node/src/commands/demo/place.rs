@@ -158,8 +158,8 @@ impl Daemon {
         let client = Client::new(&place.config.socket);
         let answered = tokio::select! {
             version = first_answer(&client) => version,
-            ended = child.wait() => bail!("the daemon ended at once ({})\n{}", ended?, place.daemon_said()),
-            () = tokio::time::sleep(DAEMON) => bail!("the daemon does not answer\n{}", place.daemon_said()),
+            ended = child.wait() => bail!("the daemon ended at once: {}", ended?),
+            () = tokio::time::sleep(DAEMON) => bail!("the daemon does not answer"),
         };
         Ok((Self { child, client }, answered))
     }

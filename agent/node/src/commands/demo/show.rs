@@ -12,11 +12,17 @@ const WHAT: usize = 54;
 #[derive(Debug)]
 pub(super) struct Show {
     since: Instant,
+    silent: bool,
 }
 
 impl Show {
     pub(super) fn new() -> Self {
-        Self { since: Instant::now() }
+        Self { since: Instant::now(), silent: false }
+    }
+
+    /// Nothing more to tell: something failed, and that is what is to be read.
+    pub(super) fn fall_silent(&mut self) {
+        self.silent = true;
     }
 
     /// The next step's time starts now; for work that is no step.
@@ -26,20 +32,26 @@ impl Show {
 
     /// One step with the time since the last one.
     pub(super) fn step(&mut self, name: &str, what: &str) {
-        println!("{}", line(name, what, Some(self.since.elapsed())));
+        self.print(&line(name, what, Some(self.since.elapsed())));
         self.restart();
     }
 
     /// Something to know that took no time.
     pub(super) fn fact(&mut self, name: &str, what: &str) {
-        println!("{}", line(name, what, None));
+        self.print(&line(name, what, None));
         self.restart();
+    }
+
+    fn print(&self, text: &str) {
+        if !self.silent {
+            println!("{text}");
+        }
     }
 
     /// What the pod wrote.
     pub(super) fn quote(&mut self, text: &str) {
         for line in text.lines() {
-            println!("  {:NAME$} | {line}", "");
+            self.print(&format!("  {:NAME$} | {line}", ""));
         }
         self.restart();
     }

@@ -38,8 +38,10 @@ impl Steps {
         Self { show: Show::new(), place, daemon: None }
     }
 
-    pub(super) fn place(&self) -> &Place {
-        &self.place
+    /// Tells no more; gives what the daemon said last.
+    pub(super) fn failed(&mut self) -> String {
+        self.show.fall_silent();
+        self.place.daemon_said()
     }
 
     /// From the daemon's start to the container's end.

@@ -1,0 +1,106 @@
+//! What is on the node: disk, programs, network configuration.
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+
+use hartpod_cni::{Cni, CniConfig};
+
+use super::super::units;
+use super::Finding::{self, Fail, Ok as Fine, Warn};
+use crate::config::Config;
+
+/// Below this no image of use fits.
+const SPACE_NEEDED: u64 = 256 << 20;
+
+/// Below this the kubelet soon collects images (its imageGCHighThreshold is 85 %).
+const SPACE_WANTED: u64 = 4 << 30;
+
+/// The nearest folder that exists.
+pub(super) fn existing(path: &Path) -> Option<PathBuf> {
+    path.ancestors().find(|p| p.is_dir()).map(Path::to_owned)
+}
+
+/// An error and its causes, for one line.
+pub(super) fn in_one_line(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text.replace('\n', " ")
+}
+
+pub(super) fn space(root: &Path) -> Finding {
+    let Some(free) = existing(root).and_then(|p| rustix::fs::statvfs(p).ok()) else {
+        return Warn(format!("cannot be told for {}", root.display()));
+    };
+    judge_space(free.f_bavail.saturating_mul(free.f_frsize), root)
+}
+
+fn judge_space(free: u64, root: &Path) -> Finding {
+    let text = format!("{} free for {}", units::bytes(free), root.display());
+    match free {
+        f if f < SPACE_NEEDED => Fail(text),
+        f if f < SPACE_WANTED => Warn(text),
+        _ => Fine(text),
+    }
+}
+
+pub(super) fn pod_agent(config: &Config) -> Finding {
+    match config.pod.agent_path() {
+        Ok(path) => Fine(path.display().to_string()),
+        Err(error) => Fail(in_one_line(&error)),
+    }
+}
+
+/// Without a network only pods on the node's own network run; a cluster's network plugin often comes later.
+pub(super) fn network(config: &Config) -> Finding {
+    let cni = Cni::new(CniConfig {
+        conf_dir: config.cni.conf_dir.clone(),
+        bin_dirs: config.cni.bin_dirs.clone(),
+        plugin_timeout: config.cni.plugin_timeout(),
+        ..CniConfig::default()
+    });
+    match cni.status() {
+        Ok(name) => Fine(format!("{name}, from {}", config.cni.conf_dir.display())),
+        Err(error) => Warn(format!("only pods on the node's network: {}", in_one_line(&error))),
+    }
+}
+
+/// Pods on a bridge reach nothing else without it.
+pub(super) fn forwarding() -> Finding {
+    match std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward") {
+        Ok(text) if text.trim() == "1" => Fine("net.ipv4.ip_forward is 1".to_owned()),
+        Ok(_) => Warn("net.ipv4.ip_forward is 0: pods reach no other network".to_owned()),
+        Err(_) => Warn("net.ipv4.ip_forward cannot be read".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn space_is_judged_by_what_fits() {
+        let root = Path::new("/var/lib/hartpod");
+        assert_eq!(judge_space(10 << 30, root), Fine("10.0 GiB free for /var/lib/hartpod".into()));
+        assert!(matches!(judge_space(1 << 30, root), Warn(_)));
+        assert!(matches!(judge_space(1 << 20, root), Fail(_)));
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_yet_counts_where_it_will_be() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(existing(&dir.path().join("a/b")).as_deref(), Some(dir.path()));
+    }
+
+    #[test]
+    fn no_network_is_no_blocker() {
+        let mut config = Config::default();
+        config.cni.conf_dir = "/nonexistent".into();
+        let Warn(text) = network(&config) else { panic!() };
+        assert!(text.starts_with("only pods on the node's network: "), "{text}");
+    }
+}
