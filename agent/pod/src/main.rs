@@ -15,7 +15,6 @@ mod children;
 mod clock;
 mod container;
 mod exec;
-mod inherited;
 mod log_writer;
 mod peer;
 mod request;
@@ -28,42 +27,66 @@ mod sys;
 #[cfg(test)]
 mod test_random;
 
-use std::error::Error;
+use std::io;
+use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
 
+use hartpod_container::launcher;
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{DumpableBehavior, getpid, set_child_subreaper, set_dumpable_behavior};
 use tracing::error;
 
-use crate::inherited::Sockets;
 use crate::supervisor::End;
 
 fn main() -> ExitCode {
-    let sockets = Sockets::take();
+    // Before anything else opens a descriptor.
+    let sockets = launcher::take_sockets();
     stderr_log::start(std::env::var("RUST_LOG").ok().as_deref());
-    match sockets.map_err(Into::into).and_then(run) {
+    let end = sockets.map_err(|source| StartError::Sockets { source }).and_then(run);
+    match end {
         Ok(End::ShutDown) => ExitCode::SUCCESS,
         Ok(End::Broken) => ExitCode::FAILURE,
         Err(error) => {
-            error!(error = status_code::chain(&*error), "the agent cannot work");
+            error!(error = status_code::chain(&error), "the agent cannot work");
             ExitCode::FAILURE
         }
     }
 }
 
-fn run(sockets: Sockets) -> Result<End, Box<dyn Error>> {
-    prepare_process()?;
+/// Why the agent could not begin, or had to stop.
+#[derive(Debug, thiserror::Error)]
+enum StartError {
+    #[error("descriptors 3 and 4 must be listening unix sockets")]
+    Sockets { source: io::Error },
+    #[error("{what}")]
+    Step { what: &'static str, source: io::Error },
+    #[error("serve pod/v1")]
+    Serve(#[source] tonic::transport::Error),
+}
+
+fn run((control, streams): (UnixListener, UnixListener)) -> Result<End, StartError> {
+    let step = |what| move |source| StartError::Step { what, source };
+    prepare_process().map_err(step("prepare the process"))?;
     // The pod's mount namespace will not have it.
-    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
-    runtime.block_on(async {
-        let (control, streams) = sockets.listen()?;
-        Ok(agent::serve(control, streams, null).await?)
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| step("open /dev/null")(errno.into()))?;
+    // Events per turn; the default's buffer would be a fourth of the heap of an idle agent.
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.max_io_events_per_tick(64).enable_io().enable_time().build();
+    runtime.map_err(step("start the runtime"))?.block_on(async {
+        let control = listen(control).map_err(step("listen for pod/v1"))?;
+        let streams = listen(streams).map_err(step("listen for streams"))?;
+        agent::serve(control, streams, null).await.map_err(StartError::Serve)
     })
 }
 
+fn listen(socket: UnixListener) -> io::Result<tokio::net::UnixListener> {
+    socket.set_nonblocking(true)?;
+    tokio::net::UnixListener::from_std(socket)
+}
+
 /// What this process is to the rest of the machine.
-fn prepare_process() -> std::io::Result<()> {
+fn prepare_process() -> io::Result<()> {
     // Running from a memfd, its name would be that of the memfd.
     rustix::thread::set_name(c"hartpod-pod")?;
     // Processes whose parents die in a container without a pid namespace of its own come here, not to the host's init.

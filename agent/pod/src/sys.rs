@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -19,16 +19,6 @@ pub(crate) fn release_pages(buffer: &mut [u8]) {
     // SAFETY: the range lies within `buffer`, which is borrowed mutably, so nobody else reads it; anonymous memory that was
     // released reads as zeros, which are valid bytes. A failure changes nothing.
     unsafe { libc::madvise(pages.as_mut_ptr().cast(), length, libc::MADV_DONTNEED) };
-}
-
-/// Takes over a descriptor that this process was started with. For the start of `main`, once per number.
-pub(crate) fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: F_GETFD takes any number and touches no memory.
-    if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor is open, and as nothing was opened since the start of the process nobody else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// Ignores `signals`; children that are cloned from here set them back to their defaults.
