@@ -53,8 +53,8 @@ pub(crate) enum CallError {
     ContainerDiffers(ContainerId),
     #[error("container {0} was removed meanwhile")]
     Removed(ContainerId),
-    #[error("container {id}")]
-    Refused { id: ContainerId, source: Refused },
+    #[error("container {id} is {}", refused.phase.name())]
+    Refused { id: ContainerId, refused: Refused },
     #[error("exec `{0}` is unknown")]
     UnknownExec(String),
     #[error("exec `{0}` exists and was started by a different request")]

@@ -130,7 +130,7 @@ impl Container {
     /// Moves on; a refusal names this container.
     pub(crate) fn advance(&mut self, event: PhaseEvent) -> Result<(), CallError> {
         self.phase =
-            self.phase.on(event).map_err(|source| CallError::Refused { id: self.id.clone(), source })?;
+            self.phase.on(event).map_err(|refused| CallError::Refused { id: self.id.clone(), refused })?;
         Ok(())
     }
 

@@ -76,8 +76,8 @@ impl Supervisor {
     fn running(&self, id: &ContainerId) -> Result<Arc<hartpod_container::ContainerProcess>, CallError> {
         let container = self.containers.get(id).ok_or_else(|| CallError::UnknownContainer(id.clone()))?;
         let refused = || {
-            let source = container::Refused { phase: container.phase, event: PhaseEvent::Started };
-            CallError::Refused { id: id.clone(), source }
+            let refused = container::Refused { phase: container.phase, event: PhaseEvent::Started };
+            CallError::Refused { id: id.clone(), refused }
         };
         container.process.clone().filter(|_| container.phase.is_running()).ok_or_else(refused)
     }
@@ -264,8 +264,8 @@ impl Supervisor {
             // Exited, or about to be gone.
             Init::None if container.phase != Phase::Creating => Ok(()),
             Init::None => {
-                let source = container::Refused { phase: container.phase, event: PhaseEvent::Start };
-                return Err(CallError::Refused { id: id.clone(), source });
+                let refused = container::Refused { phase: container.phase, event: PhaseEvent::Start };
+                return Err(CallError::Refused { id: id.clone(), refused });
             }
         };
         sent.map_err(|error| CallError::Signal { id: id.clone(), source: Arc::new(error) })?;

@@ -56,8 +56,8 @@ impl Supervisor {
             return Ok(());
         }
         let Some(process) = container.process.clone().filter(|_| container.phase.is_running()) else {
-            let source = Refused { phase: container.phase, event: PhaseEvent::Started };
-            return Err(CallError::Refused { id: id.clone(), source });
+            let refused = Refused { phase: container.phase, event: PhaseEvent::Started };
+            return Err(CallError::Refused { id: id.clone(), refused });
         };
         let leaf = container.leaf.exec_leaf(&plan.id).map_err(|error| CallError::Leaf(Arc::new(error)))?;
         let streams = expect(&tokens, plan.tokens)?;

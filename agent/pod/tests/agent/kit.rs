@@ -25,22 +25,22 @@ use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
 /// Longest that anything of a test may take.
-pub const LONG: Duration = Duration::from_secs(20);
+pub(crate) const LONG: Duration = Duration::from_secs(20);
 
 static IMAGE: LazyLock<AgentImage> =
     LazyLock::new(|| AgentImage::load(Path::new(env!("CARGO_BIN_EXE_hartpod-pod"))).unwrap());
 static NUMBER: AtomicU32 = AtomicU32::new(1);
 
 /// A running agent; it is killed with all that is left of its pod when this is dropped.
-pub struct Agent {
-    pub client: PodAgentClient<Channel>,
-    pub dir: tempfile::TempDir,
-    pub process: AgentProcess,
-    pub number: u32,
+pub(crate) struct Agent {
+    pub(crate) client: PodAgentClient<Channel>,
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) process: AgentProcess,
+    pub(crate) number: u32,
 }
 
 impl Agent {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         assert!(rustix::process::getuid().is_root(), "these tests need root");
         let dir = tempfile::tempdir().unwrap();
         let log = fs::File::create(dir.path().join("agent.log")).unwrap();
@@ -57,7 +57,7 @@ impl Agent {
     }
 
     /// An agent whose pod is set up, with layer `base` (busybox) and log folder `logs`.
-    pub async fn with_pod(change: impl FnOnce(&mut SetUpPodRequest)) -> Self {
+    pub(crate) async fn with_pod(change: impl FnOnce(&mut SetUpPodRequest)) -> Self {
         let mut agent = Self::start().await;
         for folder in ["layers", "containers", "logs"] {
             fs::create_dir(agent.path(folder)).unwrap();
@@ -79,11 +79,11 @@ impl Agent {
     }
 
     /// Parent of the pod's cgroups, of this process and agent alone.
-    pub fn cgroup(&self) -> String {
+    pub(crate) fn cgroup(&self) -> String {
         format!("/hartpod-test-{}-{}", std::process::id(), self.number)
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -92,11 +92,11 @@ impl Agent {
     }
 
     /// A container that runs `script` in a shell and logs to `<number>.log`.
-    pub fn shell(&self, number: u8, script: &str) -> CreateContainerRequest {
+    pub(crate) fn shell(&self, number: u8, script: &str) -> CreateContainerRequest {
         self.command(number, &["/bin/sh", "-c", script])
     }
 
-    pub fn command(&self, number: u8, args: &[&str]) -> CreateContainerRequest {
+    pub(crate) fn command(&self, number: u8, args: &[&str]) -> CreateContainerRequest {
         let args: Vec<_> = args.iter().map(|arg| format!("{arg:?}")).collect();
         let spec = format!(
             r#"{{"ociVersion":"1.1.0","process":{{"cwd":"/","user":{{"uid":0,"gid":0}},
@@ -121,7 +121,7 @@ impl Agent {
     }
 
     /// Creates and starts.
-    pub async fn run(&mut self, request: CreateContainerRequest) -> Result<ContainerState, Status> {
+    pub(crate) async fn run(&mut self, request: CreateContainerRequest) -> Result<ContainerState, Status> {
         let container_id = request.container_id.clone();
         self.client.create_container(request).await?;
         let started = self.client.start_container(StartContainerRequest { container_id }).await?;
@@ -129,13 +129,17 @@ impl Agent {
     }
 
     /// The state of a container as Describe tells it.
-    pub async fn state(&mut self, number: u8) -> Option<ContainerState> {
+    pub(crate) async fn state(&mut self, number: u8) -> Option<ContainerState> {
         let described = self.client.describe(DescribeRequest {}).await.unwrap().into_inner();
         described.containers.into_iter().find(|state| state.container_id == id(number).to_string())
     }
 
     /// Waits until the state of a container is as `wanted`.
-    pub async fn until(&mut self, number: u8, wanted: impl Fn(&ContainerState) -> bool) -> ContainerState {
+    pub(crate) async fn until(
+        &mut self,
+        number: u8,
+        wanted: impl Fn(&ContainerState) -> bool,
+    ) -> ContainerState {
         let watch = async {
             let mut watch =
                 self.client.watch(hartpod_proto::pod::v1::WatchRequest {}).await.unwrap().into_inner();
@@ -151,13 +155,13 @@ impl Agent {
         tokio::time::timeout(LONG, watch).await.expect("the container never came to that state")
     }
 
-    pub async fn remove(&mut self, number: u8) -> Result<(), Status> {
+    pub(crate) async fn remove(&mut self, number: u8) -> Result<(), Status> {
         let container_id = id(number).to_string();
         self.client.remove_container(RemoveContainerRequest { container_id }).await.map(drop)
     }
 
     /// Runs an exec to its end: its result, and what it wrote to stdout and stderr.
-    pub async fn exec(
+    pub(crate) async fn exec(
         &mut self,
         number: u8,
         script: &str,
@@ -184,18 +188,18 @@ impl Agent {
     }
 
     /// A raw stream that begins with `token`.
-    pub async fn stream(&self, token: &str) -> UnixStream {
+    pub(crate) async fn stream(&self, token: &str) -> UnixStream {
         let mut stream = UnixStream::connect(self.path(launcher::STREAM_SOCKET)).await.unwrap();
         stream.write_all(format!("{token}\n").as_bytes()).await.unwrap();
         stream
     }
 
-    pub async fn shut_down(&mut self) {
+    pub(crate) async fn shut_down(&mut self) {
         self.client.shut_down(ShutDownRequest {}).await.unwrap();
     }
 
     /// Waits for the end of the agent's process; its exit code.
-    pub async fn exit_code(&self) -> i32 {
+    pub(crate) async fn exit_code(&self) -> i32 {
         let ended = async {
             loop {
                 let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
@@ -209,18 +213,18 @@ impl Agent {
     }
 
     /// Lines of a container's log, without their stamps.
-    pub fn log(&self, number: u8) -> Vec<String> {
+    pub(crate) fn log(&self, number: u8) -> Vec<String> {
         let text = fs::read_to_string(self.path(&format!("logs/c/{number}.log"))).unwrap();
         text.lines().map(|line| line.split_once(' ').unwrap().1.to_owned()).collect()
     }
 
     /// What the agent itself had to say.
-    pub fn agent_log(&self) -> String {
+    pub(crate) fn agent_log(&self) -> String {
         fs::read_to_string(self.path("agent.log")).unwrap()
     }
 
     /// Cgroup folders of the pod that exist.
-    pub fn cgroups(&self) -> Vec<PathBuf> {
+    pub(crate) fn cgroups(&self) -> Vec<PathBuf> {
         let roots = fs::read_dir("/sys/fs/cgroup").unwrap().map(|entry| entry.unwrap().path());
         let parents =
             roots.chain([PathBuf::from("/sys/fs/cgroup")]).map(|root| root.join(&self.cgroup()[1..]));
@@ -248,12 +252,12 @@ impl Drop for Agent {
 }
 
 /// The id of a test's container.
-pub fn id(number: u8) -> ContainerId {
+pub(crate) fn id(number: u8) -> ContainerId {
     ContainerId::from_bytes([number; 32])
 }
 
 /// An exec of `script` in a shell, without streams.
-pub fn exec(number: u8, script: &str) -> StartExecRequest {
+pub(crate) fn exec(number: u8, script: &str) -> StartExecRequest {
     StartExecRequest {
         container_id: id(number).to_string(),
         exec_id: format!("e{}", NUMBER.fetch_add(1, Ordering::Relaxed)),
@@ -263,7 +267,7 @@ pub fn exec(number: u8, script: &str) -> StartExecRequest {
 }
 
 /// A token that no other stream has.
-pub fn token() -> String {
+pub(crate) fn token() -> String {
     format!("{:032x}", NUMBER.fetch_add(1, Ordering::Relaxed))
 }
 
