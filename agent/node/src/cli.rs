@@ -8,7 +8,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::commands;
 use crate::config::{Config, Overrides};
-use crate::{logging, serve};
+use crate::{logging, open_files, serve};
 
 /// A Kubernetes node runtime: pods as namespace containers, one small agent per pod.
 #[derive(Debug, Parser)]
@@ -81,6 +81,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Serve(args) => {
             logging::start(LevelFilter::INFO);
+            open_files::raise();
             let overrides = Overrides { root: args.root, state: args.state, socket: args.socket };
             let config = Config::load(args.file.config.as_deref(), overrides)?;
             runtime()?.block_on(serve::serve(config))?;

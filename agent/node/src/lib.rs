@@ -11,6 +11,7 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 mod logging;
+mod open_files;
 pub mod serve;
 pub mod spec;
 pub mod validate;

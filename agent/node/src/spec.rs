@@ -12,7 +12,9 @@ use hartpod_proto::cri::v1 as cri;
 use hartpod_proto::pod::v1::NamespaceMode;
 use hartpod_proto::{ContainerId, SandboxId};
 use oci_spec::image::{Config as ImageConfig, ImageConfiguration};
-use oci_spec::runtime::{Linux, LinuxResources, Process, Root, Spec};
+use oci_spec::runtime::{
+    Linux, LinuxResources, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, Root, Spec,
+};
 
 mod capabilities;
 mod devices;
@@ -214,8 +216,8 @@ fn process(
         .set_env(Some(process::env(input.container, image, &hostname)?))
         .set_cwd(process::cwd(input.container, image)?)
         .set_capabilities(Some(capabilities))
-        // CRI has no field for limits: a container has the daemon's.
-        .set_rlimits(None)
+        // CRI has no field for limits: a container has those that the daemon was started with.
+        .set_rlimits(open_files(input.settings).map(|limit| vec![limit]))
         .set_no_new_privileges(Some(security.no_new_privs))
         .set_apparmor_profile(None)
         .set_selinux_label(None)
@@ -224,6 +226,12 @@ fn process(
             None => 0,
         }));
     Ok(process)
+}
+
+/// None if the specification refused it, which it has no reason to.
+fn open_files(settings: &SpecSettings) -> Option<PosixRlimit> {
+    let (soft, hard) = settings.open_files;
+    PosixRlimitBuilder::default().typ(PosixRlimitType::RlimitNofile).soft(soft).hard(hard).build().ok()
 }
 
 fn asked_resources(container: &cri::ContainerConfig) -> Option<&cri::LinuxContainerResources> {

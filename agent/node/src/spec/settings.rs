@@ -6,6 +6,7 @@ use oci_spec::runtime::Capabilities;
 
 use super::capabilities::from_mask;
 use crate::config::Config;
+use crate::open_files;
 
 /// `f_type` of a cgroup2 file system (linux/magic.h).
 const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
@@ -27,12 +28,14 @@ pub struct SpecSettings {
     pub apparmor: bool,
     /// SELinux is enabled.
     pub selinux: bool,
+    /// Soft and hard limit of open files of a container's process.
+    pub open_files: (u64, u64),
     /// The host's /dev.
     pub dev: PathBuf,
 }
 
 impl Default for SpecSettings {
-    /// A node that has no more than it must; all capabilities.
+    /// A node that has no more than it must; all capabilities, systemd's default limits.
     fn default() -> Self {
         Self {
             capabilities: from_mask(u64::MAX),
@@ -42,6 +45,7 @@ impl Default for SpecSettings {
             seccomp: false,
             apparmor: false,
             selinux: false,
+            open_files: (1024, 524_288),
             dev: "/dev".into(),
         }
     }
@@ -64,9 +68,16 @@ impl SpecSettings {
             seccomp: Path::new("/proc/sys/kernel/seccomp/actions_avail").exists(),
             apparmor: read("/sys/module/apparmor/parameters/enabled").starts_with('Y'),
             selinux: Path::new("/sys/fs/selinux/enforce").exists(),
+            open_files: own_open_files(),
             dev: "/dev".into(),
         }
     }
+}
+
+/// A missing limit is what the kernel calls infinity.
+fn own_open_files() -> (u64, u64) {
+    let own = open_files::original();
+    (own.current.unwrap_or(u64::MAX), own.maximum.unwrap_or(u64::MAX))
 }
 
 fn read(path: impl AsRef<Path>) -> String {

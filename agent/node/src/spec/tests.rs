@@ -99,7 +99,8 @@ fn a_plain_container() {
     assert_eq!(process.args().as_ref().unwrap(), &["sh"]);
     assert_eq!(process.oom_score_adj(), Some(0), "never the daemon's own");
     assert_eq!(process.no_new_privileges(), Some(false));
-    assert!(process.rlimits().is_none());
+    let [files] = &process.rlimits().as_ref().unwrap()[..] else { panic!("{:?}", process.rlimits()) };
+    assert_eq!((files.soft(), files.hard()), (1024, 524_288));
     let linux = plan.spec.linux().as_ref().unwrap();
     assert_eq!(linux.cgroups_path().as_deref(), Some(Path::new("/kubepods/pod1/2")));
     assert!(linux.seccomp().is_none() && linux.masked_paths().is_none() && linux.readonly_paths().is_none());
