@@ -41,36 +41,23 @@ pub(super) fn mounts(input: &SpecInput<'_>, node_ipc: bool) -> Result<Mounts, Sp
     for (index, mount) in input.container.mounts.iter().enumerate() {
         asked.push(volume(index, mount, &mut mounts.rootfs_propagation)?);
     }
-    let taken: Vec<PathBuf> = asked.iter().map(|m: &Mount| m.destination().clone()).collect();
+    let taken: Vec<&Path> = asked.iter().map(|m: &Mount| m.destination().as_path()).collect();
 
-    let mut defaults = kernel_mounts(security.privileged, node_ipc);
-    for (file, destination) in POD_FILES {
-        let source = input.sandbox_dir.join(file);
-        if source.exists() {
-            let access = if security.readonly_rootfs { "ro" } else { "rw" };
-            defaults.push(bind(Path::new(destination), &source, &["rbind", "rprivate", access]));
-        }
-    }
-    let replaced = |m: &Mount| {
-        taken.iter().any(|t| t == m.destination())
-            || (m.destination().starts_with("/dev/") && taken.iter().any(|t| t == Path::new("/dev")))
-    };
-    mounts.list = defaults.into_iter().filter(|m| !replaced(m)).collect();
+    // A volume over /dev or /sys brings what is below it, so nothing of the kernel's goes on top.
+    let hidden = |m: &Mount| taken.iter().any(|t| m.destination().starts_with(t));
+    mounts.list = kernel_mounts(security.privileged).into_iter().filter(|m| !hidden(m)).collect();
+    // The pod's own files stay on top of a volume over /etc.
+    let replaced = |m: &Mount| taken.contains(&m.destination().as_path());
+    mounts.list.extend(pod_mounts(input, node_ipc).into_iter().filter(|m| !replaced(m)));
     mounts.list.append(&mut asked);
     // Stable: two mounts at one place keep the order of the request.
     mounts.list.sort_by_key(|m| m.destination().components().count());
     Ok(mounts)
 }
 
-/// As containerd's defaults (pkg/oci, defaultMounts; the CRI plugin adds cgroup), without /run. The pod agent puts the
-/// pod's own /dev/shm where `shm` is asked for.
-fn kernel_mounts(privileged: bool, node_ipc: bool) -> Vec<Mount> {
+/// As containerd's defaults (pkg/oci, defaultMounts; the CRI plugin adds cgroup), without /run.
+fn kernel_mounts(privileged: bool) -> Vec<Mount> {
     let access = if privileged { "rw" } else { "ro" };
-    let shm = if node_ipc {
-        bind(Path::new("/dev/shm"), Path::new("/dev/shm"), &["rbind", "rprivate", "rw"])
-    } else {
-        mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"])
-    };
     vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
         mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
@@ -80,11 +67,28 @@ fn kernel_mounts(privileged: bool, node_ipc: bool) -> Vec<Mount> {
             "devpts",
             &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         ),
-        shm,
         mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", access]),
         mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", access]),
     ]
+}
+
+/// What the containers of a pod share. The pod agent puts the pod's own /dev/shm where `shm` is asked for.
+fn pod_mounts(input: &SpecInput<'_>, node_ipc: bool) -> Vec<Mount> {
+    let shm = Path::new("/dev/shm");
+    let mut list = vec![if node_ipc {
+        bind(shm, shm, &["rbind", "rprivate", "rw"])
+    } else {
+        mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"])
+    }];
+    let access = if super::security(input.container).readonly_rootfs { "ro" } else { "rw" };
+    for (file, destination) in POD_FILES {
+        let source = input.sandbox_dir.join(file);
+        if source.exists() {
+            list.push(bind(Path::new(destination), &source, &["rbind", "rprivate", access]));
+        }
+    }
+    list
 }
 
 fn mount(destination: &str, typ: &str, source: &str, options: &[&str]) -> Mount {

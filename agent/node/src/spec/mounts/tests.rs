@@ -29,7 +29,7 @@ fn without_a_request_there_are_the_kernels_file_systems_read_only_where_it_matte
     let destinations: Vec<_> = mounts.list.iter().map(|m| m.destination().to_str().unwrap()).collect();
     assert_eq!(
         destinations,
-        ["/proc", "/dev", "/sys", "/dev/pts", "/dev/shm", "/dev/mqueue", "/sys/fs/cgroup"]
+        ["/proc", "/dev", "/sys", "/dev/pts", "/dev/mqueue", "/dev/shm", "/sys/fs/cgroup"]
     );
     assert!(options(at(&mounts, "/sys")).contains(&"ro"));
     assert!(options(at(&mounts, "/sys/fs/cgroup")).contains(&"ro"));
@@ -71,12 +71,22 @@ fn the_pods_files_are_there_unless_the_request_brings_its_own() {
 }
 
 #[test]
-fn a_volume_over_dev_takes_the_defaults_below_it_away() {
+fn a_volume_takes_the_kernels_mounts_below_it_away_but_not_the_pods() {
     let mut fixture = Fixture::new();
-    fixture.container.mounts = vec![asks("/dev", "/dev"), asks("/dev/log", "/run/log")];
+    std::fs::write(fixture.dir.path().join("hosts"), "").unwrap();
+    fixture.container.mounts =
+        vec![asks("/dev", "/dev"), asks("/dev/log", "/run/log"), asks("/sys", "/sys"), asks("/etc", "/x")];
     let mounts = all(&fixture, false);
-    let below: Vec<_> = mounts.list.iter().filter(|m| m.destination().starts_with("/dev")).collect();
-    assert_eq!(below.len(), 2);
+    let destinations: Vec<_> = mounts.list.iter().map(|m| m.destination().to_str().unwrap()).collect();
+    assert_eq!(destinations, ["/proc", "/dev", "/sys", "/etc", "/dev/shm", "/etc/hosts", "/dev/log"]);
+    assert!(
+        mounts
+            .list
+            .iter()
+            .filter(|m| !m.destination().starts_with("/dev/shm"))
+            .skip(1)
+            .all(|m| { m.typ().as_deref() == Some("bind") })
+    );
 }
 
 #[test]
