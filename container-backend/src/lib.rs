@@ -23,15 +23,20 @@
 //! # }
 //! ```
 
+mod begin;
 pub mod cgroup;
+mod channel;
 mod child;
+mod container;
 mod container_process;
 mod errno;
 mod failure;
 mod host_mounts;
 mod launch;
 pub mod launcher;
+mod mount;
 mod pod;
+mod report;
 mod request;
 mod role;
 pub mod seccomp;

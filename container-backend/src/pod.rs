@@ -1,21 +1,44 @@
 //! This process as the agent of one pod.
 
-use std::io;
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+mod holder;
+pub(crate) mod private_root;
+mod sysctl;
 
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use hartpod_proto::ContainerId;
+use rustix::process::DumpableBehavior;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
+
+use crate::cgroup::{CgroupError, DetectError, Leaf, Limits, PathError, Tree};
 use crate::child::Child;
-use crate::container_process::ContainerProcess;
+use crate::container::rootfs::OverlayApi;
+use crate::failure::Failure;
 use crate::host_mounts::HostMounts;
-use crate::launch::{Creating, Execing, LaunchError};
-use crate::request::{ContainerRequest, ExecRequest, PodSetup};
+use crate::request::{IpcMode, PodPid, PodSetup};
+use crate::sys::exec;
+use holder::Holder;
+
+/// The agent must outlive what it looks after; the same as containerd gives its shims.
+const AGENT_OOM_SCORE: i32 = -998;
+/// What ps shows; at most 15 bytes.
+const NAME: &std::ffi::CStr = c"hartpod-pod";
 
 /// The pod that this process is the agent of: it is in the pod's network, IPC and UTS namespaces, and in a private
 /// mount namespace that holds nothing but what containers are made from.
 #[derive(Debug)]
 pub struct Pod {
-    host: HostMounts,
-    holder: Option<Child>,
+    pub(crate) host: HostMounts,
+    /// The agent's own mount namespace.
+    pub(crate) mounts: OwnedFd,
+    pub(crate) holder: Option<Holder>,
+    pub(crate) overlay_api: OverlayApi,
+    tree: Tree,
+    cgroup_parent: String,
+    leaf: Leaf,
 }
 
 /// Why this process could not become the agent of a pod.
@@ -27,6 +50,15 @@ pub enum SetUpError {
         /// How many.
         count: usize,
     },
+    /// The node's cgroups.
+    #[error(transparent)]
+    Cgroups(#[from] DetectError),
+    /// The name of the pod's cgroup.
+    #[error(transparent)]
+    CgroupName(#[from] PathError),
+    /// The agent's own cgroup leaf.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     /// The pod's network namespace file.
     #[error("network namespace {}", .path.display())]
     NetworkNamespace {
@@ -62,6 +94,13 @@ pub enum SetUpError {
         #[source]
         source: io::Error,
     },
+    /// The holder of the shared pid namespace.
+    #[error("the holder of the pod's pid namespace")]
+    Holder {
+        /// What it said.
+        #[source]
+        failure: Failure,
+    },
     /// Any other step.
     #[error("{what}")]
     Step {
@@ -73,20 +112,41 @@ pub enum SetUpError {
     },
 }
 
+fn step<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> SetUpError {
+    move |source| SetUpError::Step { what, source: source.into() }
+}
+
 impl Pod {
     /// Makes this process the agent of a pod; also returns what was odd but handled. After an error the process is
-    /// good for nothing but exiting.
+    /// good for nothing but exiting; its cgroup leaf may exist.
     ///
     /// # Errors
     /// See [`SetUpError`].
     pub fn set_up(setup: PodSetup) -> Result<(Self, Vec<String>), SetUpError> {
-        Err(SetUpError::Threads { count: setup.containers_dir.as_os_str().len() })
+        let mut warnings = Vec::new();
+        check_single_threaded()?;
+        protect_agent(&mut warnings)?;
+        let tree = Tree::detect(Path::new(private_root::CGROUPS))?;
+        let leaf = tree.leaf(&setup.cgroup_parent, setup.pod_id.as_str())?;
+        join_leaf(&leaf, &mut warnings)?;
+        let host = HostMounts::current().map_err(step("open the host's mount namespace"))?;
+        enter_namespaces(&setup)?;
+        private_root::enter(&setup)?;
+        sysctl::set_all(&setup)?;
+        let holder = match setup.pid {
+            PodPid::Shared => Some(holder::start()?),
+            PodPid::PerContainer => None,
+        };
+        let mounts = open_namespace("self", "mnt").map_err(step("open the agent's mount namespace"))?;
+        let overlay_api = OverlayApi::of_release(&rustix::system::uname().release().to_string_lossy());
+        let cgroup_parent = setup.cgroup_parent;
+        Ok((Self { host, mounts, holder, overlay_api, tree, cgroup_parent, leaf }, warnings))
     }
 
     /// Init of the shared pid namespace.
     #[must_use]
     pub fn holder(&self) -> Option<&Child> {
-        self.holder.as_ref()
+        self.holder.as_ref().map(|holder| &holder.child)
     }
 
     /// The host's mounts, for roles that work on the host's files (log writers).
@@ -95,31 +155,66 @@ impl Pod {
         &self.host
     }
 
-    /// Starts making a container: its cgroup leaf is there when this returns, all else is done by a child that the
-    /// result stands for. On an error, and after a failure of the later stages, the leaf may exist: destroy it.
-    ///
-    /// # Errors
-    /// The request makes no sense, or the leaf or the child could not be made.
-    pub fn begin_create(&self, request: ContainerRequest<'_>) -> Result<Creating, LaunchError> {
-        drop(request);
-        Err(LaunchError::Died)
+    /// The agent's own cgroup leaf, which the holder and roles live in too.
+    #[must_use]
+    pub fn leaf(&self) -> &Leaf {
+        &self.leaf
     }
 
-    /// Starts one more process in a running container, in a cgroup sub-leaf of its own.
+    /// The cgroup leaf of a container, whether it exists or not.
     ///
     /// # Errors
-    /// The request makes no sense, or the sub-leaf or the child could not be made.
-    pub fn begin_exec(
-        &self,
-        container: &ContainerProcess,
-        request: ExecRequest,
-    ) -> Result<Execing, LaunchError> {
-        drop((container, request));
-        Err(LaunchError::Died)
+    /// The pod's cgroup parent is no good; [`Pod::set_up`] has refused it then.
+    pub fn container_leaf(&self, id: &ContainerId) -> Result<Leaf, PathError> {
+        self.tree.leaf(&self.cgroup_parent, id.as_str())
     }
 }
 
 /// Opens the namespace file of a process.
 pub(crate) fn open_namespace(pid: &str, kind: &str) -> io::Result<OwnedFd> {
-    Ok(std::fs::File::open(format!("/proc/{pid}/ns/{kind}"))?.into())
+    Ok(fs::File::open(format!("/proc/{pid}/ns/{kind}"))?.into())
+}
+
+fn check_single_threaded() -> Result<(), SetUpError> {
+    let count = fs::read_dir("/proc/self/task").map_err(step("count threads"))?.count();
+    if count == 1 { Ok(()) } else { Err(SetUpError::Threads { count }) }
+}
+
+fn protect_agent(warnings: &mut Vec<String>) -> Result<(), SetUpError> {
+    rustix::thread::set_name(NAME).map_err(step("take a name"))?;
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+        .map_err(step("become a subreaper"))?;
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(step("become undumpable"))?;
+    crate::container::limits::set_oom_score_adj(AGENT_OOM_SCORE, warnings).map_err(|failure| {
+        SetUpError::Step { what: "set the agent's oom_score_adj", source: io::Error::other(failure) }
+    })
+}
+
+fn join_leaf(leaf: &Leaf, warnings: &mut Vec<String>) -> Result<(), SetUpError> {
+    warnings.extend(leaf.create(&Limits::default())?.iter().map(ToString::to_string));
+    leaf.add_pid(rustix::process::getpid())?;
+    Ok(())
+}
+
+/// The pod's network, UTS and IPC namespaces; every child is born in them.
+fn enter_namespaces(setup: &PodSetup) -> Result<(), SetUpError> {
+    if let Some(path) = &setup.netns {
+        enter_network(path).map_err(|source| SetUpError::NetworkNamespace { path: path.clone(), source })?;
+    }
+    let mut flags = UnshareFlags::empty();
+    flags.set(UnshareFlags::NEWUTS, !setup.hostname.is_empty());
+    flags.set(UnshareFlags::NEWIPC, setup.ipc == IpcMode::Pod);
+    if !flags.is_empty() {
+        exec::unshare(flags).map_err(|e| step("make namespaces")(io::Error::from_raw_os_error(e.raw())))?;
+    }
+    if !setup.hostname.is_empty() {
+        rustix::system::sethostname(setup.hostname.as_bytes()).map_err(step("set the host name"))?;
+    }
+    Ok(())
+}
+
+fn enter_network(path: &Path) -> io::Result<()> {
+    let namespace = fs::File::open(path)?;
+    Ok(move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?)
 }

@@ -1,6 +1,7 @@
 //! A leaf: one cgroup per container, agent or VMM, in every hierarchy that matters.
 
 use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::process::Pid;
@@ -121,6 +122,14 @@ impl Leaf {
             file::write(&below(&v1.dir, &self.path).join("tasks"), "0")?;
         }
         Ok(())
+    }
+
+    /// The leaf's folder in each v1 hierarchy, by the name that the hierarchy is mounted under; empty on v2.
+    pub(crate) fn v1_folders(&self) -> Vec<(String, PathBuf)> {
+        let name = |dir: &Path| Some(dir.file_name()?.to_str()?.to_owned());
+        let folders =
+            self.hierarchies.v1.iter().filter_map(|v1| Some((name(&v1.dir)?, below(&v1.dir, &self.path))));
+        folders.collect()
     }
 
     /// Moves a whole process into the leaf of every hierarchy, v2 included. Slow (see [`Leaf::join_v1_self`]): for processes

@@ -107,3 +107,18 @@ pub(crate) fn standard_stream(fd: RawFd) -> BorrowedFd<'static> {
     // SAFETY: the agent is started with all three open, and nothing ever closes them.
     unsafe { BorrowedFd::borrow_raw(fd) }
 }
+
+/// For the holder: exited children vanish by themselves (SIGCHLD is ignored), and no signal interrupts anything.
+pub(crate) fn ignore_children_and_block_signals() -> io::Result<()> {
+    // SAFETY: SIG_IGN is a valid disposition.
+    if unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) } == libc::SIG_ERR {
+        return Err(io::Error::last_os_error());
+    }
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: sigfillset initialises the set that sigprocmask then reads.
+    check(unsafe {
+        libc::sigfillset(set.as_mut_ptr());
+        libc::c_long::from(libc::sigprocmask(libc::SIG_SETMASK, set.as_ptr(), std::ptr::null_mut()))
+    })
+    .map(drop)
+}

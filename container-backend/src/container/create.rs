@@ -1,0 +1,321 @@
+//! A container's process, from its birth to the gate.
+//!
+//! It starts as a fork of the agent, in the container's v2 leaf, in the agent's namespaces (but for a pid namespace of its
+//! own, if that is what the container has), and is visible to nobody inside. Each step below is one paragraph of the
+//! container's making; the first that fails ends it, and the report says which.
+
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::fs::File;
+use std::io::Read as _;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
+
+use super::capability::CapabilitySets;
+use super::devices::DevicePlan;
+use super::finish::{self, Last, Way};
+use super::mount_plan::{MOUNT_ATTR_RDONLY, MountKind, MountPlan};
+use super::mounts::{self, Collected, Context, ProcSource};
+use super::own_proc::OwnProc;
+use super::root::{PointKind, Root};
+use super::rootfs::{self, OverlayApi};
+use super::settings::ProcessSettings;
+use super::streams::Streams;
+use super::user::{self, UserRequest};
+use super::{console, devices, hidden_paths, identity, limits};
+use crate::cgroup::Leaf;
+use crate::errno::Errno;
+use crate::failure::Failure;
+use crate::host_mounts::HostMounts;
+use crate::pod::private_root::ROOTFS;
+use crate::report::{Ready, Reporter};
+use crate::request::{Overlay, ResolvedUser};
+use crate::sys::mount_attr::{self, MountAttr, Reach};
+use crate::sys::{exec, keyring, process};
+
+/// All that the child needs to know, lowered by the agent.
+pub(crate) struct CreatePlan<'a> {
+    pub(crate) host: &'a HostMounts,
+    /// The agent's mount namespace.
+    pub(crate) agent_mounts: BorrowedFd<'a>,
+    pub(crate) leaf: Leaf,
+    pub(crate) keyring: CString,
+    pub(crate) overlay: Overlay,
+    pub(crate) overlay_api: OverlayApi,
+    pub(crate) mounts: Vec<MountPlan>,
+    pub(crate) devices: Vec<DevicePlan>,
+    pub(crate) masked_paths: Vec<String>,
+    pub(crate) read_only_paths: Vec<String>,
+    pub(crate) root: RootAccess,
+    pub(crate) cgroup_namespace: CgroupNamespace,
+    pub(crate) pid: PidJoin<'a>,
+    pub(crate) user: UserRequest,
+    pub(crate) argv: Vec<CString>,
+    pub(crate) settings: ProcessSettings,
+}
+
+/// Whether the container may write to its root file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RootAccess {
+    ReadOnly,
+    ReadWrite,
+}
+
+/// Which cgroups the container sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CgroupNamespace {
+    /// Its own leaf is the root.
+    Private,
+    /// The host's.
+    Host,
+}
+
+/// Which pid namespace the program runs in.
+pub(crate) enum PidJoin<'a> {
+    /// This process is init of it.
+    Own,
+    /// The host's.
+    Node,
+    /// The pod's.
+    Pod { namespace: BorrowedFd<'a>, mailbox: usize },
+    /// Another container's.
+    Target { namespace: BorrowedFd<'a>, mounts: BorrowedFd<'a>, mailbox: usize },
+}
+
+/// Where the standard streams come from.
+pub(crate) enum StreamPlan {
+    Three([OwnedFd; 3]),
+    /// A terminal of the container's own, whose other side goes over this socket.
+    NewTerminal {
+        socket: OwnedFd,
+    },
+}
+
+impl StreamPlan {
+    pub(super) fn fds(&self) -> &[OwnedFd] {
+        match self {
+            Self::Three(fds) => fds,
+            Self::NewTerminal { socket } => std::slice::from_ref(socket),
+        }
+    }
+}
+
+/// The child's whole life, as far as it is not the program's. Returns its exit code if it fails.
+pub(crate) fn main(plan: &CreatePlan<'_>, streams: StreamPlan, report: OwnedFd, gate: OwnedFd) -> i32 {
+    let mut reporter = Reporter::new(report);
+    match run(plan, streams, &mut reporter, gate) {
+        Ok(never) => match never {},
+        Err(failure) => {
+            // An error means that the agent is gone.
+            let _ = reporter.failed(&failure);
+            1
+        }
+    }
+}
+
+fn run(
+    plan: &CreatePlan<'_>,
+    streams: StreamPlan,
+    reporter: &mut Reporter,
+    gate: OwnedFd,
+) -> Result<Infallible, Failure> {
+    let mut warnings = Vec::new();
+    keep_only(plan, &streams, reporter, &gate)?;
+    join_v1(&plan.leaf)?;
+    start_session(&plan.keyring)?;
+    limits::set_oom_score_adj(plan.settings.oom_score_adj, &mut warnings)?;
+    let own_proc = OwnProc::open(plan.settings.label.as_ref())?;
+    let mut collected = collect(plan)?;
+    unshare(plan)?;
+    rootfs::mount_overlay(&plan.overlay, plan.overlay_api)?;
+    let (user, home, streams) = fill_root(plan, streams, &mut collected, &own_proc)?;
+    drop(collected);
+    pivot(plan.root)?;
+    limits::set_rlimits(&plan.settings.rlimits, &mut warnings)?;
+    let capabilities = possible_capabilities(plan.settings.capabilities, &mut warnings)?;
+    let way = join_pid_namespace(&plan.pid, &own_proc)?;
+    let label_file = own_proc.into_label_file();
+    way.keep_only(&streams, label_file.as_ref(), &[reporter.pipe().as_fd(), gate.as_fd()])?;
+    let cwd = finish::Cwd::enter(&plan.settings.cwd)?;
+    let ready = Ready { user, home, warnings };
+    reporter.ready(&ready).map_err(step("report"))?;
+    wait_at(gate)?;
+    let last = Last {
+        settings: &plan.settings,
+        capabilities,
+        user: &ready.user,
+        home: &ready.home,
+        argv: &plan.argv,
+        streams: &streams,
+        cwd,
+        way,
+    };
+    finish::run(&last, label_file, reporter)
+}
+
+fn step<E: Into<Errno>>(step: &'static str) -> impl FnOnce(E) -> Failure {
+    move |e| Failure::Step { step: step.into(), errno: e.into() }
+}
+
+/// Closes what the agent has open and this child has no use for.
+fn keep_only(
+    plan: &CreatePlan<'_>,
+    streams: &StreamPlan,
+    reporter: &Reporter,
+    gate: &OwnedFd,
+) -> Result<(), Failure> {
+    let mut keep: Vec<BorrowedFd<'_>> = (0..3).map(process::standard_stream).collect();
+    keep.extend([reporter.pipe().as_fd(), gate.as_fd(), plan.host.as_fd(), plan.agent_mounts]);
+    keep.extend(streams.fds().iter().map(AsFd::as_fd));
+    match &plan.pid {
+        PidJoin::Own | PidJoin::Node => {}
+        PidJoin::Pod { namespace, .. } => keep.push(*namespace),
+        PidJoin::Target { namespace, mounts, .. } => keep.extend([*namespace, *mounts]),
+    }
+    process::close_all_except(&keep).map_err(step("close descriptors"))
+}
+
+/// The v2 leaf it was born in; those of v1 have to be joined.
+pub(super) fn join_v1(leaf: &Leaf) -> Result<(), Failure> {
+    use std::error::Error as _;
+
+    leaf.join_v1_self().map_err(|e| {
+        let source = e.source().and_then(|s| s.downcast_ref::<std::io::Error>());
+        let errno = source.and_then(std::io::Error::raw_os_error).unwrap_or(libc::EIO);
+        Failure::Step { step: e.to_string(), errno: Errno::from_raw(errno) }
+    })
+}
+
+pub(super) fn start_session(keyring: &CString) -> Result<(), Failure> {
+    rustix::process::setsid().map_err(step("start a session"))?;
+    keyring::join_session(keyring).map_err(step("start a session keyring"))?;
+    // What is made from here on has exactly the modes that are asked for; the program gets its own umask at the end.
+    rustix::process::umask(Mode::empty());
+    Ok(())
+}
+
+/// Fetches what lies in other mount namespaces, and comes back.
+fn collect(plan: &CreatePlan<'_>) -> Result<Collected, Failure> {
+    let mut collected = Collected::default();
+    if plan.mounts.iter().any(|mount| matches!(mount.kind, MountKind::Bind { .. })) {
+        plan.host.enter().map_err(step("enter the host's mount namespace"))?;
+        collected = mounts::collect_binds(&plan.mounts)?;
+    }
+    if let PidJoin::Target { mounts, .. } = &plan.pid {
+        move_into_link_name_space(*mounts, Some(LinkNameSpaceType::Mount))
+            .map_err(step("enter the target's mount namespace"))?;
+        collected.collect_proc()?;
+    }
+    move_into_link_name_space(plan.agent_mounts, Some(LinkNameSpaceType::Mount))
+        .map_err(step("return to the agent's mount namespace"))?;
+    Ok(collected)
+}
+
+fn unshare(plan: &CreatePlan<'_>) -> Result<(), Failure> {
+    let mut flags = UnshareFlags::NEWNS;
+    flags.set(UnshareFlags::NEWCGROUP, plan.cgroup_namespace == CgroupNamespace::Private);
+    exec::unshare(flags).map_err(step("make namespaces"))
+}
+
+/// Everything below the new root, from its users to its masks.
+fn fill_root(
+    plan: &CreatePlan<'_>,
+    streams: StreamPlan,
+    collected: &mut Collected,
+    own_proc: &OwnProc,
+) -> Result<(ResolvedUser, String, Streams), Failure> {
+    let root = Root::open(ROOTFS).map_err(step("open the root file system"))?;
+    // By the image's own files: a volume over /etc/passwd does not change who the container runs as.
+    let (user, home) = user::resolve(&root, &plan.user)?;
+    let proc = match plan.pid {
+        PidJoin::Own | PidJoin::Node => ProcSource::Own,
+        PidJoin::Pod { .. } => ProcSource::Pod,
+        PidJoin::Target { .. } => ProcSource::Target,
+    };
+    let v1_cgroups = plan.leaf.v1_folders();
+    mounts::attach_all(Context { root: &root, proc, v1_cgroups: &v1_cgroups }, &plan.mounts, collected)?;
+    // A /dev of the host's comes complete.
+    let dev = plan.mounts.iter().rev().find(|mount| mount.destination == PathBuf::from("/dev"));
+    if !dev.is_some_and(|mount| matches!(mount.kind, MountKind::Bind { .. })) {
+        devices::make(&root, &plan.devices)?;
+        devices::link(&root)?;
+    }
+    let streams = open_streams(streams, &root, own_proc)?;
+    mounts::seal(&root, &plan.mounts)?;
+    hidden_paths::make_read_only(&root, &plan.read_only_paths)?;
+    hidden_paths::mask(&root, &plan.masked_paths)?;
+    let cwd = &plan.settings.cwd;
+    root.resolve_or_make(cwd, PointKind::Folder).map_err(|errno| Failure::Path {
+        what: "working directory".into(),
+        path: cwd.clone(),
+        errno,
+    })?;
+    Ok((user, home, streams))
+}
+
+fn open_streams(plan: StreamPlan, root: &Root, own_proc: &OwnProc) -> Result<Streams, Failure> {
+    match plan {
+        StreamPlan::Three(fds) => Ok(Streams::Three(fds)),
+        StreamPlan::NewTerminal { socket } => {
+            let (ours, theirs) = console::open(root, own_proc.fds()).map_err(step("open a terminal"))?;
+            console::send(socket.as_fd(), ours.as_fd()).map_err(step("send the terminal"))?;
+            console::bind_console(root, theirs.as_fd())
+                .map_err(step("mount the terminal on /dev/console"))?;
+            Ok(Streams::Terminal(theirs))
+        }
+    }
+}
+
+/// The new root becomes the only one; what this namespace has of the agent's mounts goes.
+fn pivot(access: RootAccess) -> Result<(), Failure> {
+    use rustix::mount::{UnmountFlags, unmount};
+    use rustix::process::{chdir, pivot_root};
+
+    chdir(ROOTFS).map_err(step("enter the root file system"))?;
+    // The old root ends up on top of the new one, see pivot_root(2): pivot_root(".", ".").
+    pivot_root(".", ".").map_err(step("pivot_root"))?;
+    unmount(".", UnmountFlags::DETACH).map_err(step("unmount the agent's mounts"))?;
+    chdir("/").map_err(step("enter the root file system"))?;
+    if access == RootAccess::ReadOnly {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open("/", flags, Mode::empty()).map_err(step("open the root file system"))?;
+        let attr = MountAttr { set: MOUNT_ATTR_RDONLY, ..MountAttr::default() };
+        mount_attr::set(root.as_fd(), Reach::One, &attr)
+            .map_err(step("make the root file system read-only"))?;
+    }
+    Ok(())
+}
+
+pub(super) fn possible_capabilities(
+    wanted: CapabilitySets,
+    warnings: &mut Vec<String>,
+) -> Result<CapabilitySets, Failure> {
+    let permitted = identity::own_permitted().map_err(step("read own capabilities"))?;
+    let (possible, missing) = wanted.limited_to(permitted);
+    if !missing.is_empty() {
+        warnings.push(format!("this node cannot give {}", missing.join(", ")));
+    }
+    Ok(possible)
+}
+
+/// Children are born in the namespace from now on, this process stays where it is.
+fn join_pid_namespace(pid: &PidJoin<'_>, own_proc: &OwnProc) -> Result<Way, Failure> {
+    let (namespace, mailbox) = match pid {
+        PidJoin::Own | PidJoin::Node => return Ok(Way::Here),
+        PidJoin::Pod { namespace, mailbox } | PidJoin::Target { namespace, mailbox, .. } => {
+            (*namespace, *mailbox)
+        }
+    };
+    move_into_link_name_space(namespace, Some(LinkNameSpaceType::ProcessID))
+        .map_err(step("enter the pid namespace"))?;
+    Ok(Way::InP2 { maps: own_proc.open_maps().map_err(step("open the memory map"))?, mailbox })
+}
+
+/// Waits for the agent's word. If the agent dies first, so does this process.
+fn wait_at(gate: OwnedFd) -> Result<(), Failure> {
+    let mut word = [0];
+    File::from(gate).read_exact(&mut word).map_err(step("wait for the start"))
+}

@@ -1,0 +1,232 @@
+//! The mounts of a container: collected on the host, then attached one by one below the new root.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+
+use super::mount_plan::{MOUNT_ATTR_RDONLY, MountKind, MountPlan, NewFs};
+use super::root::{PointKind, Root, is_procfs, kind_of};
+use crate::errno::Errno;
+use crate::failure::Failure;
+use crate::mount;
+use crate::pod::private_root::{POD_PROC, SHM};
+use crate::sys::mount_attr::{self, MountAttr, Reach};
+
+/// Where the container's /proc comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ProcSource {
+    /// This process is in the pid namespace: a new mount.
+    Own,
+    /// The pod's, which the holder has made.
+    Pod,
+    /// A copy of the target container's, collected before.
+    Target,
+}
+
+/// What of the mounts had to be fetched from other mount namespaces.
+#[derive(Debug, Default)]
+pub(crate) struct Collected {
+    /// One per mount of the plan; `None` for what is no bind mount.
+    binds: Vec<Option<OwnedFd>>,
+    proc: Option<OwnedFd>,
+}
+
+/// Copies the sources of all bind mounts. Call it in the host's mount namespace; it may block as long as the host's file
+/// systems do.
+pub(crate) fn collect_binds(plan: &[MountPlan]) -> Result<Collected, Failure> {
+    let binds = plan
+        .iter()
+        .map(|mount| match &mount.kind {
+            MountKind::Bind { source, recursive } => collect_bind(mount, source, *recursive).map(Some),
+            _ => Ok(None),
+        })
+        .collect::<Result<_, _>>()?;
+    Ok(Collected { binds, proc: None })
+}
+
+fn collect_bind(plan: &MountPlan, source: &Path, recursive: bool) -> Result<OwnedFd, Failure> {
+    let wanted = match plan.tree_attr.propagation {
+        libc::MS_SHARED => Some("shared"),
+        libc::MS_SLAVE => Some("shared or slave"),
+        _ => None,
+    };
+    let failed = |errno| Failure::MountSource {
+        source_path: source.to_owned(),
+        destination: plan.destination.clone(),
+        errno,
+    };
+    if let Some(wanted) = wanted {
+        let found = propagation_of(source).map_err(failed)?;
+        if found != Found::Shared && !(found == Found::Slave && wanted != "shared") {
+            let (source_path, destination) = (source.to_owned(), plan.destination.clone());
+            return Err(Failure::Propagation { source_path, destination, wanted: wanted.into() });
+        }
+    }
+    mount::clone_of(source, recursive).map_err(failed)
+}
+
+#[derive(PartialEq, Eq)]
+enum Found {
+    Shared,
+    Slave,
+    Private,
+}
+
+/// What kind of mount a path is on. A copy of a mount that is not shared has no peer, so asking for propagation would
+/// silently give none.
+fn propagation_of(path: &Path) -> Result<Found, Errno> {
+    let id = statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID)?.stx_mnt_id.to_string();
+    let table = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let line = table.lines().find(|line| line.split(' ').next() == Some(&id)).ok_or(Errno::NOENT)?;
+    // Optional fields stand between the sixth and a lone dash.
+    let tags: Vec<&str> = line.split(' ').skip(6).take_while(|field| *field != "-").collect();
+    Ok(if tags.iter().any(|tag| tag.starts_with("shared:")) {
+        Found::Shared
+    } else if tags.iter().any(|tag| tag.starts_with("master:")) {
+        Found::Slave
+    } else {
+        Found::Private
+    })
+}
+
+impl Collected {
+    /// Copies the target container's /proc. Call it in that container's mount namespace.
+    pub(crate) fn collect_proc(&mut self) -> Result<(), Failure> {
+        let failed = |errno| Failure::Mount { fstype: "proc".into(), destination: "/proc".into(), errno };
+        let root = Root::open("/").map_err(failed)?;
+        let proc = root.resolve_without_symlinks(Path::new("/proc")).map_err(failed)?;
+        if !is_procfs(proc.as_fd()).map_err(failed)? {
+            return Err(failed(Errno::INVAL));
+        }
+        self.proc = Some(mount::clone_at(proc.as_fd(), "", false).map_err(failed)?);
+        Ok(())
+    }
+}
+
+/// What attaching needs to know besides the plan.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Context<'a> {
+    pub(crate) root: &'a Root,
+    pub(crate) proc: ProcSource,
+    /// The container's folder in each v1 hierarchy, by the name of its mount point; empty on v2.
+    pub(crate) v1_cgroups: &'a [(String, PathBuf)],
+}
+
+/// Makes and attaches the mounts in their order. A read-only /dev is still to be filled, it
+/// becomes read-only by [`seal`].
+pub(crate) fn attach_all(
+    context: Context<'_>,
+    plan: &[MountPlan],
+    collected: &mut Collected,
+) -> Result<(), Failure> {
+    collected.binds.resize_with(plan.len(), || None);
+    for (n, mount) in plan.iter().enumerate() {
+        let bind = collected.binds[n].take();
+        attach_one(context, mount, bind, &mut collected.proc)?;
+    }
+    Ok(())
+}
+
+fn attach_one(
+    context: Context<'_>,
+    plan: &MountPlan,
+    bind: Option<OwnedFd>,
+    target_proc: &mut Option<OwnedFd>,
+) -> Result<(), Failure> {
+    let failed =
+        |errno| Failure::Mount { fstype: plan.fstype().into(), destination: plan.destination.clone(), errno };
+    let tree = match (&plan.kind, bind) {
+        (MountKind::Bind { .. }, Some(bind)) => bind,
+        (MountKind::Bind { .. }, None) => return Err(failed(Errno::NOENT)),
+        (MountKind::PodShm, _) => mount::clone_of(SHM, false).map_err(failed)?,
+        (MountKind::Proc, _) => match context.proc {
+            ProcSource::Own => mount::new("proc", "proc", &[]).map_err(failed)?,
+            ProcSource::Pod => mount::clone_of(POD_PROC, false).map_err(failed)?,
+            ProcSource::Target => target_proc.take().ok_or(Errno::NOENT).map_err(failed)?,
+        },
+        (MountKind::Cgroup, _) => return super::cgroup_mount::attach(context, plan).map_err(failed),
+        (MountKind::New { fstype, source, options }, _) => {
+            let options: Vec<_> =
+                options.iter().map(|(key, value)| (key.as_str(), value.as_deref())).collect();
+            mount::new(fstype.name(), source, &options).map_err(failed)?
+        }
+    };
+    let point = mount_point(context.root, plan, tree.as_fd())?;
+    set_attributes(plan, tree.as_fd()).map_err(failed)?;
+    mount::attach(&tree, &point).map_err(failed)
+}
+
+/// Attributes go on before the mount is attached, so it is never there without them.
+fn set_attributes(plan: &MountPlan, tree: BorrowedFd<'_>) -> Result<(), Errno> {
+    let mut attr = plan.attr;
+    if is_sealed_late(plan) {
+        attr.set &= !MOUNT_ATTR_RDONLY;
+    }
+    let mut tree_attr = plan.tree_attr;
+    if tree_attr.propagation == 0 {
+        tree_attr.propagation = libc::MS_PRIVATE;
+    }
+    mount_attr::set(tree, Reach::Tree, &tree_attr)?;
+    mount_attr::set(tree, Reach::One, &attr)
+}
+
+fn is_sealed_late(plan: &MountPlan) -> bool {
+    plan.is_read_only() && plan.destination == Path::new("/dev")
+}
+
+/// Makes read-only what had to be writable while devices were put in.
+pub(crate) fn seal(root: &Root, plan: &[MountPlan]) -> Result<(), Failure> {
+    for mount in plan.iter().filter(|mount| is_sealed_late(mount)) {
+        let failed =
+            |errno| Failure::Mount { fstype: "tmpfs".into(), destination: mount.destination.clone(), errno };
+        let dev = root.resolve(&mount.destination).map_err(failed)?;
+        let attr = MountAttr { set: MOUNT_ATTR_RDONLY, ..MountAttr::default() };
+        mount_attr::set(dev.as_fd(), Reach::One, &attr).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Finds or makes the mount point. /proc and /sys must be real folders of the image: through a symlink, what the container
+/// believes to be its /proc would lie elsewhere, unmasked.
+pub(crate) fn mount_point(root: &Root, plan: &MountPlan, tree: BorrowedFd<'_>) -> Result<OwnedFd, Failure> {
+    let destination = &plan.destination;
+    let failed = |errno| Failure::MountPoint { destination: destination.clone(), errno };
+    let forbidden =
+        |why: &str| Failure::ForbiddenMountPoint { destination: destination.clone(), why: why.into() };
+    if !destination.is_absolute() || destination.parent().is_none() {
+        return Err(forbidden("it must be an absolute path below /"));
+    }
+    let kind = kind_of(tree).map_err(failed)?;
+    let point = root.resolve_or_make(destination, kind).map_err(failed)?;
+    let is_kernel_view = matches!(plan.kind, MountKind::Proc | MountKind::New { fstype: NewFs::Sysfs, .. });
+    if is_kernel_view {
+        root.resolve_without_symlinks(destination)
+            .map_err(|_| forbidden("it is reached through a symlink of the image"))?;
+    } else if is_procfs(point.as_fd()).map_err(failed)? && !may_cover_proc(destination) {
+        return Err(forbidden("it lies in /proc"));
+    }
+    if kind_of(point.as_fd()).map_err(failed)? != kind {
+        return Err(failed(if kind == PointKind::Folder { Errno::NOTDIR } else { Errno::ISDIR }));
+    }
+    Ok(point)
+}
+
+/// Files of /proc that fakes such as lxcfs may replace; the same list as runc's (libcontainer, checkProcMount). Anything else
+/// would let a volume stand in for what the runtime and the program trust.
+fn may_cover_proc(destination: &Path) -> bool {
+    const ALLOWED: [&str; 11] = [
+        "/proc/cpuinfo",
+        "/proc/diskstats",
+        "/proc/meminfo",
+        "/proc/stat",
+        "/proc/swaps",
+        "/proc/uptime",
+        "/proc/loadavg",
+        "/proc/slabinfo",
+        "/proc/net/dev",
+        "/proc/sys/kernel/ns_last_pid",
+        "/proc/sys/crypto/fips_enabled",
+    ];
+    ALLOWED.iter().any(|allowed| destination == Path::new(allowed))
+}

@@ -1,0 +1,102 @@
+//! Kernel parameters of the pod's own namespaces.
+
+use std::fs;
+use std::path::PathBuf;
+
+use super::SetUpError;
+use crate::request::{IpcMode, PodSetup};
+
+/// Namespaced by IPC namespace (ipc/ipc_sysctl.c), as far as Kubernetes knows them.
+const IPC_KEYS: [&str; 8] = [
+    "kernel/shmmax",
+    "kernel/shmall",
+    "kernel/shmmni",
+    "kernel/shm_rmid_forced",
+    "kernel/msgmax",
+    "kernel/msgmni",
+    "kernel/msgmnb",
+    "kernel/sem",
+];
+
+/// Sets the pod's parameters. This process is in the pod's namespaces, so its /proc/sys shows theirs.
+pub(super) fn set_all(setup: &PodSetup) -> Result<(), SetUpError> {
+    for (key, value) in &setup.sysctls {
+        let path = path_of(key);
+        if !is_own(&path, setup) {
+            return Err(SetUpError::ForeignSysctl { key: key.clone() });
+        }
+        let file = PathBuf::from("/proc/sys").join(&path);
+        fs::write(file, value).map_err(|source| SetUpError::Sysctl {
+            key: key.clone(),
+            value: value.clone(),
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+/// As sysctl(8) reads names: the first separator decides what separates; the other one stands for itself, so that both
+/// `net.ipv4.conf.eth0/1.rp_filter` and `net/ipv4/conf/eth0.1/rp_filter` name an interface with a dot.
+fn path_of(key: &str) -> String {
+    match key.find(['.', '/']) {
+        Some(at) if key.as_bytes()[at] == b'.' => key
+            .chars()
+            .map(|c| match c {
+                '.' => '/',
+                '/' => '.',
+                other => other,
+            })
+            .collect(),
+        _ => key.to_owned(),
+    }
+}
+
+fn is_own(path: &str, setup: &PodSetup) -> bool {
+    let clean = !path.split('/').any(|part| part.is_empty() || part == "." || part == "..");
+    let own_network = setup.netns.is_some() && path.starts_with("net/");
+    let own_ipc = setup.ipc == IpcMode::Pod && (IPC_KEYS.contains(&path) || path.starts_with("fs/mqueue/"));
+    let own_uts = !setup.hostname.is_empty() && path == "kernel/domainname";
+    clean && (own_network || own_ipc || own_uts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::PodPid;
+
+    fn setup(netns: Option<&str>) -> PodSetup {
+        PodSetup {
+            pod_id: hartpod_proto::SandboxId::from_bytes([1; 32]),
+            hostname: String::new(),
+            netns: netns.map(PathBuf::from),
+            ipc: IpcMode::Pod,
+            pid: PodPid::PerContainer,
+            cgroup_parent: String::new(),
+            layers_dir: PathBuf::new(),
+            containers_dir: PathBuf::new(),
+            shm_size: 0,
+            sysctls: std::collections::BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn names_are_read_as_by_sysctl() {
+        assert_eq!(path_of("net.ipv4.conf.eth0/1.rp_filter"), "net/ipv4/conf/eth0.1/rp_filter");
+        assert_eq!(path_of("net/ipv4/conf/eth0.1/rp_filter"), "net/ipv4/conf/eth0.1/rp_filter");
+        assert_eq!(path_of("kernel.shmmax"), "kernel/shmmax");
+    }
+
+    #[test]
+    fn only_the_pods_own_parameters_may_be_set() {
+        let own = |key: &str, netns| is_own(&path_of(key), &setup(netns));
+        assert!(own("net.ipv4.ip_forward", Some("/n")));
+        assert!(own("kernel.shm_rmid_forced", None));
+        assert!(own("fs.mqueue.msg_max", None));
+        for foreign in ["net.ipv4.ip_forward", "kernel.panic", "vm.overcommit_memory", "kernel.domainname"] {
+            assert!(!own(foreign, None), "{foreign}");
+        }
+        for escape in ["net/../kernel/panic", "net//x", "net/./ipv4", "fs/mqueue/../file-max"] {
+            assert!(!own(escape, Some("/n")), "{escape}");
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! System calls without libc: no errno, hence no thread-local storage, which a scrubbed process no longer has.
+#![allow(unsafe_code)]
+
+use core::arch::asm;
+
+/// Calls the kernel; a result in `-4095..0` is a negated errno.
+///
+/// # Safety
+/// Whatever the call does with its arguments must be sound; memory that it writes must be the caller's to change.
+#[inline(always)]
+pub(crate) unsafe fn syscall(number: libc::c_long, args: [usize; 6]) -> isize {
+    let result: isize;
+    let [a, b, c, d, e, f] = args;
+    // SAFETY: this is the kernel's calling convention of the architecture; the caller vouches for the rest.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        asm!("syscall", inlateout("rax") number as isize => result, in("rdi") a, in("rsi") b, in("rdx") c,
+            in("r10") d, in("r8") e, in("r9") f, lateout("rcx") _, lateout("r11") _, options(nostack));
+    }
+    // SAFETY: as above.
+    #[cfg(target_arch = "riscv64")]
+    unsafe {
+        asm!("ecall", in("a7") number as isize, inlateout("a0") a as isize => result, in("a1") b, in("a2") c,
+            in("a3") d, in("a4") e, in("a5") f, options(nostack));
+    }
+    // SAFETY: as above.
+    #[cfg(target_arch = "aarch64")]
+    unsafe {
+        asm!("svc 0", in("x8") number as isize, inlateout("x0") a as isize => result, in("x1") b, in("x2") c,
+            in("x3") d, in("x4") e, in("x5") f, options(nostack));
+    }
+    result
+}
+
+/// Leaves the current stack for good: calls `enter(argument)` on one that ends below `top`.
+///
+/// # Safety
+/// `top` is the 16-byte aligned upper end of writable memory that nothing else uses, and `argument` is what `enter` wants.
+pub(crate) unsafe fn switch_stack(top: usize, enter: unsafe extern "C" fn(usize) -> !, argument: usize) -> ! {
+    // SAFETY: the new stack is the caller's promise; enter does not return, so nothing of the old frame is needed again.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        asm!("mov rsp, {top}", "xor ebp, ebp", "call {enter}", "ud2", top = in(reg) top, enter = in(reg) enter,
+            in("rdi") argument, options(noreturn));
+    }
+    // SAFETY: as above.
+    #[cfg(target_arch = "riscv64")]
+    unsafe {
+        asm!("mv sp, {top}", "mv fp, zero", "jalr {enter}", "unimp", top = in(reg) top, enter = in(reg) enter,
+            in("a0") argument, options(noreturn));
+    }
+    // SAFETY: as above.
+    #[cfg(target_arch = "aarch64")]
+    unsafe {
+        asm!("mov sp, {top}", "mov x29, xzr", "blr {enter}", "brk 1", top = in(reg) top, enter = in(reg) enter,
+            in("x0") argument, options(noreturn));
+    }
+}
