@@ -9,7 +9,7 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
@@ -238,7 +238,7 @@ fn fill_root(
     let v1_cgroups = plan.leaf.v1_folders();
     mounts::attach_all(Context { root: &root, proc, v1_cgroups: &v1_cgroups }, &plan.mounts, collected)?;
     // A /dev of the host's comes complete.
-    let dev = plan.mounts.iter().rev().find(|mount| mount.destination == PathBuf::from("/dev"));
+    let dev = plan.mounts.iter().rev().find(|mount| mount.destination == Path::new("/dev"));
     if !dev.is_some_and(|mount| matches!(mount.kind, MountKind::Bind { .. })) {
         devices::make(&root, &plan.devices)?;
         devices::link(&root)?;

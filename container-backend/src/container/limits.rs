@@ -13,7 +13,7 @@ use crate::failure::Failure;
 pub(crate) fn set_rlimits(limits: &[ResourceLimit], warnings: &mut Vec<String>) -> Result<(), Failure> {
     for limit in limits {
         let wanted = Rlimit { current: finite(limit.soft), maximum: finite(limit.hard) };
-        match setrlimit(limit.resource, wanted.clone()) {
+        match setrlimit(limit.resource, wanted) {
             Ok(()) => {}
             Err(rustix::io::Errno::PERM) => clamp(limit.resource, &wanted, warnings)?,
             Err(e) => return Err(failed(limit.resource, e.into())),

@@ -72,7 +72,11 @@ pub(crate) fn fork(birth: &Birth<'_>, body: impl FnOnce() -> i32) -> io::Result<
             let code = catch_unwind(AssertUnwindSafe(body)).unwrap_or(PANICKED);
             process::exit_now(code)
         }
-        // SAFETY: the kernel has just stored a new descriptor in pidfd, which nothing else owns.
-        pid => Ok(Child::new(pid as i32, unsafe { OwnedFd::from_raw_fd(pidfd) })),
+        pid => {
+            #[allow(clippy::cast_possible_truncation)] // the kernel's pid_t has 32 bits
+            let pid = pid as i32;
+            // SAFETY: the kernel has just stored a new descriptor in pidfd, which nothing else owns.
+            Ok(Child::new(pid, unsafe { OwnedFd::from_raw_fd(pidfd) }))
+        }
     }
 }

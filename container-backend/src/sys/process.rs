@@ -7,8 +7,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 use crate::child::Exit;
 
-/// Highest standard signal; real-time ones are never ignored by anything that starts us.
-const LAST_SIGNAL: i32 = 31;
+/// `_NSIG` of every architecture that we run on; bytes of its signal sets.
+const SIGNALS: usize = 64;
+const SIGNAL_SET: usize = SIGNALS / 8;
 
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
@@ -20,19 +21,22 @@ pub(crate) fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// Default dispositions and an empty mask: what a fresh program expects (the Rust runtime ignores SIGPIPE, which would
-/// otherwise survive execve).
+/// Default dispositions and an empty mask: what a fresh program expects. The Rust runtime ignores SIGPIPE, and whoever started
+/// us may have ignored anything; both would survive execve. Not by libc, which hides the two signals that it uses itself.
 pub(crate) fn reset_signals() {
-    for signal in 1..=LAST_SIGNAL {
-        // SAFETY: SIG_DFL is a valid disposition; the error for SIGKILL and SIGSTOP does not matter.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    // `struct sigaction` of any architecture: a handler (SIG_DFL is 0), flags, maybe a restorer, and a mask.
+    let default = [0_u64; 4];
+    for signal in 1..=SIGNALS {
+        let nowhere = std::ptr::null_mut::<u64>();
+        // SAFETY: default is as large as the kernel's struct; the error for SIGKILL and SIGSTOP does not matter.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), nowhere, SIGNAL_SET) };
     }
-    let mut set = MaybeUninit::uninit();
-    // SAFETY: sigemptyset initialises the set that sigprocmask then reads.
+    let none = 0_u64;
+    let nowhere = std::ptr::null_mut::<u64>();
+    // SAFETY: the set has the size that is told.
     unsafe {
-        libc::sigemptyset(set.as_mut_ptr());
-        libc::sigprocmask(libc::SIG_SETMASK, set.as_ptr(), std::ptr::null_mut());
-    }
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const none, nowhere, SIGNAL_SET)
+    };
 }
 
 /// Sends a signal, by number so that real-time signals work too.

@@ -10,23 +10,25 @@ use core::arch::asm;
 #[inline(always)]
 pub(crate) unsafe fn syscall(number: libc::c_long, args: [usize; 6]) -> isize {
     let result: isize;
+    #[allow(clippy::cast_possible_truncation)] // only 64-bit machines get here
+    let number = number as isize;
     let [a, b, c, d, e, f] = args;
     // SAFETY: this is the kernel's calling convention of the architecture; the caller vouches for the rest.
     #[cfg(target_arch = "x86_64")]
     unsafe {
-        asm!("syscall", inlateout("rax") number as isize => result, in("rdi") a, in("rsi") b, in("rdx") c,
+        asm!("syscall", inlateout("rax") number => result, in("rdi") a, in("rsi") b, in("rdx") c,
             in("r10") d, in("r8") e, in("r9") f, lateout("rcx") _, lateout("r11") _, options(nostack));
     }
     // SAFETY: as above.
     #[cfg(target_arch = "riscv64")]
     unsafe {
-        asm!("ecall", in("a7") number as isize, inlateout("a0") a as isize => result, in("a1") b, in("a2") c,
+        asm!("ecall", in("a7") number, inlateout("a0") a as isize => result, in("a1") b, in("a2") c,
             in("a3") d, in("a4") e, in("a5") f, options(nostack));
     }
     // SAFETY: as above.
     #[cfg(target_arch = "aarch64")]
     unsafe {
-        asm!("svc 0", in("x8") number as isize, inlateout("x0") a as isize => result, in("x1") b, in("x2") c,
+        asm!("svc 0", in("x8") number, inlateout("x0") a as isize => result, in("x1") b, in("x2") c,
             in("x3") d, in("x4") e, in("x5") f, options(nostack));
     }
     result

@@ -39,6 +39,8 @@ const REPORT: usize = 3;
 const EXEC_FAILED: usize = 127;
 /// linux/seccomp.h
 const SET_MODE_FILTER: usize = 1;
+/// asm-generic/ioctls.h
+const TIOCSCTTY: usize = 0x540e;
 
 /// What P2 executes.
 pub(crate) struct LastProgram<'a> {
@@ -312,7 +314,7 @@ fn exec(task: &Task) -> ! {
     unsafe { syscall(libc::SYS_setsid, [0; 6]) };
     if program.terminal {
         // SAFETY: no memory involved.
-        let got = unsafe { syscall(libc::SYS_ioctl, [0, libc::TIOCSCTTY as usize, 0, 0, 0, 0]) };
+        let got = unsafe { syscall(libc::SYS_ioctl, [0, TIOCSCTTY, 0, 0, 0, 0]) };
         if got < 0 {
             fail(REPORT, RawFrame::TERMINAL_FAILED, got);
         }

@@ -64,9 +64,11 @@ impl Attributes {
         let mut this = Self(unsafe { raw.assume_init() });
         let mut none = MaybeUninit::uninit();
         let mut all = MaybeUninit::uninit();
-        let flags = libc::POSIX_SPAWN_SETSID as i16
-            | libc::POSIX_SPAWN_SETSIGDEF as i16
-            | libc::POSIX_SPAWN_SETSIGMASK as i16;
+        #[allow(clippy::cast_possible_truncation, clippy::unnecessary_cast)]
+        // three of eight bits; types differ by libc
+        let flags = (libc::POSIX_SPAWN_SETSID as i32
+            | libc::POSIX_SPAWN_SETSIGDEF as i32
+            | libc::POSIX_SPAWN_SETSIGMASK as i32) as i16;
         // SAFETY: both sets are initialised before they are read, and copied into the attributes.
         unsafe {
             libc::sigemptyset(none.as_mut_ptr());

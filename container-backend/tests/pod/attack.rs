@@ -1,0 +1,4 @@
+pub(crate) const SCENARIOS: &[(&str, fn())] = &[];
+pub(crate) fn inside(_name: &str) -> std::process::ExitCode {
+    std::process::ExitCode::FAILURE
+}
