@@ -61,7 +61,7 @@ sections! {
         /// Layers of one image that are fetched and unpacked at the same time.
         parallel_layers: u64 = 3,
         /// A pull that receives nothing for this many seconds has failed.
-        progress_timeout_s: u64 = 300,
+        progress_timeout_s: u64 = 60,
     }
 
     /// Control groups.

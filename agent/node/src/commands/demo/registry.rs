@@ -164,4 +164,27 @@ mod tests {
         let post = ask(&registry, "POST /v2/ HTTP/1.1\r\n\r\n").await;
         assert!(post.starts_with("HTTP/1.1 405 "), "{post}");
     }
+
+    #[tokio::test]
+    async fn the_image_store_pulls_the_image_like_any_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Registry::start(DemoImage::pack_blocking().unwrap()).await.unwrap();
+        let hosts = dir.path().join("hosts").join(registry.host());
+        std::fs::create_dir_all(&hosts).unwrap();
+        std::fs::write(hosts.join("hosts.toml"), format!("server = \"http://{}\"\n", registry.host()))
+            .unwrap();
+        let config = hartpod_images::ImagesConfig {
+            root: dir.path().join("images"),
+            hosts_dir: dir.path().join("hosts"),
+            ..hartpod_images::ImagesConfig::default()
+        };
+        let open = || hartpod_images::ImageStore::open_blocking(config);
+        let store = tokio::task::spawn_blocking(open).await.unwrap().unwrap();
+        let reference = registry.reference().parse().unwrap();
+        let image = store.pull(&reference, None, None).await.unwrap();
+        assert_eq!(image.config.config().as_ref().unwrap().user().as_deref(), Some("demo"));
+        let [layer] = &image.layers[..] else { panic!("{:?}", image.layers) };
+        let program = std::fs::read(store.layers_dir().join(layer).join("demo")).unwrap();
+        assert_eq!(program, super::super::image::PROGRAM);
+    }
 }
