@@ -1,13 +1,49 @@
-//! End-to-end tests of hartpod over its real socket. Run them with `make test`, or one with
+//! End-to-end tests of hartpod over its real socket. Run them with `make test`, or some with
 //! `cargo nextest run -p hartpod-tests lifecycle::` (as root, after `make build attacker`).
 
 #![forbid(unsafe_code)]
 
+mod attack;
+mod bad_images;
+mod commands;
+mod exec;
+mod filters;
+mod images;
 mod lifecycle;
+mod limits;
+mod logs;
+mod long;
+mod mounts;
+mod namespaces;
+mod network;
+mod node_status;
+mod refused;
+mod repeat;
+mod restart;
+mod security;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let modules = [lifecycle::TESTS];
+    let modules = [
+        attack::TESTS,
+        bad_images::TESTS,
+        commands::TESTS,
+        exec::TESTS,
+        filters::TESTS,
+        images::TESTS,
+        lifecycle::TESTS,
+        limits::TESTS,
+        logs::TESTS,
+        long::TESTS,
+        mounts::TESTS,
+        namespaces::TESTS,
+        network::TESTS,
+        node_status::TESTS,
+        refused::TESTS,
+        repeat::TESTS,
+        restart::TESTS,
+        security::TESTS,
+    ];
     hartpod_tests::runner::main(modules.concat())
 }

@@ -60,6 +60,8 @@ struct State {
     answers: Mutex<HashMap<String, Answer>>,
     /// Guards the log: path and Authorization header of each request, in order.
     requests: Mutex<Vec<(String, Option<String>)>>,
+    /// Guards the token that every path below /v2/ wants, and what is answered without it.
+    token: Mutex<Option<(String, Answer)>>,
 }
 
 impl FakeRegistry {
@@ -96,6 +98,11 @@ impl FakeRegistry {
         let manifest = || Answer::ok(image.media_type, image.manifest.clone());
         self.answer(&format!("/v2/{name}/manifests/{tag}"), manifest());
         self.answer(&format!("/v2/{name}/manifests/{}", digest(&image.manifest)), manifest());
+    }
+
+    /// Answers `challenge` to every request below /v2/ that does not bear `token`.
+    pub fn require_token(&self, token: &str, challenge: Answer) {
+        *lock(&self.state.token) = Some((format!("Bearer {token}"), challenge));
     }
 
     /// The reference that names an image of this registry.
@@ -141,7 +148,13 @@ fn respond(request: &Request<Incoming>, state: &State) -> Response<Full<Bytes>> 
     let path = request.uri().path().to_owned();
     let authorization = request.headers().get("authorization").and_then(|value| value.to_str().ok());
     lock(&state.requests).push((path.clone(), authorization.map(str::to_owned)));
-    let answer = lock(&state.answers).get(&path).cloned().unwrap_or_else(|| Answer::status(404));
+    let token = lock(&state.token).clone();
+    let closed =
+        token.filter(|(bearer, _)| path.starts_with("/v2/") && authorization != Some(bearer.as_str()));
+    let answer = match closed {
+        Some((_, challenge)) => challenge,
+        None => lock(&state.answers).get(&path).cloned().unwrap_or_else(|| Answer::status(404)),
+    };
     let mut response = Response::builder().status(answer.status).header("content-type", answer.content_type);
     for (name, value) in &answer.headers {
         response = response.header(name, value);

@@ -5,6 +5,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::OnceLock;
 
 /// Something that a test cannot do without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +20,8 @@ pub enum Need {
     CniPlugins,
     /// `iptables` that works in a network namespace of its own.
     Iptables,
+    /// A kernel with IPv6.
+    Ipv6,
     /// A memory controller, v1 or v2.
     MemoryController,
     /// Pure cgroup v2.
@@ -49,6 +52,7 @@ impl Need {
                 (all == [true; 3], format!("needs bridge, host-local and portmap in {CNI_BIN_DIR}"))
             }
             Self::Iptables => (iptables_works(), "needs iptables with nat in a network namespace".into()),
+            Self::Ipv6 => (Path::new("/proc/net/if_inet6").exists(), "needs IPv6".into()),
             Self::MemoryController => {
                 let met = Path::new("/sys/fs/cgroup/memory").is_dir()
                     || controllers_v2().is_some_and(|all| all.split_whitespace().any(|one| one == "memory"));
@@ -89,7 +93,13 @@ fn in_path(program: &str) -> bool {
     std::env::split_paths(&path).any(|dir| dir.join(program).exists())
 }
 
+/// Asked for every test, so the answer is kept.
 fn iptables_works() -> bool {
+    static WORKS: OnceLock<bool> = OnceLock::new();
+    *WORKS.get_or_init(try_iptables)
+}
+
+fn try_iptables() -> bool {
     let script = "iptables -t nat -N PROBE && iptables -t nat -X PROBE";
     let probe = Command::new("unshare").args(["--net", "sh", "-c", script]).output();
     probe.is_ok_and(|output| output.status.success())
