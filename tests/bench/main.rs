@@ -1,1 +1,101 @@
-fn main() {}
+//! `hartpod-bench`: the time of every CRI call and the weight of every process, of any CRI endpoint.
+//!
+//! Without an endpoint it starts hartpod itself, with a registry and a network of its own. With `--against` it measures a second
+//! endpoint in the same run, after the first, and prints the ratio. Nothing is asserted unless `--check` asks for the floors.
+
+#![forbid(unsafe_code)]
+
+mod drive;
+mod endpoint;
+mod own;
+mod samples;
+mod table;
+mod weigh;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+
+use crate::drive::{Figures, Load};
+use crate::endpoint::Endpoint;
+use crate::own::Own;
+
+/// Times CRI calls and weighs a runtime's processes.
+#[derive(Debug, Parser)]
+#[command(name = "hartpod-bench")]
+struct Args {
+    /// CRI socket to measure [default: a hartpod that is started for this]
+    #[arg(long, value_name = "SOCKET")]
+    endpoint: Option<PathBuf>,
+    /// CRI socket to compare with, e.g. containerd's
+    #[arg(long, value_name = "SOCKET")]
+    against: Option<PathBuf>,
+    /// Pods that run at the same time when memory is read
+    #[arg(long, default_value_t = 20)]
+    pods: u32,
+    /// Image with a shell [default: one from a registry that is started for this]
+    #[arg(long)]
+    image: Option<String>,
+    /// Runtime handler of the pods
+    #[arg(long, default_value = "")]
+    handler: String,
+    /// Exit with 1 where a floor of the design is missed
+    #[arg(long)]
+    check: bool,
+}
+
+fn main() -> ExitCode {
+    let run = || -> Result<bool> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        runtime.block_on(bench(&Args::parse()))
+    };
+    match run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("hartpod-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn bench(args: &Args) -> Result<bool> {
+    let own = Own::start(args.endpoint.is_none(), args.image.is_none()).await?;
+    let measured = measure(args, &own).await;
+    // Cleaned up even when it failed; the first error is the one that is told.
+    let stopped = own.stop().await;
+    let (figures, against) = measured?;
+    stopped?;
+    table::print(&figures, against.as_ref());
+    if !args.check {
+        return Ok(true);
+    }
+    let missed = table::missed_floors(&figures, against.as_ref());
+    for line in &missed {
+        eprintln!("floor missed: {line}");
+    }
+    Ok(missed.is_empty())
+}
+
+async fn measure(args: &Args, own: &Own) -> Result<(Figures, Option<Figures>)> {
+    let load = Load {
+        pods: args.pods,
+        image: args.image.clone().unwrap_or_else(|| own.image()),
+        handler: args.handler.clone(),
+    };
+    let socket = args.endpoint.clone().or_else(|| own.socket());
+    let first = Endpoint::connect(&socket.unwrap_or_default()).await?;
+    let second = match &args.against {
+        Some(socket) => Some(Endpoint::connect(socket).await?),
+        None => None,
+    };
+    // One after the other, so that neither is measured while the other works.
+    let figures = drive::measure(&first, &load).await?;
+    let against = match &second {
+        Some(endpoint) => Some(drive::measure(endpoint, &Load { handler: String::new(), ..load }).await?),
+        None => None,
+    };
+    Ok((figures, against))
+}

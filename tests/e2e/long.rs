@@ -4,6 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use futures_util::future::try_join_all;
+use hartpod_tests::cgroup::PodCgroup;
 use hartpod_tests::{Lab, Node, cri, eventually, process, tests, world};
 
 tests![a_hundred_pods_leave_nothing, a_daemon_killed_at_fifty_moments_leaves_nothing];
@@ -122,7 +123,10 @@ async fn a_daemon_killed_at_fifty_moments_leaves_nothing(lab: &Lab) -> Result<()
         ended_early += u32::from(lived.is_err());
         node.start().await.with_context(|| step.clone())?;
         drain(&node).await.with_context(|| step.clone())?;
-        remove_pod_cgroups(&node).with_context(|| step.clone())?;
+        // The kubelet removes the cgroups of pods that it does not know; they must be empty.
+        for cgroup in PodCgroup::all_below(node.cgroup_root())? {
+            cgroup.remove().with_context(|| step.clone())?;
+        }
         world::must_return_to(&before, || lab.look(&node)).await.with_context(|| step.clone())?;
     }
     println!("50 kills, {ended_early} of them within a life of {} ms", life / 1000);
@@ -144,17 +148,5 @@ async fn drain(node: &Node) -> Result<()> {
     }
     ensure!(node.client().pods().await?.is_empty(), "pods are left");
     ensure!(node.client().containers().await?.is_empty(), "containers are left");
-    Ok(())
-}
-
-/// The kubelet removes the cgroups of pods that it does not know; they must be empty.
-fn remove_pod_cgroups(node: &Node) -> Result<()> {
-    let root = node.cgroup_root().trim_start_matches('/').to_owned();
-    let pods =
-        hartpod_tests::cgroup::find(|path| path.rsplit_once('/').is_some_and(|(parent, _)| parent == root))?;
-    for pod in pods {
-        let (_, path) = pod.split_once(':').context("hierarchy:path")?;
-        hartpod_tests::cgroup::remove_tree(path)?;
-    }
     Ok(())
 }

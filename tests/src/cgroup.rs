@@ -73,6 +73,15 @@ impl PodCgroup {
         Ok(Self { path: path.to_owned() })
     }
 
+    /// Every cgroup right below `root` that was made by [`Self::create`].
+    pub fn all_below(root: &str) -> Result<Vec<Self>> {
+        let root = root.trim_start_matches('/');
+        let is_child = |path: &str| path.rsplit_once('/').is_some_and(|(parent, _)| parent == root);
+        let paths = find(is_child)?.into_iter().filter_map(|found| Some(found.split_once(':')?.1.to_owned()));
+        let paths: BTreeSet<String> = paths.collect();
+        Ok(paths.into_iter().map(|path| Self { path }).collect())
+    }
+
     /// The path as `cgroup_parent` names it.
     pub fn path(&self) -> &str {
         &self.path

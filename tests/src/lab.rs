@@ -8,9 +8,9 @@ use anyhow::{Context, Result, ensure};
 use tokio::process::Command;
 use tokio::sync::{OnceCell, RwLock};
 
-use crate::cgroup;
+use crate::cgroup::PodCgroup;
 use crate::cni::BRIDGE;
-use crate::image::{self, Image};
+use crate::image::Image;
 use crate::node::{self, Node, NodeBuilder};
 use crate::registry::{self, Registry};
 use crate::world::{self, Scope, World};
@@ -32,7 +32,7 @@ impl Lab {
     pub fn open(dir: &Path) -> Result<Self> {
         let id = dir.file_name().context("the test's folder has no name")?.to_string_lossy();
         let cgroup = cgroup_root(&id);
-        cgroup::PodCgroup::create(&cgroup)?;
+        PodCgroup::create(&cgroup)?;
         let before = World::look(&scope(&cgroup, &[]))?;
         Ok(Self { dir: dir.to_owned(), cgroup, registry: OnceCell::new(), nodes: Mutex::default(), before })
     }
@@ -66,19 +66,8 @@ impl Lab {
     pub async fn registry(&self) -> Result<&RwLock<Registry>> {
         self.registry
             .get_or_try_init(async || {
-                let registry = Registry::start(&self.dir.join("registry")).await?;
-                let image = image::busybox()?;
-                let other = image.clone().architecture(if image::ARCHITECTURE == "riscv64" {
-                    "amd64"
-                } else {
-                    "riscv64"
-                });
-                let (own, other) = (
-                    (image.architecture.clone(), image.build()?),
-                    (other.architecture.clone(), other.build()?),
-                );
-                let index = Image::index(vec![(&other.0, other.1), (&own.0, own.1)])?;
-                registry.push("busybox", "1", &index).await?;
+                let registry = Registry::start(&self.dir.join("registry"), registry::ADDRESS).await?;
+                registry.push_busybox().await?;
                 Ok(RwLock::new(registry))
             })
             .await
@@ -122,6 +111,9 @@ impl Lab {
                 "addresses are still reserved: {:?}",
                 node.cni().reserved()?
             );
+        }
+        for cgroup in PodCgroup::all_below(&self.cgroup)? {
+            cgroup.remove().context("a pod's cgroup is in use after its removal")?;
         }
         if let Some(registry) = self.registry.get() {
             registry.write().await.stop().await?;

@@ -13,7 +13,7 @@ use hyper_util::rt::TokioExecutor;
 use tokio::process::{Child, Command};
 
 use crate::eventually::eventually;
-use crate::image::{INDEX_TYPE, Image, MANIFEST_TYPE};
+use crate::image::{self, ARCHITECTURE, INDEX_TYPE, Image, MANIFEST_TYPE};
 
 /// Every test has a network namespace of its own, so the port is always free.
 pub const ADDRESS: &str = "127.0.0.1:5000";
@@ -28,13 +28,13 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Starts one that keeps its data and its log in `dir`.
-    pub async fn start(dir: &Path) -> Result<Self> {
+    /// Starts one at `address` that keeps its data and its log in `dir`.
+    pub async fn start(dir: &Path, address: &str) -> Result<Self> {
         std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
         let config = dir.join("config.yml");
         let text = format!(
             "version: 0.1\nlog: {{level: warn}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\n  delete: {{enabled: true}}\n\
-             http: {{addr: '{ADDRESS}', secret: tests}}\n",
+             http: {{addr: '{address}', secret: tests}}\n",
             dir.join("data").display()
         );
         std::fs::write(&config, text).with_context(|| format!("write {}", config.display()))?;
@@ -50,10 +50,20 @@ impl Registry {
             .kill_on_drop(true)
             .spawn()
             .context("start docker-registry")?;
-        let http = Http::new(ADDRESS);
+        let http = Http::new(address);
         eventually("the registry's first answer", async || Ok(http.get("/v2/").await.is_ok()), |ok| *ok)
             .await?;
         Ok(Self { process, http })
+    }
+
+    /// Pushes the test image, for this machine's architecture and another, as `busybox:1`.
+    pub async fn push_busybox(&self) -> Result<()> {
+        let image = image::busybox()?;
+        let other = if ARCHITECTURE == "riscv64" { "amd64" } else { "riscv64" };
+        let foreign = image.clone().architecture(other).build()?;
+        let index = Image::index(vec![(other, foreign), (ARCHITECTURE, image.build()?)])?;
+        self.push("busybox", "1", &index).await?;
+        Ok(())
     }
 
     /// Pushes an image under `name:tag` and returns its digest.

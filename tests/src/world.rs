@@ -80,7 +80,8 @@ impl World {
 fn processes() -> Result<BTreeSet<String>> {
     let me = i32::try_from(std::process::id()).context("pid")?;
     let all = process::all()?.into_iter().filter(|one| one.pid != me);
-    Ok(all.map(|one| format!("{} {} [{}] {}", one.pid, one.name, one.state, one.command)).collect())
+    let zombie = |one: &process::Process| if one.state == 'Z' { " (zombie)" } else { "" };
+    Ok(all.map(|one| format!("{} {}{} {}", one.pid, one.name, zombie(&one), one.command)).collect())
 }
 
 fn mounts() -> Result<BTreeSet<String>> {

@@ -1,0 +1,56 @@
+//! Memory and CPU time from /proc.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+
+use anyhow::{Context, Result};
+use hartpod_tests::process::{self, Process};
+
+/// Names of a runtime's processes; all others that appear are workload.
+const RUNTIMES: &[&str] = &["hartpod", "containerd-shim", "conmon", "pause", "crio"];
+
+/// The processes that exist now.
+#[derive(Debug)]
+pub(crate) struct Baseline(BTreeSet<(i32, u64)>);
+
+impl Baseline {
+    pub(crate) fn now() -> Result<Self> {
+        Ok(Self(process::all()?.into_iter().map(|one| (one.pid, one.start_time)).collect()))
+    }
+
+    /// PSS of every process of a runtime that appeared since, in KiB, by name.
+    pub(crate) fn weights(&self) -> Result<BTreeMap<String, Vec<u64>>> {
+        let mut weights: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+        for one in process::all()? {
+            let is_new = !self.0.contains(&(one.pid, one.start_time));
+            if is_new && is_runtime(&one) {
+                // One that ended meanwhile weighs nothing.
+                let Ok(pss) = process::pss_kib(one.pid) else { continue };
+                weights.entry(one.name).or_default().push(pss);
+            }
+        }
+        weights.values_mut().for_each(|all| all.sort_unstable());
+        Ok(weights)
+    }
+}
+
+fn is_runtime(one: &Process) -> bool {
+    RUNTIMES.iter().any(|name| one.name.starts_with(name))
+}
+
+/// CPU seconds that the whole machine has spent.
+pub(crate) fn machine_cpu_seconds() -> Result<f64> {
+    let text = fs::read_to_string("/proc/stat").context("read /proc/stat")?;
+    let numbers: Vec<f64> = text
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .skip(1)
+        .filter_map(|n| n.parse().ok())
+        .collect();
+    // user, nice, system, idle, iowait, irq, softirq, steal; in hundredths of a second on every Linux that matters here.
+    let busy: f64 =
+        numbers.iter().take(8).sum::<f64>() - numbers.get(3).unwrap_or(&0.0) - numbers.get(4).unwrap_or(&0.0);
+    Ok(busy / 100.0)
+}
