@@ -52,7 +52,7 @@ mod tests {
 
     #[test]
     fn keys_are_matched_whole() {
-        let text = "oom 3\noom_kill 5\noom_group_kill 0\nbad\n";
+        let text = "oom_kill 5\noom 3\noom_group_kill 0\nbad\n";
         assert_eq!(keyed(text, "oom_kill"), Some(5));
         assert_eq!(keyed(text, "oom"), Some(3));
         assert_eq!(keyed(text, "bad"), None);

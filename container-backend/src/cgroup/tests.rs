@@ -48,10 +48,26 @@ impl Fixture {
     }
 }
 
+/// What a failed test left; a test that passed left nothing.
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        let left = self.left();
+        for dir in &left {
+            let node = node::Node { dir: dir.clone() };
+            let _ = node.kill();
+            let _ = node.wait_empty_blocking(soon());
+        }
+        for dir in &left {
+            let _ = remove::tree(dir);
+        }
+    }
+}
+
 fn limits(json: &str) -> Limits {
     Limits::from_oci(&serde_json::from_str(json).expect(json)).expect(json)
 }
 
+/// Long enough for a slow machine, short enough for a test that fails.
 fn soon() -> Instant {
     Instant::now() + Duration::from_secs(10)
 }
@@ -80,13 +96,20 @@ impl Gated {
     }
 }
 
+impl Drop for Gated {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 #[test]
 fn a_leaf_lives_and_goes_with_everything_in_it() {
     let fixture = Fixture::new();
     let leaf = fixture.leaf("c1");
     leaf.create(&limits(r#"{"pids":{"limit":64},"cpu":{"shares":512}}"#)).expect("create");
     assert!(!leaf.populated().expect("events"));
-    let child = Gated::spawn("sleep 1000");
+    let child = Gated::spawn("sleep 60");
     leaf.add_pid(child.pid()).expect("add");
     assert!(leaf.populated().expect("events"));
     let membership = std::fs::read_to_string(format!("/proc/{}/cgroup", child.0.id())).expect("proc");
@@ -178,9 +201,9 @@ fn an_exec_leaf_dies_alone() {
     leaf.create(&Limits::default()).expect("create");
     let exec = leaf.exec_leaf("e1").expect("name");
     exec.create().expect("create exec");
-    let container = Gated::spawn("sleep 1000");
+    let container = Gated::spawn("sleep 60");
     leaf.add_pid(container.pid()).expect("add");
-    let mut inside = Gated::spawn("setsid sleep 1000 & sleep 1000");
+    let mut inside = Gated::spawn("setsid sleep 60 & sleep 60");
     std::fs::write(exec.node.dir.join("cgroup.procs"), inside.0.id().to_string()).expect("move");
     inside.go();
     assert!(matches!(exec.create(), Err(CgroupError::InUse { .. })));
@@ -212,6 +235,23 @@ fn events_tell_when_a_leaf_becomes_empty() {
     assert!(child.wait().success());
     leaf.destroy_blocking(soon()).expect("destroy");
     assert!(!is_populated(&events).expect("of a leaf that is gone"));
+}
+
+#[test]
+fn waiting_for_a_leaf_ends_at_the_deadline_and_costs_no_cpu_time() {
+    let fixture = Fixture::new();
+    let leaf = fixture.leaf("c1");
+    leaf.create(&Limits::default()).expect("create");
+    let child = Gated::spawn("exit 0");
+    leaf.add_pid(child.pid()).expect("add");
+    let cpu = || rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    let (before, deadline) = (cpu(), Instant::now() + Duration::from_millis(200));
+    assert!(!leaf.node().wait_empty_blocking(deadline).expect("wait"));
+    let after = cpu();
+    assert!(Instant::now() >= deadline);
+    let spent = (after.tv_sec - before.tv_sec) * 1_000_000_000 + after.tv_nsec - before.tv_nsec;
+    assert!(spent < 50_000_000, "{spent} ns");
+    leaf.destroy_blocking(soon()).expect("destroy");
 }
 
 #[test]

@@ -235,6 +235,11 @@ mod tests {
         let table = b"1 0 0:1 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n";
         let (unified, v1) = choose(&mount_table::parse(table), Path::new("/sys/fs/cgroup")).expect("v2");
         assert_eq!((unified.as_path(), v1.len()), (Path::new("/sys/fs/cgroup"), 0));
+        // Another mount below, as of a container's, is not the node's.
+        let both =
+            [b"2 1 0:1 /x /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n", table.as_slice()].concat();
+        let (unified, _) = choose(&mount_table::parse(&both), Path::new("/sys/fs/cgroup")).expect("v2");
+        assert_eq!(unified, Path::new("/sys/fs/cgroup"));
     }
 
     #[test]

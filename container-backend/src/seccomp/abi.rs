@@ -282,10 +282,20 @@ mod tests {
 
     #[test]
     fn multiplexed_calls_exist_on_32_bit_x86_alone() {
-        let bind = multiplexed(Abi::X86, "bind").expect("bind");
-        assert_eq!((bind.by, bind.call), ("socketcall", 2));
-        let shmctl = multiplexed(Abi::X86, "shmctl").expect("shmctl");
-        assert_eq!((shmctl.by, shmctl.call), ("ipc", 24));
+        for (name, by, call) in [
+            ("socket", "socketcall", 1),
+            ("bind", "socketcall", 2),
+            ("recv", "socketcall", 10),
+            ("sendmmsg", "socketcall", 20),
+            ("semop", "ipc", 1),
+            ("msgctl", "ipc", 14),
+            ("shmat", "ipc", 21),
+            ("shmget", "ipc", 23),
+            ("shmctl", "ipc", 24),
+        ] {
+            let found = multiplexed(Abi::X86, name).expect(name);
+            assert_eq!((found.by, found.call), (by, call), "{name}");
+        }
         assert!(multiplexed(Abi::X86_64, "bind").is_none() && multiplexed(Abi::X86, "read").is_none());
     }
 }

@@ -234,3 +234,35 @@ fn short(distance: usize) -> u8 {
     // `branch` brought it within reach.
     u8::try_from(distance).unwrap_or(u8::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::seccomp::tests::run;
+
+    /// Both targets at every distance around what eight bits can tell.
+    #[test]
+    fn a_branch_reaches_as_far_as_it_must() {
+        for gap in 200..300 {
+            for between in [0, 1, 2, 60] {
+                let mut code = Code::default();
+                let yes = code.push(RETURN, 0, 0, 1);
+                for _ in 0..between {
+                    code.push(RETURN, 0, 0, 99);
+                }
+                let no = code.push(RETURN, 0, 0, 2);
+                for _ in 0..gap {
+                    code.push(RETURN, 0, 0, 99);
+                }
+                // The nearer target may be either.
+                let branch = code.branch(JUMP_EQUAL, 7, yes, no);
+                let swapped = code.branch(JUMP_EQUAL, 8, no, yes);
+                let branch = code.branch(JUMP_GREATER, 8, branch, swapped);
+                code.load_number(branch);
+                let program = code.finish();
+                let answers = [7, 8, 9].map(|number| run(&program, 0, number, [0; 6]));
+                assert_eq!(answers, [1, 2, 2], "{gap} instructions away, {between} between");
+            }
+        }
+    }
+}

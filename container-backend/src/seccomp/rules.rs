@@ -88,7 +88,7 @@ pub(super) struct Condition {
     pub(super) argument: usize,
     pub(super) comparison: Comparison,
     pub(super) value: u64,
-    /// Only the lower half counts, and `value` has no upper half.
+    /// Only the lower halves of argument, value and mask count.
     pub(super) narrow: bool,
 }
 
@@ -111,16 +111,6 @@ impl Condition {
             }
         };
         Ok(Self { argument: arg.index(), comparison, value, narrow: false })
-    }
-
-    fn narrowed(mut self) -> Self {
-        const LOW: u64 = 0xffff_ffff;
-        self.narrow = true;
-        self.value &= LOW;
-        if let Comparison::MaskedEqual { mask } = &mut self.comparison {
-            *mask &= LOW;
-        }
-        self
     }
 }
 
@@ -238,7 +228,7 @@ impl<'a> Rules<'a> {
 impl Rule<'_> {
     fn checks(&self, abi: Abi) -> impl Iterator<Item = Check> + '_ {
         self.alternatives.iter().map(move |conditions| {
-            let conditions = conditions.iter().map(|c| if abi.is_32_bit() { c.narrowed() } else { *c });
+            let conditions = conditions.iter().map(|c| Condition { narrow: abi.is_32_bit(), ..*c });
             Check { conditions: conditions.collect(), action: self.action }
         })
     }

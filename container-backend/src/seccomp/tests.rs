@@ -14,7 +14,7 @@ use super::*;
 type Args = [u64; 6];
 
 /// Runs a filter as the kernel does, and fails on what its checker would refuse.
-fn run(filter: &[libc::sock_filter], arch: u32, number: u32, args: Args) -> u32 {
+pub(super) fn run(filter: &[libc::sock_filter], arch: u32, number: u32, args: Args) -> u32 {
     let mut words = vec![number, arch, 0, 0];
     for arg in args {
         words.extend([(arg & 0xffff_ffff) as u32, (arg >> 32) as u32]);
@@ -228,6 +228,9 @@ fn small_profiles_do_what_they_say() {
         // Twice the same argument: either.
         r#"{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{"names":["personality","nosuch"],"action":"SCMP_ACT_LOG","args":[
             {"index":0,"value":38,"op":"SCMP_CMP_EQ"},{"index":0,"value":40,"op":"SCMP_CMP_EQ"}]}]}"#,
+        // An interface without rules beside one with: both end in the same returns.
+        r#"{"defaultAction":"SCMP_ACT_ALLOW","architectures":["SCMP_ARCH_X86","SCMP_ARCH_X32"],"syscalls":[
+            {"names":["socketcall"],"action":"SCMP_ACT_KILL"}]}"#,
         // Behind socketcall and ipc too.
         r#"{"defaultAction":"SCMP_ACT_TRACE","architectures":["SCMP_ARCH_X86","SCMP_ARCH_X32"],"syscalls":[
             {"names":["socketcall"],"action":"SCMP_ACT_ALLOW"},
@@ -387,6 +390,35 @@ fn the_default_profile_is_small_and_lets_the_usual_through_unasked() {
         let answer = run(program.filter(), Abi::NATIVE.audit_arch(), number, [0; 6]);
         assert_eq!(answer, SECCOMP_RET_ERRNO | 1, "{name}");
     }
+}
+
+#[test]
+fn threads_may_be_made_and_namespaces_may_not() {
+    let program = Program::compile(&default_profile(&Capabilities::new())).expect("compiles");
+    let clone = Numbers::of(Abi::NATIVE).get("clone").expect("clone");
+    let answer = |flags: i32| {
+        let args = [u64::from(flags as u32), 0, 0, 0, 0, 0];
+        run(program.filter(), Abi::NATIVE.audit_arch(), clone, args)
+    };
+    for flag in [
+        libc::CLONE_NEWNS,
+        libc::CLONE_NEWCGROUP,
+        libc::CLONE_NEWUTS,
+        libc::CLONE_NEWIPC,
+        libc::CLONE_NEWUSER,
+        libc::CLONE_NEWPID,
+        libc::CLONE_NEWNET,
+    ] {
+        assert_eq!(answer(flag | libc::SIGCHLD), SECCOMP_RET_ERRNO | 1, "{flag:#x}");
+    }
+    let thread =
+        libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_THREAD;
+    let more =
+        libc::CLONE_SYSVSEM | libc::CLONE_SETTLS | libc::CLONE_PARENT_SETTID | libc::CLONE_CHILD_CLEARTID;
+    assert_eq!(
+        [answer(thread | more), answer(libc::SIGCHLD), answer(libc::CLONE_PIDFD)],
+        [SECCOMP_RET_ALLOW; 3]
+    );
 }
 
 /// What a thread of its own gets back under a filter: the filter goes with the thread. Needs CAP_SYS_ADMIN.

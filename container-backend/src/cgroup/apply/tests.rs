@@ -181,6 +181,14 @@ fn a_hard_limit_without_its_controller_is_an_error_and_a_weight_is_not() {
 }
 
 #[test]
+fn a_throttle_of_zero_lifts_it() {
+    let fake = v2(&[("io.max", "")]);
+    fake.apply(r#"{"blockIO":{"throttleWriteIOPSDevice":[{"major":8,"minor":16,"rate":0}]}}"#)
+        .expect("applies");
+    fake.expect(&[("io.max", "8:16 wiops=max")]);
+}
+
+#[test]
 fn an_unknown_unified_key_is_an_error() {
     let fake = v2(&[]);
     let error = fake.apply(r#"{"unified":{"memory.oom.group":"1"}}"#).expect_err("absent");
