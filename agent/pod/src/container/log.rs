@@ -12,6 +12,7 @@ use tracing::warn;
 use super::settle::DRAIN_WAIT;
 use crate::children::Children;
 use crate::log_writer::{LogError, LogHandle, LogPlace, Sources, report_host_failure, write_logs};
+use crate::sys;
 
 /// Command name of a log writer, as ps shows it.
 const NAME: &str = "hartpod-log";
@@ -42,6 +43,8 @@ impl Log {
                 .flatten()
                 .collect();
         let child = fork_role(NAME, &keep, || {
+            // An agent that is gone is no reason to die, nor is a careless killall.
+            sys::ignore_signals(&[libc::SIGPIPE, libc::SIGTERM, libc::SIGINT, libc::SIGHUP]);
             if let Err(error) = host.enter() {
                 report_host_failure(&theirs, &error);
                 return 1;
@@ -51,7 +54,10 @@ impl Log {
         let exit = children.own(&child);
         let (end, ended) = watch::channel(false);
         tokio::spawn(async move {
-            exit.await;
+            let exit = exit.await;
+            if exit.code != 0 {
+                warn!(code = exit.code, "a log writer ended before its container");
+            }
             let _ = end.send(true);
         });
         let (handle, opening) = LogHandle::new(ours)?;

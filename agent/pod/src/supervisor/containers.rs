@@ -219,7 +219,6 @@ impl Supervisor {
         container.init = Init::None;
         let leaf = container.leaf.clone();
         let log_ended = container.log.as_ref().map(container::Log::ended);
-        // Holds the master of a terminal, whose writer ends when the slaves are closed; nothing else keeps a stream open.
         container.console = None;
         let (newsdesk, about) = (self.newsdesk.clone(), container.about());
         tokio::spawn(async move {
