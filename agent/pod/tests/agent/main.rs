@@ -1,6 +1,8 @@
 //! The real `hartpod-pod`, started and driven as the daemon does it. Needs root, busybox and cgroups.
 // Everything here is a test, helpers included.
-#![allow(clippy::unwrap_used, clippy::expect_used, dead_code)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod containers;
+mod execs;
 mod kit;
 mod process;

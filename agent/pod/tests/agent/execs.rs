@@ -1,0 +1,162 @@
+//! Execs and their streams.
+
+use std::time::{Duration, Instant};
+
+use hartpod_proto::pod::v1::{Phase, StartExecRequest, WaitExecRequest, WaitExecResponse};
+use tokio::io::AsyncReadExt;
+use tonic::Code;
+
+use crate::kit::{Agent, exec, id, token};
+
+async fn with_sleeper() -> Agent {
+    let mut agent = Agent::with_pod(|_| {}).await;
+    let request = agent.shell(1, "sleep 1000");
+    agent.run(request).await.unwrap();
+    agent
+}
+
+async fn wait(agent: &mut Agent, request: &StartExecRequest) -> Result<WaitExecResponse, tonic::Status> {
+    let request =
+        WaitExecRequest { container_id: request.container_id.clone(), exec_id: request.exec_id.clone() };
+    agent.client.wait_exec(request).await.map(tonic::Response::into_inner)
+}
+
+#[tokio::test]
+async fn streams_and_exit_code() {
+    let mut agent = with_sleeper().await;
+    let (result, out, err) = agent.exec(1, "cat; echo problem >&2; exit 5", "typed\n").await;
+    assert_eq!((result.exit_code, result.timed_out), (5, false));
+    assert_eq!((out.as_str(), err.as_str()), ("typed\n", "problem\n"));
+}
+
+#[tokio::test]
+async fn a_lot_of_output_arrives_whole() {
+    let mut agent = with_sleeper().await;
+    let (result, out, _) = agent.exec(1, "yes 0123456789 | head -n 1000000", "").await;
+    assert_eq!(result.exit_code, 0);
+    assert!(out.len() == 11_000_000 && out.ends_with("0123456789\n"), "{}", out.len());
+}
+
+#[tokio::test]
+async fn a_result_is_there_before_and_after_the_end_and_once() {
+    let mut agent = with_sleeper().await;
+    let request = exec(1, "exit 9");
+    let pid = agent.client.start_exec(request.clone()).await.unwrap().into_inner().pid;
+    assert!(pid > 0);
+    // The same request again is the same exec.
+    assert_eq!(agent.client.start_exec(request.clone()).await.unwrap().into_inner().pid, pid);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(wait(&mut agent, &request).await.unwrap().exit_code, 9);
+    assert_eq!(wait(&mut agent, &request).await.unwrap_err().code(), Code::NotFound);
+    let request = exec(1, "sleep 0.2; exit 8");
+    agent.client.start_exec(request.clone()).await.unwrap();
+    assert_eq!(wait(&mut agent, &request).await.unwrap().exit_code, 8);
+}
+
+#[tokio::test]
+async fn a_timeout_kills_the_whole_tree() {
+    let mut agent = with_sleeper().await;
+    let request = StartExecRequest { timeout_ms: 200, ..exec(1, "setsid sleep 4242 & sleep 4242") };
+    let begun = Instant::now();
+    agent.client.start_exec(request.clone()).await.unwrap();
+    let result = wait(&mut agent, &request).await.unwrap();
+    assert!(result.timed_out && result.exit_code == 137, "{result:?}");
+    assert!(begun.elapsed() < Duration::from_secs(2));
+    let (_, processes, _) = agent.exec(1, "ps", "").await;
+    assert!(!processes.contains("4242"), "{processes}");
+    assert_eq!(agent.state(1).await.unwrap().phase(), Phase::Running);
+}
+
+#[tokio::test]
+async fn what_an_exec_leaves_in_the_background_runs_on_and_does_not_hold_it() {
+    let mut agent = with_sleeper().await;
+    let begun = Instant::now();
+    let (result, out, _) = agent.exec(1, "nohup sleep 4242 & echo begun", "").await;
+    assert_eq!((result.exit_code, out.as_str()), (0, "begun\n"));
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_secs(2) && took < Duration::from_secs(4), "{took:?}");
+    let (_, processes, _) = agent.exec(1, "ps", "").await;
+    assert!(processes.contains("sleep 4242"), "{processes}");
+}
+
+#[tokio::test]
+async fn output_that_nobody_fetches_does_not_block() {
+    let mut agent = with_sleeper().await;
+    let request = StartExecRequest { stdout_token: token(), ..exec(1, "yes | head -c 1000000") };
+    agent.client.start_exec(request.clone()).await.unwrap();
+    assert_eq!(wait(&mut agent, &request).await.unwrap().exit_code, 0);
+    // Its token is worth nothing any more.
+    let mut late = agent.stream(&request.stdout_token).await;
+    assert_eq!(late.read(&mut [0]).await.unwrap_or_default(), 0);
+}
+
+#[tokio::test]
+async fn a_command_that_is_missing_is_named() {
+    let mut agent = with_sleeper().await;
+    let request = StartExecRequest { args: vec!["foo".to_owned()], ..exec(1, "") };
+    let error = agent.client.start_exec(request.clone()).await.unwrap_err();
+    assert_eq!(error.code(), Code::FailedPrecondition);
+    assert!(error.message().ends_with("exec \"foo\": no such file in $PATH"), "{error}");
+    assert_eq!(wait(&mut agent, &request).await.unwrap_err().code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn a_terminal_carries_everything_on_stdout() {
+    let mut agent = with_sleeper().await;
+    let request = StartExecRequest {
+        tty: true,
+        stdout_token: token(),
+        ..exec(1, "[ -t 0 ] && [ -t 1 ] && [ -t 2 ] && echo out && echo err >&2")
+    };
+    agent.client.start_exec(request.clone()).await.unwrap();
+    let mut out = String::new();
+    agent.stream(&request.stdout_token).await.read_to_string(&mut out).await.unwrap();
+    assert_eq!(out, "out\r\nerr\r\n");
+    assert_eq!(wait(&mut agent, &request).await.unwrap().exit_code, 0);
+}
+
+#[tokio::test]
+async fn only_running_containers_take_execs() {
+    let mut agent = Agent::with_pod(|_| {}).await;
+    let error = agent.client.start_exec(exec(1, "true")).await.unwrap_err();
+    assert_eq!(error.code(), Code::NotFound);
+    let request = agent.shell(1, "exit 0");
+    agent.client.create_container(request).await.unwrap();
+    let error = agent.client.start_exec(exec(1, "true")).await.unwrap_err();
+    assert_eq!(error.code(), Code::FailedPrecondition);
+    assert_eq!(error.message(), format!("container {} is created and not started", id(1)));
+}
+
+#[tokio::test]
+async fn the_end_of_the_container_ends_its_execs() {
+    let mut agent = with_sleeper().await;
+    let request = exec(1, "sleep 1000");
+    agent.client.start_exec(request.clone()).await.unwrap();
+    let (mut waiter, awaited) = (agent.client.clone(), request.clone());
+    let waiting = tokio::spawn(async move {
+        let request = WaitExecRequest { container_id: awaited.container_id, exec_id: awaited.exec_id };
+        waiter.wait_exec(request).await
+    });
+    agent.remove(1).await.unwrap();
+    let outcome = waiting.await.unwrap();
+    assert!(
+        outcome.as_ref().is_ok_and(|r| r.get_ref().exit_code == 137)
+            || outcome.unwrap_err().code() == Code::Aborted
+    );
+}
+
+#[tokio::test]
+async fn many_at_once() {
+    let mut agent = with_sleeper().await;
+    let requests: Vec<_> = (0..40).map(|n| exec(1, &format!("exit {n}"))).collect();
+    let starts = requests.iter().map(|request| {
+        let (mut client, request) = (agent.client.clone(), request.clone());
+        tokio::spawn(async move { client.start_exec(request).await })
+    });
+    for start in starts.collect::<Vec<_>>() {
+        start.await.unwrap().unwrap();
+    }
+    for (n, request) in (0..40).zip(&requests) {
+        assert_eq!(wait(&mut agent, request).await.unwrap().exit_code, n);
+    }
+}
