@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hartpod_container::cgroup::{DetectError, PathError};
+use hartpod_container::cgroup::PathError;
 use hartpod_container::{LaunchError, SetUpError};
 use hartpod_proto::ContainerId;
 use hartpod_proto::pod::v1::{
@@ -65,8 +65,6 @@ pub(crate) enum CallError {
     TooMany { what: &'static str, limit: usize },
     #[error("set up the pod")]
     SetUp(#[source] Arc<SetUpError>),
-    #[error("find the cgroups of this node")]
-    Leaves(#[source] Arc<DetectError>),
     #[error("name a cgroup")]
     Leaf(#[source] Arc<PathError>),
     #[error("create container {id}")]

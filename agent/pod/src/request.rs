@@ -27,6 +27,8 @@ const SIGNAL_MAX: i32 = 64;
 pub(crate) enum InvalidRequest {
     #[error("container_id")]
     ContainerId(#[source] InvalidId),
+    #[error("container_id is that of the pod, whose own cgroup has that name")]
+    ContainerIsPod,
     #[error("pod_id")]
     PodId(#[source] InvalidId),
     #[error("pid_target")]

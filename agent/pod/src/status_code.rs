@@ -44,17 +44,21 @@ fn code(error: &CallError) -> Code {
         CallError::Create { source, .. } | CallError::Exec { source, .. } => create_code(source),
         CallError::Start { source, .. } => launch_code(source),
         CallError::Reopen { source, .. } => log_code(source),
-        CallError::Leaves(_) | CallError::Remove { .. } => Code::Internal,
+        CallError::Remove { .. } => Code::Internal,
     }
 }
 
 fn set_up_code(error: &SetUpError) -> Code {
     match error {
-        SetUpError::ForeignSysctl { .. } => Code::InvalidArgument,
+        SetUpError::ForeignSysctl { .. } | SetUpError::CgroupName(_) => Code::InvalidArgument,
         SetUpError::NetworkNamespace { .. } | SetUpError::Folder { .. } | SetUpError::Sysctl { .. } => {
             Code::FailedPrecondition
         }
-        SetUpError::Threads { .. } | SetUpError::Step { .. } => Code::Internal,
+        SetUpError::Threads { .. }
+        | SetUpError::Cgroups(_)
+        | SetUpError::Cgroup(_)
+        | SetUpError::Holder { .. }
+        | SetUpError::Step { .. } => Code::Internal,
     }
 }
 
@@ -69,7 +73,13 @@ fn create_code(error: &CreateError) -> Code {
 fn launch_code(error: &LaunchError) -> Code {
     match error {
         LaunchError::Failed(failure) => failure_code(failure),
-        LaunchError::Died | LaunchError::Garbled | LaunchError::Agent { .. } => Code::Internal,
+        LaunchError::Spec { .. }
+        | LaunchError::CgroupName(_)
+        | LaunchError::Limit(_)
+        | LaunchError::Seccomp(_) => Code::InvalidArgument,
+        LaunchError::Cgroup(_) | LaunchError::Died | LaunchError::Garbled | LaunchError::Agent { .. } => {
+            Code::Internal
+        }
     }
 }
 

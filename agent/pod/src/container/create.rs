@@ -83,25 +83,27 @@ pub(crate) async fn create(
         },
         stdio: streams.stdio,
     };
-    let created = ready(pod.begin_create(request)?).await?;
+    let creating = pod.begin_create(request)?;
+    // Whichever fails first says why.
+    let (created, log) = tokio::try_join!(ready(creating), opened(log))?;
+    if created.waiting.child().is_none() {
+        return Err(LaunchError::Died.into());
+    }
     let log = match (log, &created.console) {
         (None, Some(console)) => {
             let sources = Sources { stdout: Some(console.as_fd()), stderr: None };
             let started = Log::start(pod.host(), &children, sources, plan.log.as_ref());
-            Some(started.map_err(CreateError::LogWriter)?)
+            opened(Some(started.map_err(CreateError::LogWriter)?)).await?
         }
         (log, _) => log,
-    };
-    let log = match log {
-        Some((log, opening)) => Some(opened(log, opening).await?),
-        None => None,
     };
     Ok(Made { created, log, stdin: streams.stdin, _starting: starting })
 }
 
-async fn opened(log: Log, opening: Opening) -> Result<Log, LogError> {
+async fn opened(log: Option<(Log, Opening)>) -> Result<Option<Log>, CreateError> {
+    let Some((log, opening)) = log else { return Ok(None) };
     opening.await.unwrap_or(Err(LogError::Gone))?;
-    Ok(log)
+    Ok(Some(log))
 }
 
 async fn ready(mut creating: Creating) -> Result<Created, CreateError> {

@@ -1,32 +1,13 @@
 //! Waiting for what happens in a container's cgroup leaf.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use hartpod_container::cgroup::{DetectError, Leaf, PathError, Readiness, Tree, is_populated};
-use hartpod_proto::ContainerId;
+use hartpod_container::cgroup::{Leaf, Readiness, is_populated};
 use rustix::io::Errno;
 use tokio::io::Interest;
 
 use crate::sys::Watched;
-
-/// The leaves of a pod's containers: `<parent>/<container id>`.
-#[derive(Debug)]
-pub(crate) struct Leaves {
-    tree: Tree,
-    parent: String,
-}
-
-impl Leaves {
-    pub(crate) fn detect(parent: String) -> Result<Self, DetectError> {
-        Ok(Self { tree: Tree::detect(Path::new("/sys/fs/cgroup"))?, parent })
-    }
-
-    pub(crate) fn of(&self, id: &ContainerId) -> Result<Leaf, PathError> {
-        self.tree.leaf(&self.parent, id.as_str())
-    }
-}
 
 /// Returns once no live process is in the cgroup whose `cgroup.events` is given, or it is gone.
 pub(crate) async fn emptied(events: OwnedFd) -> io::Result<()> {
@@ -35,7 +16,7 @@ pub(crate) async fn emptied(events: OwnedFd) -> io::Result<()> {
     if !populated(&reader)? {
         return Ok(());
     }
-    let is_empty = |_: std::os::fd::BorrowedFd<'_>| {
+    let is_empty = |_: BorrowedFd<'_>| {
         if populated(&reader)? { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
     };
     watched.io(Interest::PRIORITY, is_empty).await
@@ -64,7 +45,7 @@ async fn watch_oom(leaf: &Leaf) -> io::Result<()> {
         Readiness::Priority => Interest::PRIORITY,
     };
     let watched = Watched::duplicate(oom.as_fd(), interest)?;
-    let happened = |_: std::os::fd::BorrowedFd<'_>| {
+    let happened = |_: BorrowedFd<'_>| {
         oom.clear()?;
         let kills = leaf.oom_kills().map_err(io::Error::other)?;
         if kills == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }

@@ -7,7 +7,7 @@ mod phase;
 mod settle;
 
 pub(crate) use create::{CreateError, Made, Workshop, create};
-pub(crate) use leaf::{Leaves, emptied, oom_killed};
+pub(crate) use leaf::{emptied, oom_killed};
 pub(crate) use log::Log;
 pub(crate) use phase::{Event as PhaseEvent, Phase, Refused};
 pub(crate) use settle::{RemoveError, remove, settle};

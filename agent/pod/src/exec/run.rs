@@ -136,6 +136,9 @@ async fn launch(
     }
     let executed = ready(workshop.pod.begin_exec(container, request)?).await?;
     let exit = workshop.children.own(&executed.child);
+    for warning in executed.warnings {
+        warn!(warning, "an exec runs, but not in all as it should");
+    }
     if let Some(console) = executed.console {
         let input = console.try_clone().and_then(Pipe::new).map_err(CreateError::Stdio)?;
         ours = [Some(input), Some(Pipe::new(console).map_err(CreateError::Stdio)?), None];

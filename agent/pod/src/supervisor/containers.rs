@@ -22,7 +22,7 @@ use crate::container::{
     self, Container, CreateError, Init, Made, Phase, PhaseEvent, RemoveError, START_FAILED, answer,
     oom_killed,
 };
-use crate::request::{self, ContainerPlan, PidPlan, fingerprint};
+use crate::request::{self, ContainerPlan, InvalidRequest, PidPlan, fingerprint};
 use crate::status_code::chain;
 use crate::sys::Watched;
 
@@ -47,6 +47,9 @@ impl Supervisor {
         let set_up = self.is_set_up()?;
         let plan = ContainerPlan::new(request, set_up.log_directory.as_deref())?;
         let id = plan.id.clone();
+        if id.as_str() == set_up.pod_id {
+            return Err(InvalidRequest::ContainerIsPod.into());
+        }
         if let Some(container) = self.containers.get_mut(&id) {
             return repeat_create(container, fingerprint, reply);
         }
@@ -57,7 +60,8 @@ impl Supervisor {
             PidPlan::Target(target) => Some(self.running(target)?),
             PidPlan::Pod | PidPlan::Container | PidPlan::Node => None,
         };
-        let leaf = self.is_set_up()?.leaves.of(&id).map_err(|error| CallError::Leaf(Arc::new(error)))?;
+        let leaf =
+            self.is_set_up()?.pod.container_leaf(&id).map_err(|error| CallError::Leaf(Arc::new(error)))?;
         self.lives += 1;
         let mut container = Container::new(id.clone(), self.lives, fingerprint, leaf);
         let about = About { id: id.clone(), life: self.lives };
@@ -102,7 +106,8 @@ impl Supervisor {
             }
         };
         let created = made.created;
-        let child = created.waiting.child();
+        // A creation without a process has failed.
+        let Some(child) = created.waiting.child() else { return };
         container.told.pid = child.pid();
         container.told.created_at = now_nanos();
         let user = created.user;
@@ -254,7 +259,7 @@ impl Supervisor {
         let number = request::signal(number)?;
         let container = self.container_mut(id)?;
         let sent = match &mut container.init {
-            Init::Waiting(waiting) => waiting.child().signal(number),
+            Init::Waiting(waiting) => waiting.child().map_or(Ok(()), |child| child.signal(number)),
             Init::Running(child) => child.signal(number),
             Init::Starting { deferred } => {
                 *deferred |= 1 << (number - 1);
@@ -377,7 +382,7 @@ async fn pass_gate(
     about: About,
 ) {
     let starting = children.starting();
-    let waiting_pid = waiting.child().pid();
+    let waiting_pid = waiting.child().map_or(0, Child::pid);
     let outcome = match waiting.open_gate() {
         Ok(stage) => executed(stage).await,
         Err(error) => Err(error),

@@ -28,7 +28,7 @@ use tracing::info;
 use crate::board::Board;
 use crate::call::{Call, CallError};
 use crate::children::Children;
-use crate::container::{Container, Leaves, Workshop};
+use crate::container::{Container, Workshop};
 use crate::request::{PodPlan, fingerprint};
 use crate::stream::Tokens;
 use crate::sys;
@@ -47,7 +47,6 @@ struct SetUp {
     pod_id: String,
     warnings: Vec<String>,
     log_directory: Option<PathBuf>,
-    leaves: Leaves,
     pod: Arc<Pod>,
 }
 
@@ -169,13 +168,11 @@ impl Supervisor {
                 Err(CallError::SetUpDiffers)
             };
         }
-        let parent = request.cgroup_parent.clone();
         let pod_id = request.pod_id.clone();
         let PodPlan { setup, log_directory } = request.try_into()?;
         let _starting = self.children.starting();
         self.broken = true;
         let (pod, warnings) = Pod::set_up(setup).map_err(|error| CallError::SetUp(Arc::new(error)))?;
-        let leaves = Leaves::detect(parent).map_err(|error| CallError::Leaves(Arc::new(error)))?;
         if let Some(holder) = pod.holder() {
             let exit = self.children.own(holder);
             tokio::spawn(async move {
@@ -186,8 +183,7 @@ impl Supervisor {
         info!(pod = pod_id, "pod is set up");
         self.broken = false;
         let answer = SetUpPodResponse { warnings: warnings.clone() };
-        self.set_up =
-            Some(SetUp { fingerprint, pod_id, warnings, log_directory, leaves, pod: Arc::new(pod) });
+        self.set_up = Some(SetUp { fingerprint, pod_id, warnings, log_directory, pod: Arc::new(pod) });
         Ok(answer)
     }
 

@@ -4,12 +4,12 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use hartpod_proto::pod::v1::{
-    NamespaceMode, Phase, RemoveContainerRequest, ReopenLogRequest, SignalContainerRequest,
-    StartContainerRequest, Stdio,
+    CreateContainerRequest, NamespaceMode, Phase, RemoveContainerRequest, ReopenLogRequest,
+    SignalContainerRequest, StartContainerRequest, Stdio,
 };
 use tonic::Code;
 
-use crate::kit::{Agent, id};
+use crate::kit::{Agent, id, pod_id};
 
 fn exited(state: &hartpod_proto::pod::v1::ContainerState) -> bool {
     state.phase() == Phase::Exited
@@ -78,13 +78,25 @@ async fn a_creation_that_fails_leaves_nothing() {
         "{error}"
     );
     assert!(agent.state(1).await.is_none());
+    fs::remove_dir_all(agent.path("logs/c")).unwrap();
     fs::write(agent.path("logs/c"), "a file where a folder should be").unwrap();
     let request = agent.shell(1, "true");
     let error = agent.client.create_container(request).await.unwrap_err();
     assert!(error.message().contains("open the log file: Not a directory"), "{error}");
     fs::remove_file(agent.path("logs/c")).unwrap();
+    // A scratch folder is good for one creation.
+    fs::remove_dir_all(agent.path("containers").join(id(1).as_str())).unwrap();
     let request = agent.shell(1, "true");
     agent.run(request).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_container_cannot_take_the_cgroup_of_the_agent() {
+    let mut agent = Agent::with_pod(|_| {}).await;
+    let request = CreateContainerRequest { container_id: pod_id().to_string(), ..agent.shell(1, "true") };
+    let error = agent.client.create_container(request).await.unwrap_err();
+    assert_eq!(error.code(), Code::InvalidArgument, "{error}");
+    agent.shut_down().await;
 }
 
 #[tokio::test]
@@ -158,7 +170,8 @@ async fn the_whole_output_is_in_the_log_when_the_exit_is_told() {
 #[tokio::test]
 async fn a_rotation_loses_no_line() {
     let mut agent = Agent::with_pod(|_| {}).await;
-    let request = agent.shell(1, "n=0; while [ $n -lt 3000 ]; do echo $n; n=$((n+1)); done");
+    let script = "n=0; while [ $n -lt 30000 ]; do echo $n; n=$((n+1)); done; sleep 1000";
+    let request = agent.shell(1, script);
     agent.run(request).await.unwrap();
     let current = agent.path("logs/c/1.log");
     for rotation in 0..5 {
@@ -167,13 +180,15 @@ async fn a_rotation_loses_no_line() {
         agent.client.reopen_log(request).await.unwrap();
         assert!(current.exists(), "answered before the new file was there");
     }
-    agent.until(1, exited).await;
+    while agent.log(1).last().is_none_or(|line| line != "stdout F 29999") {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     let mut lines = Vec::new();
     for name in ["1.log.0", "1.log.1", "1.log.2", "1.log.3", "1.log.4", "1.log"] {
         let text = fs::read_to_string(agent.path("logs/c").join(name)).unwrap();
         lines.extend(text.lines().map(|line| line.rsplit_once(' ').unwrap().1.parse::<u32>().unwrap()));
     }
-    assert_eq!(lines, (0..3000).collect::<Vec<_>>());
+    assert_eq!(lines, (0..30000).collect::<Vec<_>>());
 }
 
 #[tokio::test]
@@ -214,8 +229,7 @@ async fn removal_kills_what_runs_and_shutdown_everything() {
         .filter(|entry| entry.file_type().unwrap().is_dir())
         .map(|entry| entry.file_name())
         .collect();
-    let agents_own = format!("{:02x}", agent.number % 256).repeat(32);
-    assert!(left.iter().all(|name| *name == *agents_own), "left behind: {left:?}");
+    assert!(left.iter().all(|name| *name == *pod_id().as_str()), "left behind: {left:?}");
 }
 
 #[tokio::test]

@@ -64,7 +64,7 @@ impl Agent {
         }
         lay_busybox(&agent.path("layers/base"));
         let mut request = SetUpPodRequest {
-            pod_id: SandboxId::from_bytes([u8::try_from(agent.number % 256).unwrap(); 32]).to_string(),
+            pod_id: pod_id().to_string(),
             hostname: "testpod".to_owned(),
             cgroup_parent: agent.cgroup(),
             layers_dir: agent.text("layers"),
@@ -101,7 +101,10 @@ impl Agent {
         let spec = format!(
             r#"{{"ociVersion":"1.1.0","process":{{"cwd":"/","user":{{"uid":0,"gid":0}},
                 "env":["PATH=/bin"],"args":[{}]}},
-                "mounts":[{{"destination":"/proc","type":"proc","source":"proc"}}],
+                "mounts":[{{"destination":"/proc","type":"proc","source":"proc"}},
+                    {{"destination":"/dev","type":"tmpfs","source":"tmpfs","options":["nosuid","mode=755"]}},
+                    {{"destination":"/dev/pts","type":"devpts","source":"devpts",
+                        "options":["newinstance","ptmxmode=0666","mode=0620","gid=5"]}}],
                 "linux":{{"namespaces":[{{"type":"mount"}}]}}}}"#,
             args.join(",")
         );
@@ -249,6 +252,11 @@ impl Drop for Agent {
             eprintln!("--- the agent's log\n{}---", self.agent_log());
         }
     }
+}
+
+/// The id of a test's pod; no container has it.
+pub(crate) fn pod_id() -> SandboxId {
+    SandboxId::from_bytes([0xff; 32])
 }
 
 /// The id of a test's container.
