@@ -29,6 +29,8 @@ mod pull;
 mod reference;
 mod registry;
 mod store;
+#[cfg(test)]
+mod testing;
 
 pub use auth::{Auth, AuthFields, InvalidAuth};
 pub use config::ImagesConfig;

@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn records_override_the_header() {
         let found = parse(
-            b"12 path=a\nb\n30 mtime=1350244992.023960108\n13 uid=70000\n36 SCHILY.xattr.user.k=\x00\x01=v\n\xff\xff\xff\xff\n",
+            b"12 path=a\nb\n30 mtime=1350244992.023960108\n13 uid=70000\n33 SCHILY.xattr.user.k=\x00\x01=v\n\xff\xff\xff\xff\n",
         );
         let found = found.unwrap();
         assert_eq!(found.path.as_deref(), Some(&b"a\nb"[..]));

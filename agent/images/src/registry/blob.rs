@@ -14,10 +14,9 @@ use super::transport::Ask;
 use crate::digest::Digest;
 
 /// How often a download is taken up again, in all.
-const MAX_RESUMES: u32 = 8;
-/// The wait before the first of them; it doubles up to [`MAX_PAUSE`].
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const MAX_PAUSE: Duration = Duration::from_secs(2);
+const MAX_RESUMES: u32 = 6;
+/// The wait before the first of them; it doubles each time, to 6 seconds in all.
+const FIRST_PAUSE: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 100 });
 
 /// Why a blob did not come.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,10 +86,7 @@ impl Blob<'_> {
                     let said = format!("ended after {} of {} bytes", self.offset, self.size);
                     self.broken(Refusal::unavailable(said)).await?;
                 }
-                Err(refusal) => {
-                    self.ended_early = false;
-                    self.broken(refusal).await?;
-                }
+                Err(refusal) => self.broken(refusal).await?,
             }
         }
     }
@@ -119,12 +115,18 @@ impl Blob<'_> {
         let timeout = self.registry.timeout;
         while let Some(body) = &mut self.body {
             let frame = match tokio::time::timeout(timeout, body.frame()).await {
-                Err(_) => Err(Refusal::dead(format!("no byte in {timeout:?}"))),
-                Ok(None) => Ok(None),
-                Ok(Some(Err(error))) => Err(Refusal::unavailable(chain(&error))),
-                Ok(Some(Ok(frame))) => Ok(Some(frame.into_data().unwrap_or_default())),
+                Err(_) => {
+                    self.ended_early = false;
+                    return Err(Refusal::dead(format!("no byte in {timeout:?}")));
+                }
+                Ok(None) => break,
+                Ok(Some(Err(error))) => {
+                    self.ended_early = is_end_of_file(&error);
+                    return Err(Refusal::unavailable(chain(&error)));
+                }
+                Ok(Some(Ok(frame))) => frame,
             };
-            let Some(mut data) = frame? else { break };
+            let mut data = frame.into_data().unwrap_or_default();
             let skipped = usize::try_from(self.skip).unwrap_or(usize::MAX).min(data.len());
             self.skip -= skipped as u64;
             let data = data.split_off(skipped);
@@ -144,8 +146,7 @@ impl Blob<'_> {
         if gone {
             self.give_up(refusal)?;
         }
-        let pause = FIRST_PAUSE.saturating_mul(1 << self.resumes.min(10));
-        tokio::time::sleep(pause.min(MAX_PAUSE)).await;
+        tokio::time::sleep(FIRST_PAUSE.saturating_mul(1 << self.resumes.saturating_sub(1).min(10))).await;
         Ok(())
     }
 
@@ -232,4 +233,11 @@ impl Blob<'_> {
 
 fn content_length(response: &Response<Incoming>) -> Option<u64> {
     response.headers().get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// The connection was closed in the middle of a body.
+fn is_end_of_file(error: &hyper::Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    error.is_incomplete_message()
+        || cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::UnexpectedEof)
 }

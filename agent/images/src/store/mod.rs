@@ -286,10 +286,12 @@ impl Inner {
         if !keep {
             return self.collect(&diff_ids).await;
         }
-        let inner = Arc::clone(self);
+        let inner = Arc::downgrade(self);
         tokio::spawn(async move {
             tokio::time::sleep(KEEP_FOR_RETRY).await;
-            inner.collect(&diff_ids).await;
+            if let Some(inner) = inner.upgrade() {
+                inner.collect(&diff_ids).await;
+            }
         });
     }
 }
