@@ -8,6 +8,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::commands;
 use crate::config::{Config, Overrides};
+use crate::serve::runtime;
 use crate::{logging, open_files, serve};
 
 /// A Kubernetes node runtime: pods as namespace containers, one small agent per pod.
@@ -84,7 +85,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             open_files::raise();
             let overrides = Overrides { root: args.root, state: args.state, socket: args.socket };
             let config = Config::load(args.file.config.as_deref(), overrides)?;
-            runtime()?.block_on(serve::serve(config))?;
+            let runtime = runtime()?;
+            let served = runtime.block_on(serve::serve(config));
+            // Work in flight is the next daemon's to finish or undo; a thread that waits for a disk must not hold this one.
+            runtime.shutdown_background();
+            served?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Demo => {
@@ -101,10 +106,6 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Config(args) => commands::config::config(&args.into()),
     }
-}
-
-fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()
 }
 
 impl From<ConfigArgs> for commands::config::Ask {

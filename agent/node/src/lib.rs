@@ -15,3 +15,34 @@ mod open_files;
 pub mod serve;
 pub mod spec;
 pub mod validate;
+
+mod agent_client;
+mod agent_process;
+mod backend;
+mod clock;
+mod container;
+mod epoch;
+mod filter;
+mod image_use;
+mod names;
+mod node;
+mod pod;
+mod random;
+mod records;
+mod recovery;
+mod registry;
+mod scratch;
+mod server;
+mod status_code;
+mod sweep;
+
+/// An error with its causes, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

@@ -1,8 +1,223 @@
 //! The daemon's life from an empty process to the last answered call.
+//!
+//! Order matters: the socket is bound early, so that callers wait instead of failing, and answers nothing until recovery has
+//! made lists and status calls true.
 
-use crate::config::Config;
+mod folder;
+mod socket;
 
-/// Serves until a signal ends it.
-pub async fn serve(_config: Config) -> anyhow::Result<()> {
-    anyhow::bail!("this build has no daemon yet")
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hartpod_cni::{Cni, CniConfig};
+use hartpod_container::cgroup::{DetectError, Tree};
+use hartpod_container::launcher::LauncherError;
+use hartpod_images::{ImageStore, ImagesConfig, OpenError};
+use sd_notify::NotifyState;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_stream::wrappers::UnixListenerStream;
+
+pub use folder::FolderError;
+pub use socket::SocketError;
+
+use crate::backend::Backends;
+use crate::config::{Config, NoAgent};
+use crate::epoch::{Epoch, EpochError};
+use crate::image_use::ImageUses;
+use crate::node::{Layout, Node};
+use crate::records::{Loaded, RecordError, Records};
+use crate::recovery::recover;
+use crate::registry::Registry;
+use crate::server::Server;
+use crate::spec::SpecSettings;
+use crate::sweep::{Claimed, sweep};
+
+/// Calls are short; two threads keep the memory small and one of them free while the other is busy.
+const WORKERS: usize = 2;
+/// File work, namespaces and plugins' input; each may wait for a disk.
+const BLOCKING_THREADS: usize = 48;
+/// Idle threads keep their stacks and their share of the allocator.
+const IDLE_THREAD: Duration = Duration::from_secs(5);
+/// For calls in flight when the daemon is told to end. Pods run on, and the kubelet repeats what it got no answer to.
+const LAST_CALLS: Duration = Duration::from_secs(5);
+
+/// The daemon could not start, or its socket broke.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    #[error("the node's epoch")]
+    Epoch(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("control groups")]
+    Cgroups(#[from] DetectError),
+    #[error(transparent)]
+    NoAgent(#[from] NoAgent),
+    #[error(transparent)]
+    Agent(#[from] LauncherError),
+    #[error("image store")]
+    Images(#[from] OpenError),
+    #[error("records of pods")]
+    Records(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("start broke off")]
+    BrokenOff(#[from] tokio::task::JoinError),
+    #[error("wait for signals")]
+    Signals(#[source] io::Error),
+    #[error("serve on {}", path.display())]
+    Serve { path: PathBuf, source: tonic::transport::Error },
+}
+
+impl From<EpochError> for ServeError {
+    fn from(error: EpochError) -> Self {
+        Self::Epoch(Box::new(error))
+    }
+}
+
+impl From<RecordError> for ServeError {
+    fn from(error: RecordError) -> Self {
+        Self::Records(Box::new(error))
+    }
+}
+
+/// The runtime that the daemon is made for.
+///
+/// # Errors
+/// Threads or descriptors are short.
+pub fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_keep_alive(IDLE_THREAD)
+        .enable_all()
+        .build()
+}
+
+/// Serves until SIGTERM or SIGINT ends it; pods run on.
+///
+/// # Errors
+/// See [`ServeError`]; nothing was changed on the node but folders made and leftovers cleared away.
+pub async fn serve(config: Config) -> Result<(), ServeError> {
+    let end = end_signal().map_err(ServeError::Signals)?;
+    let socket = config.socket.clone();
+    // Held until the end: no two daemons share a root or a state folder.
+    let (_locks, listener, node, loaded) = {
+        let opened = tokio::task::spawn_blocking(move || open_blocking(&config)).await??;
+        (opened.locks, opened.listener, Arc::new(opened.node), opened.loaded)
+    };
+    tokio::spawn(node.records.clone().keep_flushed());
+    take_over(&node, loaded).await;
+    let listener = UnixListener::from_std(listener)
+        .map_err(|source| SocketError::Bind { path: socket.clone(), source })?;
+
+    let server = Server::new(node);
+    let (told, mut ending) = tokio::sync::watch::channel(false);
+    let serving = tonic::transport::Server::builder()
+        .add_service(server.runtime_service())
+        .add_service(server.image_service())
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
+            end.await;
+            let _ = told.send(true);
+        });
+    tracing::info!(socket = %socket.display(), version = env!("CARGO_PKG_VERSION"), "serving");
+    notify(NotifyState::Ready);
+    let served = tokio::select! {
+        served = serving => served,
+        () = async {
+            let _ = ending.wait_for(|ending| *ending).await;
+            notify(NotifyState::Stopping);
+            tokio::time::sleep(LAST_CALLS).await;
+        } => {
+            tracing::warn!("calls in flight are cut off");
+            Ok(())
+        }
+    };
+    socket::unlink(&socket);
+    served.map_err(|source| ServeError::Serve { path: socket, source })
+}
+
+struct Opened {
+    locks: [folder::Lock; 2],
+    listener: std::os::unix::net::UnixListener,
+    node: Node,
+    loaded: Loaded,
+}
+
+fn open_blocking(config: &Config) -> Result<Opened, ServeError> {
+    let layout = Layout {
+        root: config.root.clone(),
+        state: config.state.clone(),
+        netns: config.pod.netns_dir.clone(),
+    };
+    folder::make(&layout.root, 0o711)?;
+    folder::make(&layout.state, 0o711)?;
+    let locks = [folder::lock(&layout.root)?, folder::lock(&layout.state)?];
+    for private in [layout.containers(), layout.agents()] {
+        folder::make(&private, 0o700)?;
+    }
+    folder::make(&layout.pods(), 0o711)?;
+    let listener = socket::bind(&config.socket)?;
+    let (records, loaded) = Records::open_blocking(&layout.pods())?;
+    let node = Node {
+        epoch: Epoch::read_blocking(&layout.state)?,
+        cgroups: Tree::detect(&config.cgroup.root)?,
+        backends: Backends::open_blocking(&config.pod.agent_path()?)?,
+        images: ImageStore::open_blocking(images(config, &layout))?,
+        cni: Cni::new(CniConfig {
+            conf_dir: config.cni.conf_dir.clone(),
+            bin_dirs: config.cni.bin_dirs.clone(),
+            cache_dir: layout.cni_cache(),
+            plugin_timeout: config.cni.plugin_timeout(),
+        }),
+        image_uses: Arc::new(ImageUses::default()),
+        registry: Registry::default(),
+        spec_settings: SpecSettings::detect(config),
+        records,
+        layout,
+    };
+    Ok(Opened { locks, listener, node, loaded })
+}
+
+fn images(config: &Config, layout: &Layout) -> ImagesConfig {
+    ImagesConfig {
+        root: layout.images(),
+        hosts_dir: config.images.hosts_dir.clone(),
+        max_layer_bytes: config.images.max_layer_bytes(),
+        parallel_layers: config.images.parallel_layers(),
+        progress_timeout: config.images.progress_timeout(),
+        pinned: config.images.pinned.clone(),
+    }
+}
+
+async fn take_over(node: &Arc<Node>, loaded: Loaded) {
+    let mut claimed = Claimed::default();
+    for pod in &loaded.pods {
+        claimed.pods.insert(pod.record.id.clone());
+        claimed.containers.extend(pod.containers.iter().map(|c| c.id.clone()));
+    }
+    recover(node, loaded.pods).await;
+    sweep(node, loaded.lost_pods, claimed).await;
+}
+
+/// Resolves at the first of the signals. Listening begins at once.
+fn end_signal() -> io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        let name = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        };
+        tracing::info!(signal = name, "ending, pods run on");
+    })
+}
+
+/// Without systemd this does nothing.
+fn notify(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "service manager not told");
+    }
 }

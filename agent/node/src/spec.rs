@@ -30,6 +30,7 @@ mod stop_signal;
 pub use error::SpecError;
 pub use resources::resources;
 pub use settings::SpecSettings;
+pub use stop_signal::to_cri as signal_to_cri;
 
 /// The version of the OCI runtime specification that the specs follow.
 const OCI_VERSION: &str = "1.2.0";

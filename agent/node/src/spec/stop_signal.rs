@@ -76,6 +76,12 @@ fn of_enum(signal: cri::Signal) -> Option<i32> {
     parse(&name.replace("PLUS", "+").replace("MINUS", "-"))
 }
 
+/// The first name that CRI has for a signal.
+pub fn to_cri(number: i32) -> cri::Signal {
+    let named = (1..).map_while(|value| cri::Signal::try_from(value).ok());
+    named.into_iter().find(|signal| of_enum(*signal) == Some(number)).unwrap_or_default()
+}
+
 /// SIGTERM, TERM, 15, SIGRTMIN+3.
 fn parse(text: &str) -> Option<i32> {
     let upper = text.to_ascii_uppercase();
@@ -100,6 +106,15 @@ mod tests {
     use oci_spec::image::ConfigBuilder;
 
     use super::*;
+
+    #[test]
+    fn every_signal_of_cri_comes_back() {
+        for number in 1..=RTMAX {
+            let signal = to_cri(number);
+            let known = !matches!(number, 32 | 33);
+            assert_eq!(of_enum(signal), known.then_some(number), "{number}: {signal:?}");
+        }
+    }
 
     #[test]
     fn names_and_numbers_by_table() {

@@ -1,0 +1,184 @@
+//! Calls to the agent of one pod.
+//!
+//! Every call has a deadline and says what was tried. A channel connects at its first call and again after a broken
+//! connection; its windows are small because a node has hundreds of them and they carry control only.
+
+mod stream;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hartpod_proto::ContainerId;
+use hartpod_proto::pod::v1 as pod;
+use hartpod_proto::pod::v1::pod_agent_client::PodAgentClient;
+use hyper_util::rt::TokioIo;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Code, Response, Status, Streaming};
+
+pub(crate) use stream::{StreamError, Token};
+
+/// pod/v1 below the pod's state folder.
+pub(crate) const CONTROL_SOCKET: &str = "agent.sock";
+/// Raw streams below the pod's state folder.
+pub(crate) const STREAM_SOCKET: &str = "stream.sock";
+
+/// Bytes in flight per call; calls of pod/v1 are small, a runtime spec is the largest.
+const STREAM_WINDOW: u32 = 64 << 10;
+/// Bytes in flight per agent.
+const CONNECTION_WINDOW: u32 = 128 << 10;
+/// Calls that wait for the connection at the same time.
+const WAITING_CALLS: usize = 32;
+
+/// For calls that an agent answers from memory.
+const SHORT: Duration = Duration::from_secs(10);
+/// For calls that touch volumes or start processes; the kubelet gives up after two minutes (its --runtime-request-timeout).
+const LONG: Duration = Duration::from_secs(110);
+/// For ShutDown: killing is immediate, unmounting a writable layer may wait for a disk.
+const SHUT_DOWN: Duration = Duration::from_secs(15);
+
+/// A call to a pod agent did not succeed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum AgentError {
+    /// The agent answered with an error, which says what it tried.
+    #[error("{message}")]
+    Answered { code: Code, message: String },
+    /// It did not answer in time.
+    #[error("the pod's agent did not answer {call} within {} s", after.as_secs())]
+    TimedOut { call: &'static str, after: Duration },
+    /// There is nobody at its socket, or the connection broke.
+    #[error("the pod's agent cannot be asked for {call}: {why}")]
+    Unreachable { call: &'static str, why: String },
+}
+
+/// One pod's agent, as the daemon talks to it.
+#[derive(Debug, Clone)]
+pub(crate) struct AgentClient {
+    calls: PodAgentClient<Channel>,
+    /// Folder that holds both sockets.
+    dir: Arc<Path>,
+}
+
+impl AgentClient {
+    /// The agent whose sockets are in `dir`. Connects at the first call.
+    pub(crate) fn new(dir: PathBuf) -> Self {
+        let dir: Arc<Path> = dir.into();
+        let socket_dir = dir.clone();
+        let connector = tower::service_fn(move |_: Uri| {
+            let dir = socket_dir.clone();
+            async move { stream::connect(&dir, CONTROL_SOCKET).await.map(TokioIo::new) }
+        });
+        // Never resolved: the connector ignores it, and h2 wants an authority.
+        let channel = Endpoint::from_static("http://pod")
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .buffer_size(WAITING_CALLS)
+            .connect_with_connector_lazy(connector);
+        Self { calls: PodAgentClient::new(channel), dir }
+    }
+
+    /// See the protocol for this and the calls below.
+    pub(crate) async fn set_up(
+        &self,
+        request: pod::SetUpPodRequest,
+    ) -> Result<pod::SetUpPodResponse, AgentError> {
+        let mut calls = self.calls.clone();
+        bounded("SetUpPod", LONG, calls.set_up_pod(request)).await
+    }
+
+    pub(crate) async fn describe(&self) -> Result<pod::DescribeResponse, AgentError> {
+        let mut calls = self.calls.clone();
+        bounded("Describe", SHORT, calls.describe(pod::DescribeRequest {})).await
+    }
+
+    /// Every container's state, then each change.
+    pub(crate) async fn watch(&self) -> Result<Streaming<pod::WatchResponse>, AgentError> {
+        let mut calls = self.calls.clone();
+        bounded("Watch", SHORT, calls.watch(pod::WatchRequest {})).await
+    }
+
+    pub(crate) async fn create(
+        &self,
+        request: pod::CreateContainerRequest,
+    ) -> Result<pod::CreateContainerResponse, AgentError> {
+        let mut calls = self.calls.clone();
+        bounded("CreateContainer", LONG, calls.create_container(request)).await
+    }
+
+    pub(crate) async fn start(
+        &self,
+        container: &ContainerId,
+    ) -> Result<pod::StartContainerResponse, AgentError> {
+        let mut calls = self.calls.clone();
+        let request = pod::StartContainerRequest { container_id: container.to_string() };
+        bounded("StartContainer", LONG, calls.start_container(request)).await
+    }
+
+    pub(crate) async fn signal(&self, container: &ContainerId, signal: i32) -> Result<(), AgentError> {
+        let mut calls = self.calls.clone();
+        let request = pod::SignalContainerRequest { container_id: container.to_string(), signal };
+        bounded("SignalContainer", SHORT, calls.signal_container(request)).await.map(drop)
+    }
+
+    pub(crate) async fn remove(&self, container: &ContainerId) -> Result<(), AgentError> {
+        let mut calls = self.calls.clone();
+        let request = pod::RemoveContainerRequest { container_id: container.to_string() };
+        bounded("RemoveContainer", SHUT_DOWN, calls.remove_container(request)).await.map(drop)
+    }
+
+    pub(crate) async fn reopen_log(&self, container: &ContainerId) -> Result<(), AgentError> {
+        let mut calls = self.calls.clone();
+        let request = pod::ReopenLogRequest { container_id: container.to_string() };
+        bounded("ReopenLog", SHORT, calls.reopen_log(request)).await.map(drop)
+    }
+
+    pub(crate) async fn start_exec(
+        &self,
+        request: pod::StartExecRequest,
+    ) -> Result<pod::StartExecResponse, AgentError> {
+        let mut calls = self.calls.clone();
+        bounded("StartExec", LONG, calls.start_exec(request)).await
+    }
+
+    /// Waits for as long as the exec runs; the caller bounds it.
+    pub(crate) async fn wait_exec(
+        &self,
+        container: &ContainerId,
+        exec: &str,
+    ) -> Result<pod::WaitExecResponse, AgentError> {
+        let mut calls = self.calls.clone();
+        let request = pod::WaitExecRequest { container_id: container.to_string(), exec_id: exec.to_owned() };
+        calls.wait_exec(request).await.map(Response::into_inner).map_err(|s| broken("WaitExec", &s))
+    }
+
+    pub(crate) async fn shut_down(&self) -> Result<(), AgentError> {
+        let mut calls = self.calls.clone();
+        bounded("ShutDown", SHUT_DOWN, calls.shut_down(pod::ShutDownRequest {})).await.map(drop)
+    }
+}
+
+async fn bounded<T>(
+    call: &'static str,
+    after: Duration,
+    answer: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, AgentError> {
+    match tokio::time::timeout(after, answer).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(broken(call, &status)),
+        Err(_) => Err(AgentError::TimedOut { call, after }),
+    }
+}
+
+/// A status with a source was made on this side of the connection.
+fn broken(call: &'static str, status: &Status) -> AgentError {
+    let mut source = std::error::Error::source(status);
+    if source.is_none() && status.code() != Code::Unavailable {
+        return AgentError::Answered { code: status.code(), message: status.message().to_owned() };
+    }
+    let mut why = status.message().to_owned();
+    while let Some(error) = source {
+        why = error.to_string();
+        source = error.source();
+    }
+    AgentError::Unreachable { call, why }
+}

@@ -1,0 +1,13 @@
+//! One container, as the node sees it.
+
+mod exec;
+mod exit;
+mod snapshot;
+mod state;
+
+pub(crate) use exec::{ExecError, exec_sync};
+pub(crate) use exit::Exit;
+#[cfg(test)]
+pub(crate) use snapshot::test_container;
+pub(crate) use snapshot::{ContainerInfo, ContainerSnapshot, User};
+pub(crate) use state::{ContainerEvent, ContainerState, Refused};

@@ -1,0 +1,199 @@
+//! ExecSync: one more process in a running container, waited for, with its output.
+
+use std::io;
+use std::time::Duration;
+
+use hartpod_container::cgroup::Leaf;
+use hartpod_proto::ContainerId;
+use hartpod_proto::pod::v1 as pod;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::UnixStream;
+use tokio::sync::oneshot;
+
+use crate::agent_client::{AgentClient, AgentError, StreamError, Token};
+use crate::random;
+
+/// Bytes kept of each stream; the rest is read and dropped. Same as containerd's limit (pkg/cri: maxExecSyncRespSize).
+const OUTPUT_LIMIT: usize = 16 << 20;
+/// How long after its timeout an exec may take to be dead: then the agent is not doing its work.
+const KILL_MARGIN: Duration = Duration::from_secs(10);
+
+/// What an exec left.
+#[derive(Debug, Default)]
+pub(crate) struct ExecOutput {
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
+    /// Exit code, or 128 + signal.
+    pub(crate) exit_code: i32,
+}
+
+/// An exec could not be run to its end.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ExecError {
+    #[error("exec in container {container}: no command given")]
+    NoCommand { container: ContainerId },
+    #[error("exec in container {container}: it is {state}, not running")]
+    NotRunning { container: ContainerId, state: &'static str },
+    #[error("exec in container {container}")]
+    Agent { container: ContainerId, source: AgentError },
+    #[error("exec in container {container}: output")]
+    Stream { container: ContainerId, source: StreamError },
+    #[error("exec in container {container}: no random token")]
+    Random { container: ContainerId, source: io::Error },
+    #[error("command {command:?} timed out after {} s", after.as_secs())]
+    TimedOut { command: String, after: Duration },
+    /// The daemon is ending.
+    #[error("exec in container {container}: cut off")]
+    CutOff { container: ContainerId },
+}
+
+/// Runs `args`; no timeout waits for ever. When the caller goes away, the process goes, too.
+pub(crate) async fn exec_sync(
+    agent: AgentClient,
+    leaf: Leaf,
+    container: ContainerId,
+    args: Vec<String>,
+    timeout: Option<Duration>,
+) -> Result<ExecOutput, ExecError> {
+    if args.is_empty() {
+        return Err(ExecError::NoCommand { container });
+    }
+    let (reply, answer) = oneshot::channel();
+    let exec = Exec { agent, leaf, container: container.clone(), timeout };
+    // In a task of its own: a caller that hangs up must not leave the process without anybody who waits for it.
+    tokio::spawn(exec.run(args, reply));
+    answer.await.map_err(|_| ExecError::CutOff { container })?
+}
+
+type Reply = oneshot::Sender<Result<ExecOutput, ExecError>>;
+
+struct Exec {
+    agent: AgentClient,
+    leaf: Leaf,
+    container: ContainerId,
+    timeout: Option<Duration>,
+}
+
+impl Exec {
+    async fn run(self, args: Vec<String>, mut reply: Reply) {
+        let command = args.join(" ");
+        let id = match random::hex::<16>() {
+            Ok(id) => id,
+            Err(source) => {
+                let container = self.container.clone();
+                let _ = reply.send(Err(ExecError::Random { container, source }));
+                return;
+            }
+        };
+        let outcome = tokio::select! {
+            outcome = self.to_its_end(&id, args, command) => outcome,
+            () = reply.closed() => {
+                self.kill(&id).await;
+                return;
+            }
+        };
+        if matches!(outcome, Err(ExecError::Agent { source: AgentError::TimedOut { .. }, .. })) {
+            self.kill(&id).await;
+        }
+        let _ = reply.send(outcome);
+    }
+
+    async fn to_its_end(
+        &self,
+        id: &str,
+        args: Vec<String>,
+        command: String,
+    ) -> Result<ExecOutput, ExecError> {
+        let random = |source| ExecError::Random { container: self.container.clone(), source };
+        let (out, err) = (Token::new().map_err(random)?, Token::new().map_err(random)?);
+        let request = pod::StartExecRequest {
+            container_id: self.container.to_string(),
+            exec_id: id.to_owned(),
+            args,
+            stdout_token: out.as_str().to_owned(),
+            stderr_token: err.as_str().to_owned(),
+            timeout_ms: self.timeout.map_or(0, |t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX)),
+            ..Default::default()
+        };
+        self.agent.start_exec(request).await.map_err(|e| self.agent_error(e))?;
+        let (stdout, stderr, end) =
+            tokio::try_join!(self.read(&out), self.read(&err), self.bounded_wait(id))?;
+        if end.timed_out {
+            return Err(ExecError::TimedOut { command, after: self.timeout.unwrap_or_default() });
+        }
+        Ok(ExecOutput { stdout, stderr, exit_code: end.exit_code })
+    }
+
+    async fn bounded_wait(&self, id: &str) -> Result<pod::WaitExecResponse, ExecError> {
+        let wait = self.agent.wait_exec(&self.container, id);
+        let Some(timeout) = self.timeout else { return wait.await.map_err(|e| self.agent_error(e)) };
+        let after = timeout.saturating_add(KILL_MARGIN);
+        match tokio::time::timeout(after, wait).await {
+            Ok(end) => end.map_err(|e| self.agent_error(e)),
+            Err(_) => Err(self.agent_error(AgentError::TimedOut { call: "WaitExec", after })),
+        }
+    }
+
+    async fn read(&self, token: &Token) -> Result<Vec<u8>, ExecError> {
+        let stream_error =
+            |source: StreamError| ExecError::Stream { container: self.container.clone(), source };
+        let stream = self.agent.open_stream(token).await.map_err(stream_error)?;
+        read_capped(stream).await.map_err(|e| stream_error(e.into()))
+    }
+
+    /// Kills the exec's whole process tree and has the agent forget it.
+    async fn kill(&self, id: &str) {
+        // The id is ours, so there is a leaf of that name.
+        if let Ok(exec) = self.leaf.exec_leaf(id) {
+            let killed = tokio::task::spawn_blocking(move || exec.kill()).await;
+            if let Ok(Err(error)) = killed {
+                tracing::warn!(container = %self.container, exec = id, %error, "abandoned exec not killed");
+            }
+        }
+        let forgotten = self.agent.wait_exec(&self.container, id);
+        let _ = tokio::time::timeout(KILL_MARGIN, forgotten).await;
+    }
+
+    fn agent_error(&self, source: AgentError) -> ExecError {
+        ExecError::Agent { container: self.container.clone(), source }
+    }
+}
+
+async fn read_capped(mut stream: UnixStream) -> io::Result<Vec<u8>> {
+    let mut kept = Vec::new();
+    (&mut stream).take(OUTPUT_LIMIT as u64).read_to_end(&mut kept).await?;
+    if kept.len() == OUTPUT_LIMIT {
+        // The process must not block on a full pipe.
+        tokio::io::copy(&mut stream, &mut tokio::io::sink()).await?;
+    }
+    Ok(kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn output_past_the_limit_is_read_and_dropped() {
+        let (mut writer, reader) = UnixStream::pair().unwrap();
+        let written = tokio::spawn(async move {
+            let chunk = vec![b'x'; 1 << 20];
+            for _ in 0..18 {
+                writer.write_all(&chunk).await.unwrap();
+            }
+        });
+        let kept = read_capped(reader).await.unwrap();
+        written.await.unwrap();
+        assert_eq!(kept.len(), OUTPUT_LIMIT);
+    }
+
+    #[tokio::test]
+    async fn all_of_a_short_output_is_kept() {
+        let (mut writer, reader) = UnixStream::pair().unwrap();
+        writer.write_all(b"hello").await.unwrap();
+        drop(writer);
+        assert_eq!(read_capped(reader).await.unwrap(), b"hello");
+    }
+}

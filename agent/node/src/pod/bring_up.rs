@@ -1,0 +1,246 @@
+//! RunPodSandbox: from a configuration to a pod that takes containers.
+//!
+//! The network and the agent are made side by side; the agent enters the network namespace as soon as that exists, while the CNI
+//! plugins still work on it. Whatever fails, everything made so far is given back by the same steps as in StopPodSandbox.
+
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use hartpod_cni::{Attachment, CniError, netns};
+use hartpod_container::cgroup::PathError;
+use hartpod_proto::SandboxId;
+use hartpod_proto::pod::v1 as agent;
+use tokio::task::JoinError;
+
+use super::files::{self, FileError};
+use super::info::mode;
+use super::network::{self, InvalidNetwork};
+use super::teardown::{HeldAgent, Holdings, TearDownError, tear_down};
+use super::{PodInfo, RunningAgent};
+use crate::agent_client::{AgentClient, AgentError};
+use crate::agent_process::AgentProcess;
+use crate::backend::{NoHandler, StartError, StartedAgent};
+use crate::node::Node;
+use crate::records::{PodRecord, PodStage, RecordError, VERSION};
+use crate::spec::pod_hostname;
+
+/// A pod that is up.
+#[derive(Debug)]
+pub(super) struct Up {
+    pub(super) agent: RunningAgent,
+    pub(super) ips: Vec<IpAddr>,
+}
+
+/// A pod did not come up.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RunError {
+    #[error(transparent)]
+    Handler(#[from] NoHandler),
+    #[error("cgroup parent of the pod")]
+    CgroupParent(#[source] PathError),
+    #[error("network of the pod")]
+    InvalidNetwork(#[source] InvalidNetwork),
+    #[error("record of pod {id}")]
+    Record { id: SandboxId, source: RecordError },
+    #[error("make {}", path.display())]
+    StateDir { path: PathBuf, source: io::Error },
+    #[error("files of pod {id}")]
+    Files { id: SandboxId, source: FileError },
+    #[error("network namespace of pod {id}")]
+    Netns { id: SandboxId, source: netns::NetnsError },
+    #[error("network of pod {id}")]
+    Network { id: SandboxId, source: CniError },
+    #[error("start the agent of pod {id}")]
+    Start { id: SandboxId, source: StartError },
+    #[error("watch the agent of pod {id}")]
+    Watch { id: SandboxId, source: io::Error },
+    #[error("set up pod {id}")]
+    SetUp { id: SandboxId, source: AgentError },
+    #[error("pod {id}: work of the daemon broke off")]
+    BrokenOff { id: SandboxId, source: JoinError },
+    /// Something of a pod that failed could not be given back: it is listed as not ready until StopPodSandbox succeeds.
+    #[error("{error}; what it left is kept as a sandbox that is not ready: {left}")]
+    Left { error: Arc<RunError>, left: TearDownError },
+}
+
+/// Brings a pod up, or undoes what was done.
+pub(super) async fn bring_up(node: &Arc<Node>, info: &Arc<PodInfo>) -> Result<Up, RunError> {
+    let mut held = Holdings {
+        id: info.id.clone(),
+        agent: HeldAgent::None,
+        leaves: vec![own_leaf(node, info)?],
+        attachment: network::attachment(info).map_err(RunError::InvalidNetwork)?,
+        state_dir: node.layout.agent(&info.id),
+    };
+    let error = match steps(node, info, &mut held).await {
+        Ok(up) => return Ok(up),
+        Err(error) => error,
+    };
+    match undo(node, held).await {
+        Ok(()) => Err(error),
+        Err(left) => Err(RunError::Left { error: Arc::new(error), left }),
+    }
+}
+
+/// The cgroup leaf of the pod's agent.
+pub(crate) fn own_leaf(node: &Node, info: &PodInfo) -> Result<hartpod_container::cgroup::Leaf, RunError> {
+    let backend = node.backends.of(&info.handler)?;
+    backend.own_leaf(&node.cgroups, info.cgroup_parent(), &info.id).map_err(RunError::CgroupParent)
+}
+
+async fn undo(node: &Arc<Node>, held: Holdings) -> Result<(), TearDownError> {
+    let id = held.id.clone();
+    tear_down(node, held).await?;
+    let node = node.clone();
+    let removed = tokio::task::spawn_blocking(move || node.records.remove_pod_blocking(&id)).await;
+    if let Ok(Err(error)) = removed {
+        // The next start finds a pod that never was, and removes it.
+        tracing::warn!(error = %crate::chain(&error), "record of a pod that failed stays");
+    }
+    Ok(())
+}
+
+async fn steps(node: &Arc<Node>, info: &Arc<PodInfo>, held: &mut Holdings) -> Result<Up, RunError> {
+    record(node, info, None, &[]).await?;
+    // Both are awaited to their end even when one fails, so that there is something definite to undo.
+    let (netns, agent) = tokio::join!(make_netns(info), start_agent(node, info));
+    let agent = agent?;
+    held.agent = HeldAgent::Running(agent.clone(), None);
+    netns?;
+    let (ips, set_up) =
+        tokio::join!(attach(node, info, held.attachment.as_ref()), set_up(node, info, &agent.client),);
+    let ips = ips?;
+    set_up?;
+    record(node, info, Some(&agent), &ips).await?;
+    Ok(Up { agent, ips })
+}
+
+/// Before anything is made (`agent` is none), and again when everything is.
+async fn record(
+    node: &Arc<Node>,
+    info: &Arc<PodInfo>,
+    agent: Option<&RunningAgent>,
+    ips: &[IpAddr],
+) -> Result<(), RunError> {
+    let record = PodRecord {
+        version: VERSION,
+        id: info.id.clone(),
+        stage: if agent.is_some() { PodStage::Up } else { PodStage::Starting },
+        delivered: false,
+        handler: info.handler.clone(),
+        created_at: info.created_at,
+        epoch: node.epoch.clone(),
+        agent: agent.map(|a| a.process.record),
+        netns: info.netns.clone(),
+        ips: ips.to_vec(),
+        config: info.config.clone(),
+    };
+    let is_up = agent.is_some();
+    let node = node.clone();
+    blocking(&info.id, move || {
+        let dir = node.records.pod_dir(&record.id);
+        if is_up {
+            files::write_hosts_blocking(&dir, &record.config, &record.ips)
+                .map_err(|source| RunError::Files { id: record.id.clone(), source })?;
+        }
+        let written = node.records.write_pod_blocking(&record);
+        written.map_err(|source| RunError::Record { id: record.id.clone(), source })
+    })
+    .await
+}
+
+async fn make_netns(info: &Arc<PodInfo>) -> Result<(), RunError> {
+    let Some(path) = info.netns.clone() else { return Ok(()) };
+    let id = info.id.clone();
+    blocking(&info.id, move || netns::create_blocking(&path).map_err(|source| RunError::Netns { id, source }))
+        .await
+}
+
+async fn start_agent(node: &Arc<Node>, info: &Arc<PodInfo>) -> Result<RunningAgent, RunError> {
+    let dir = node.layout.agent(&info.id);
+    let started = {
+        let (node, info, dir) = (node.clone(), info.clone(), dir.clone());
+        blocking(&info.id.clone(), move || start_agent_blocking(&node, &info, dir)).await?
+    };
+    let process = AgentProcess::watch(started.record, started.pidfd)
+        .map_err(|source| RunError::Watch { id: info.id.clone(), source })?;
+    Ok(RunningAgent { client: AgentClient::new(dir), process: Arc::new(process) })
+}
+
+fn start_agent_blocking(node: &Node, info: &PodInfo, dir: PathBuf) -> Result<StartedAgent, RunError> {
+    let id = || info.id.clone();
+    if let Err(source) = make_state_dir(&dir) {
+        return Err(RunError::StateDir { path: dir, source });
+    }
+    let started = node
+        .backends
+        .of(&info.handler)?
+        .start_blocking(&dir)
+        .map_err(|source| RunError::Start { id: id(), source })?;
+    // While the agent comes to life.
+    let files = files::write_blocking(&node.records.pod_dir(&info.id), &info.config)
+        .and_then(|()| files::make_log_dir_blocking(&info.config));
+    match files {
+        Ok(()) => Ok(started),
+        Err(source) => {
+            // Not watched yet, so it is ended here.
+            let _ = rustix::process::pidfd_send_signal(&started.pidfd, rustix::process::Signal::KILL);
+            let _ = rustix::process::waitid(
+                rustix::process::WaitId::PidFd(std::os::fd::AsFd::as_fd(&started.pidfd)),
+                rustix::process::WaitIdOptions::EXITED,
+            );
+            Err(RunError::Files { id: id(), source })
+        }
+    }
+}
+
+/// 0700: the sockets are the daemon's alone.
+fn make_state_dir(dir: &std::path::Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new().mode(0o700).create(dir)
+}
+
+async fn attach(
+    node: &Node,
+    info: &PodInfo,
+    attachment: Option<&Attachment>,
+) -> Result<Vec<IpAddr>, RunError> {
+    let Some(attachment) = attachment else { return Ok(Vec::new()) };
+    let attached = node.cni.add(attachment).await;
+    Ok(attached.map_err(|source| RunError::Network { id: info.id.clone(), source })?.ips)
+}
+
+async fn set_up(node: &Node, info: &PodInfo, client: &AgentClient) -> Result<(), RunError> {
+    let path = |path: PathBuf| path.to_string_lossy().into_owned();
+    let namespaces = info.namespaces();
+    let linux = info.config.linux.as_ref();
+    let request = agent::SetUpPodRequest {
+        pod_id: info.id.to_string(),
+        hostname: pod_hostname(&info.config).unwrap_or_default(),
+        netns_path: info.netns.clone().map(path).unwrap_or_default(),
+        ipc: mode(namespaces.ipc).into(),
+        pid: mode(namespaces.pid).into(),
+        cgroup_parent: info.cgroup_parent().to_owned(),
+        layers_dir: path(node.images.layers_dir().to_owned()),
+        containers_dir: path(node.layout.containers()),
+        log_directory: info.config.log_directory.clone(),
+        shm_size: 0,
+        sysctls: linux.map(|l| l.sysctls.clone().into_iter().collect()).unwrap_or_default(),
+    };
+    let answer = client.set_up(request).await;
+    let answer = answer.map_err(|source| RunError::SetUp { id: info.id.clone(), source })?;
+    for warning in answer.warnings {
+        tracing::warn!(sandbox = %info.id, warning, "pod set up");
+    }
+    Ok(())
+}
+
+async fn blocking<T: Send + 'static>(
+    id: &SandboxId,
+    work: impl FnOnce() -> Result<T, RunError> + Send + 'static,
+) -> Result<T, RunError> {
+    let outcome = tokio::task::spawn_blocking(work).await;
+    outcome.map_err(|source| RunError::BrokenOff { id: id.clone(), source })?
+}

@@ -1,0 +1,75 @@
+//! What the owning task of a pod is asked, and what it hears back from the work that it started.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hartpod_container::cgroup::CgroupError;
+use hartpod_proto::ContainerId;
+use hartpod_proto::cri::v1 as cri;
+use hartpod_proto::pod::v1 as pod;
+use tokio::sync::oneshot;
+
+use super::bring_up::{RunError, Up};
+use super::make::{CreateError, Made};
+use super::remove::{RemoveContainerError, RemovePodError};
+use super::stopping::StopContainerError;
+use super::task::{StartError, StopError};
+use super::teardown::TearDownError;
+use crate::agent_client::AgentError;
+
+/// Errors are shared: everyone who waits for the same work hears the same.
+pub(crate) type Reply<T, E> = oneshot::Sender<Result<T, Arc<E>>>;
+
+/// The task ended before it answered: the pod is gone, or the daemon is ending.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Gone;
+
+/// What a caller wants of a pod.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Wait until it is ready.
+    AwaitUp(Reply<(), RunError>),
+    /// The caller of RunPodSandbox heard the id.
+    UpDelivered,
+    Stop(Reply<(), StopError>),
+    Remove(Reply<(), RemovePodError>),
+    Create(Box<cri::ContainerConfig>, Reply<ContainerId, CreateError>),
+    /// The caller of CreateContainer heard the id.
+    CreateDelivered(ContainerId),
+    Start(ContainerId, Reply<(), StartError>),
+    StopContainer(ContainerId, Duration, Reply<(), StopContainerError>),
+    RemoveContainer(ContainerId, Reply<(), RemoveContainerError>),
+}
+
+/// Work that the task started has come to its end.
+#[derive(Debug)]
+pub(super) enum Done {
+    BringUp(Result<Up, RunError>),
+    TearDown(Result<(), TearDownError>),
+    RemovePod(Result<(), RemovePodError>),
+    Create(ContainerId, Result<Made, CreateError>),
+    Start(ContainerId, Result<pod::ContainerState, AgentError>),
+    /// The signal of a stop was sent, or could not be.
+    Signal(ContainerId, Result<(), AgentError>),
+    Kill(ContainerId, Result<(), CgroupError>),
+    Remove(ContainerId, Result<(), RemoveContainerError>),
+    /// A batch of records was written.
+    Recorded,
+    /// After the loss of the agent: everything in the pod's leaves is dead.
+    LeavesKilled,
+}
+
+/// News of the agent.
+#[derive(Debug)]
+pub(super) enum News {
+    Container(pod::ContainerState),
+    /// It ended; the text says how.
+    Lost(String),
+}
+
+#[derive(Debug)]
+pub(super) enum Message {
+    Command(Command),
+    Done(Done),
+    News(News),
+}

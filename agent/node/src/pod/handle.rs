@@ -1,0 +1,40 @@
+//! What others hold of a pod: a way to its task and a look at its last snapshot.
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::command::{Command, Gone, Message, Reply};
+use super::{PodInfo, PodSnapshot};
+
+/// A pod, for everyone but its owning task.
+#[derive(Debug, Clone)]
+pub(crate) struct PodHandle {
+    pub(crate) info: Arc<PodInfo>,
+    /// Unbounded: each message of the outside has a caller who waits for its answer.
+    pub(super) messages: mpsc::UnboundedSender<Message>,
+    pub(super) snapshot: watch::Receiver<Arc<PodSnapshot>>,
+}
+
+impl PodHandle {
+    /// The pod as it is now.
+    pub(crate) fn snapshot(&self) -> Arc<PodSnapshot> {
+        self.snapshot.borrow().clone()
+    }
+
+    /// Asks and waits for the answer. Whoever stops waiting does not stop the work.
+    pub(crate) async fn ask<T, E>(
+        &self,
+        command: impl FnOnce(Reply<T, E>) -> Command,
+    ) -> Result<Result<T, Arc<E>>, Gone> {
+        let (reply, answer) = oneshot::channel();
+        self.tell(command(reply));
+        answer.await.map_err(|_| Gone)
+    }
+
+    /// Asks for nothing back.
+    pub(crate) fn tell(&self, command: Command) {
+        // A pod whose task has ended needs no telling; its reply channels are dropped, which `ask` notices.
+        let _ = self.messages.send(Message::Command(command));
+    }
+}

@@ -1,0 +1,68 @@
+//! What never changes of a pod.
+
+use std::path::PathBuf;
+
+use hartpod_proto::SandboxId;
+use hartpod_proto::cri::v1 as cri;
+use hartpod_proto::pod::v1::NamespaceMode;
+
+use crate::names::{ConfigHash, PodName};
+
+/// A pod from its birth on.
+#[derive(Debug)]
+pub(crate) struct PodInfo {
+    pub(crate) id: SandboxId,
+    pub(crate) name: PodName,
+    /// Of the request that made it.
+    pub(crate) hash: ConfigHash,
+    /// As requested: "" and "container" mean the same.
+    pub(crate) handler: String,
+    pub(crate) config: cri::PodSandboxConfig,
+    /// Nanoseconds since the Unix epoch.
+    pub(crate) created_at: i64,
+    /// Its network namespace file; none with the host's network.
+    pub(crate) netns: Option<PathBuf>,
+}
+
+impl PodInfo {
+    /// Parent of the pod's cgroup leaves, as the kubelet named it; may be empty.
+    pub(crate) fn cgroup_parent(&self) -> &str {
+        self.config.linux.as_ref().map_or("", |l| l.cgroup_parent.as_str())
+    }
+
+    pub(crate) fn namespaces(&self) -> cri::NamespaceOption {
+        namespaces(&self.config)
+    }
+}
+
+/// The pod's choice of namespaces; all of them the pod's own when it makes none.
+pub(crate) fn namespaces(config: &cri::PodSandboxConfig) -> cri::NamespaceOption {
+    let context = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
+    context.and_then(|c| c.namespace_options.clone()).unwrap_or_default()
+}
+
+/// The pod has the host's network.
+pub(crate) fn uses_host_network(config: &cri::PodSandboxConfig) -> bool {
+    namespaces(config).network == cri::NamespaceMode::Node as i32
+}
+
+/// CRI's mode as pod/v1 has it; a mode that neither knows was refused before.
+pub(crate) fn mode(cri_mode: i32) -> NamespaceMode {
+    match cri::NamespaceMode::try_from(cri_mode) {
+        Ok(cri::NamespaceMode::Pod) | Err(_) => NamespaceMode::Pod,
+        Ok(cri::NamespaceMode::Container) => NamespaceMode::Container,
+        Ok(cri::NamespaceMode::Node) => NamespaceMode::Node,
+        Ok(cri::NamespaceMode::Target) => NamespaceMode::Target,
+    }
+}
+
+/// What the kubelet calls the pod; a request without metadata was refused before.
+pub(crate) fn pod_name(config: &cri::PodSandboxConfig) -> PodName {
+    let metadata = config.metadata.clone().unwrap_or_default();
+    PodName {
+        name: metadata.name,
+        namespace: metadata.namespace,
+        uid: metadata.uid,
+        attempt: metadata.attempt,
+    }
+}

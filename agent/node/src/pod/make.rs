@@ -1,0 +1,199 @@
+//! CreateContainer: from a configuration to a process that waits to be let go.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hartpod_container::cgroup::{Leaf, PathError};
+use hartpod_images::Image;
+use hartpod_proto::ContainerId;
+use hartpod_proto::pod::v1 as agent;
+use tokio::task::JoinError;
+
+use super::{PodInfo, RunningAgent, SandboxState};
+use crate::agent_client::AgentError;
+use crate::container::ContainerInfo;
+use crate::image_use::Busy;
+use crate::node::Node;
+use crate::records::{ContainerRecord, RecordError, VERSION};
+use crate::scratch::{self, ScratchError};
+use crate::spec::{ContainerPlan, SpecError, SpecInput, container_spec_blocking};
+use crate::validate::InvalidRequest;
+
+/// For the processes of a container that failed to be gone.
+const LEAF_END: Duration = Duration::from_secs(10);
+
+/// A container was not made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CreateError {
+    #[error(transparent)]
+    Invalid(#[from] InvalidRequest),
+    #[error("pod sandbox {pod} is {}{}", state.adjective(), because(reason))]
+    PodNotReady { pod: String, state: SandboxState, reason: String },
+    #[error("container name {name} is taken by container {holder}")]
+    NameTaken { name: String, holder: ContainerId },
+    #[error("no image {reference:?}: pull it first")]
+    NoImage { reference: String },
+    #[error(transparent)]
+    ImageBusy(#[from] Busy),
+    #[error("container {target:?}, whose pid namespace is to be joined, does not run in this pod")]
+    NoTarget { target: String },
+    #[error("no random id")]
+    NoId(#[source] io::Error),
+    #[error("cgroup of container {id}")]
+    Cgroup { id: ContainerId, source: PathError },
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    #[error("encode the spec of container {id}")]
+    Encode { id: ContainerId, source: serde_json::Error },
+    #[error("record of container {id}")]
+    Record { id: ContainerId, source: RecordError },
+    #[error("writable layer of container {id}")]
+    Scratch { id: ContainerId, source: ScratchError },
+    #[error("create container {id}")]
+    Agent { id: ContainerId, source: AgentError },
+    #[error("container {id}: work of the daemon broke off")]
+    BrokenOff { id: ContainerId, source: JoinError },
+}
+
+fn because(reason: &str) -> String {
+    if reason.is_empty() { String::new() } else { format!(": {reason}") }
+}
+
+/// A container that waits.
+#[derive(Debug)]
+pub(super) struct Made {
+    pub(super) state: agent::ContainerState,
+    pub(super) stop_signal: i32,
+}
+
+/// What a container is made from.
+#[derive(Debug, Clone)]
+pub(super) struct Making {
+    pub(super) pod: Arc<PodInfo>,
+    pub(super) info: Arc<ContainerInfo>,
+    pub(super) image: Arc<Image>,
+    pub(super) agent: RunningAgent,
+    pub(super) leaf: Leaf,
+    /// Pid of the container whose pid namespace is joined.
+    pub(super) target_pid: Option<u32>,
+}
+
+/// Makes it, or undoes what was done.
+pub(super) async fn make(node: Arc<Node>, making: Making) -> Result<Made, CreateError> {
+    match steps(&node, &making).await {
+        Ok(made) => Ok(made),
+        Err(error) => {
+            undo(node, making).await;
+            Err(error)
+        }
+    }
+}
+
+async fn steps(node: &Arc<Node>, making: &Making) -> Result<Made, CreateError> {
+    let id = &making.info.id;
+    let (plan, json) = {
+        let (node, making) = (node.clone(), making.clone());
+        let planned = tokio::task::spawn_blocking(move || plan_blocking(&node, &making)).await;
+        planned.map_err(|source| CreateError::BrokenOff { id: id.clone(), source })??
+    };
+    for warning in &plan.warnings {
+        tracing::warn!(container = %id, warning, "container planned");
+    }
+    let stop_signal = plan.stop_signal;
+    let answer = making.agent.client.create(request(making, plan, json)).await;
+    let answer = answer.map_err(|source| CreateError::Agent { id: id.clone(), source })?;
+    for warning in answer.warnings {
+        tracing::warn!(container = %id, warning, "container created");
+    }
+    Ok(Made { state: answer.state.unwrap_or_default(), stop_signal })
+}
+
+/// The record comes before the first thing that it stands for. It is not touched again when the container is made: the agent
+/// knows the container from then on, and a daemon that finds the record asks it.
+fn plan_blocking(node: &Node, making: &Making) -> Result<(ContainerPlan, Vec<u8>), CreateError> {
+    let Making { pod, info, image, agent, leaf, target_pid } = making;
+    let id = || info.id.clone();
+    let plan = container_spec_blocking(&SpecInput {
+        sandbox: &pod.config,
+        container: &info.config,
+        image: &image.config,
+        image_name: &info.image_ref,
+        sandbox_id: &pod.id,
+        container_id: &info.id,
+        netns: pod.netns.as_deref(),
+        agent_pid: u32::try_from(agent.process.record.pid).ok(),
+        // The holder is the agent's own business.
+        holder_pid: None,
+        target_pid: *target_pid,
+        sandbox_dir: &node.records.pod_dir(&pod.id),
+        cgroup_path: leaf.cgroup_path().to_owned(),
+        settings: &node.spec_settings,
+    })?;
+    let json = serde_json::to_vec(&plan.spec).map_err(|source| CreateError::Encode { id: id(), source })?;
+    let record = ContainerRecord {
+        version: VERSION,
+        id: id(),
+        delivered: false,
+        created_at: info.created_at,
+        started_at: 0,
+        exit: None,
+        user: None,
+        image_id: info.image_id.clone(),
+        image_ref: info.image_ref.clone(),
+        stop_signal: plan.stop_signal,
+        config: info.config.clone(),
+    };
+    node.records
+        .write_container_blocking(&pod.id, &record)
+        .and_then(|()| node.records.write_spec_blocking(&pod.id, &info.id, &json))
+        .map_err(|source| CreateError::Record { id: id(), source })?;
+    scratch::make_blocking(&node.layout.scratch(&info.id))
+        .map_err(|source| CreateError::Scratch { id: id(), source })?;
+    Ok((plan, json))
+}
+
+fn request(making: &Making, plan: ContainerPlan, spec_json: Vec<u8>) -> agent::CreateContainerRequest {
+    let log_path = plan.log_path.unwrap_or_default();
+    agent::CreateContainerRequest {
+        container_id: making.info.id.to_string(),
+        spec_json,
+        rootfs: Some(agent::RootFs {
+            kind: Some(agent::root_fs::Kind::Overlay(agent::Overlay {
+                layers: making.image.layers.clone(),
+                scratch: making.info.id.to_string(),
+            })),
+        }),
+        user: plan.user,
+        pid: plan.pid.into(),
+        pid_target: plan.pid_target,
+        stdio: Some(agent::Stdio { tty: plan.tty }),
+        log_path: log_path.to_string_lossy().into_owned(),
+        stdin: plan.stdin,
+        stdin_once: plan.stdin_once,
+        strict_groups: plan.strict_groups,
+    }
+}
+
+/// The agent undoes its own part when it can; the rest does not depend on it.
+async fn undo(node: Arc<Node>, making: Making) {
+    let id = making.info.id.clone();
+    if making.agent.process.is_alive() {
+        if let Err(error) = making.agent.client.remove(&id).await {
+            tracing::debug!(container = %id, %error, "agent keeps a container that failed");
+        }
+    }
+    let undone = tokio::task::spawn_blocking(move || {
+        let id = &making.info.id;
+        if let Err(error) = making.leaf.destroy_blocking(Instant::now() + LEAF_END) {
+            tracing::warn!(container = %id, %error, "cgroup of a container that failed stays");
+        }
+        if let Err(error) = scratch::remove_blocking(&node.layout.scratch(id)) {
+            tracing::warn!(container = %id, error = %crate::chain(&error), "folder of a container that failed stays");
+        }
+        if let Err(error) = node.records.remove_container_blocking(&making.pod.id, id) {
+            tracing::warn!(container = %id, error = %crate::chain(&error), "record of a container that failed stays");
+        }
+    });
+    let _ = undone.await;
+}

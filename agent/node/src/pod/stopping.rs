@@ -1,0 +1,130 @@
+//! StopContainer: a signal, a grace period, a kill. The owning task holds the deadlines; nothing waits for them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hartpod_container::cgroup::CgroupError;
+use hartpod_proto::ContainerId;
+use tokio::time::Instant;
+
+use super::command::Reply;
+use crate::container;
+
+/// For a killed container to be dead: longer than that and the kernel holds its processes.
+const KILL_LIMIT: Duration = Duration::from_secs(15);
+
+/// A container was not stopped.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StopContainerError {
+    #[error("container {id}")]
+    Refused { id: ContainerId, source: container::Refused },
+    #[error("kill container {id}")]
+    Kill { id: ContainerId, source: CgroupError },
+    #[error("container {id} is not dead {} s after it was killed", KILL_LIMIT.as_secs())]
+    StillAlive { id: ContainerId },
+    #[error("container {id} could not be removed while it was being stopped: {why}")]
+    Removal { id: ContainerId, why: String },
+}
+
+/// A stop that is under way.
+#[derive(Debug)]
+pub(super) struct Stopping {
+    due: Due,
+    pub(super) waiters: Vec<Reply<(), StopContainerError>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Due {
+    /// When the grace ends.
+    Kill(Instant),
+    /// When a kill counts as failed.
+    GiveUp(Instant),
+}
+
+/// What the clock asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    Kill,
+    GiveUp,
+}
+
+impl Stopping {
+    pub(super) fn new(now: Instant, grace: Duration) -> Self {
+        Self { due: Due::Kill(later(now, grace)), waiters: Vec::new() }
+    }
+
+    /// One more caller: the earliest end of a grace period counts.
+    pub(super) fn join(&mut self, now: Instant, grace: Duration) {
+        if let Due::Kill(at) = &mut self.due {
+            *at = later(now, grace).min(*at);
+        }
+    }
+
+    /// When it wants to be looked at.
+    pub(super) fn at(&self) -> Instant {
+        match self.due {
+            Due::Kill(at) | Due::GiveUp(at) => at,
+        }
+    }
+
+    /// What is due now.
+    pub(super) fn step(&mut self, now: Instant) -> Option<Step> {
+        match self.due {
+            Due::Kill(at) if at <= now => {
+                self.due = Due::GiveUp(later(now, KILL_LIMIT));
+                Some(Step::Kill)
+            }
+            Due::GiveUp(at) if at <= now => Some(Step::GiveUp),
+            Due::Kill(_) | Due::GiveUp(_) => None,
+        }
+    }
+
+    /// Answers everyone.
+    pub(super) fn finish(self, outcome: Result<(), StopContainerError>) {
+        let outcome = outcome.map_err(Arc::new);
+        for waiter in self.waiters {
+            let _ = waiter.send(outcome.clone());
+        }
+    }
+}
+
+/// A grace of centuries must not overflow the clock.
+fn later(now: Instant, by: Duration) -> Instant {
+    const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+    now + by.min(FOREVER)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn the_kill_comes_when_the_grace_ends_and_failure_a_while_later() {
+        let now = Instant::now();
+        let mut stop = Stopping::new(now, 10 * SECOND);
+        assert_eq!(stop.step(now + 9 * SECOND), None);
+        assert_eq!(stop.step(now + 10 * SECOND), Some(Step::Kill));
+        assert_eq!(stop.step(now + 10 * SECOND), None);
+        assert_eq!(stop.step(now + 10 * SECOND + KILL_LIMIT), Some(Step::GiveUp));
+    }
+
+    #[test]
+    fn a_second_stop_shortens_the_grace_and_never_lengthens_it() {
+        let now = Instant::now();
+        let mut stop = Stopping::new(now, 60 * SECOND);
+        stop.join(now + SECOND, 2 * SECOND);
+        assert_eq!(stop.at(), now + 3 * SECOND);
+        stop.join(now + SECOND, 100 * SECOND);
+        assert_eq!(stop.at(), now + 3 * SECOND);
+        stop.join(now + SECOND, Duration::ZERO);
+        assert_eq!(stop.step(now + SECOND), Some(Step::Kill));
+    }
+
+    #[test]
+    fn an_absurd_grace_does_not_overflow() {
+        let stop = Stopping::new(Instant::now(), Duration::MAX);
+        assert!(stop.at() > Instant::now());
+    }
+}

@@ -1,0 +1,182 @@
+//! Giving back what a pod holds. Every step is tried, whatever became of the others, and doing it again is fine: StopPodSandbox,
+//! the undoing of a failed RunPodSandbox and the recovery after a crash all come here.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use hartpod_cni::{Attachment, CniError, netns};
+use hartpod_container::cgroup::{DestroyError, Leaf};
+use hartpod_proto::SandboxId;
+use tokio::task::JoinHandle;
+
+use super::RunningAgent;
+use crate::agent_client::AgentClient;
+use crate::node::Node;
+
+/// After its answer to ShutDown, or after a kill, an agent is gone within this.
+const AGENT_END: Duration = Duration::from_secs(3);
+/// For the last news of the agent to be taken in.
+const NEWS_END: Duration = Duration::from_secs(1);
+/// For the processes of a leaf to be gone after they were killed.
+const LEAF_END: Duration = Duration::from_secs(10);
+
+/// What a pod holds outside of its records.
+#[derive(Debug)]
+pub(crate) struct Holdings {
+    pub(crate) id: SandboxId,
+    /// None when it is known to be gone.
+    pub(crate) agent: HeldAgent,
+    /// Of the agent and of each container.
+    pub(crate) leaves: Vec<Leaf>,
+    /// None with the host's network.
+    pub(crate) attachment: Option<Attachment>,
+    /// Holds the agent's sockets.
+    pub(crate) state_dir: PathBuf,
+}
+
+/// What is known of a pod's agent.
+#[derive(Debug)]
+pub(crate) enum HeldAgent {
+    Running(RunningAgent, Option<JoinHandle<()>>),
+    /// An earlier daemon may have started one just before its end: nobody knows its pid.
+    Unknown,
+    None,
+}
+
+/// One step that failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Fault {
+    #[error("kill the pod's agent")]
+    KillAgent(#[source] io::Error),
+    #[error("the pod's agent does not end")]
+    AgentStays,
+    #[error("take down the pod's cgroups")]
+    Leaf(#[source] DestroyError),
+    #[error("take the pod off its network")]
+    Network(#[source] CniError),
+    #[error("remove the pod's network namespace")]
+    Netns(#[source] netns::NetnsError),
+    #[error("remove {}", path.display())]
+    StateDir { path: PathBuf, source: io::Error },
+    #[error("work of the daemon broke off")]
+    BrokenOff,
+}
+
+/// Something is left of a pod.
+#[derive(Debug)]
+pub(crate) struct TearDownError {
+    /// At least one.
+    pub(crate) faults: Vec<Fault>,
+}
+
+impl fmt::Display for TearDownError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, fault) in self.faults.iter().enumerate() {
+            if i > 0 {
+                f.write_str("; ")?;
+            }
+            write!(f, "{fault}")?;
+            let mut source = std::error::Error::source(fault);
+            while let Some(error) = source {
+                write!(f, ": {error}")?;
+                source = error.source();
+            }
+        }
+        Ok(())
+    }
+}
+
+// The faults are printed with their causes above: there is no one source.
+impl std::error::Error for TearDownError {}
+
+/// Gives everything back.
+pub(crate) async fn tear_down(node: &Node, held: Holdings) -> Result<(), TearDownError> {
+    let Holdings { id, agent, leaves, attachment, state_dir } = held;
+    // The network goes while the processes do: they are being killed, so they need it no longer.
+    let processes = async {
+        let mut faults = end_agent(agent, &state_dir).await;
+        faults.extend(destroy_leaves(leaves).await);
+        faults
+    };
+    let (mut faults, network) = tokio::join!(processes, detach(node, attachment));
+    faults.extend(network);
+    if faults.is_empty() {
+        faults.extend(remove_state_dir(state_dir).await);
+    }
+    for fault in &faults {
+        tracing::warn!(sandbox = %id, fault = %crate::chain(fault), "pod not taken down");
+    }
+    if faults.is_empty() { Ok(()) } else { Err(TearDownError { faults }) }
+}
+
+/// Asks first: the agent takes its containers down in order. Then it is killed, which never fails to end it.
+async fn end_agent(agent: HeldAgent, state_dir: &std::path::Path) -> Vec<Fault> {
+    match agent {
+        HeldAgent::None => Vec::new(),
+        HeldAgent::Unknown => {
+            // Refused at once when nobody listens.
+            let _ = AgentClient::new(state_dir.to_owned()).shut_down().await;
+            Vec::new()
+        }
+        HeldAgent::Running(agent, news) => {
+            let fault = end_running(&agent).await;
+            if let Some(news) = news {
+                let _ = tokio::time::timeout(NEWS_END, news).await;
+            }
+            fault.into_iter().collect()
+        }
+    }
+}
+
+async fn end_running(agent: &RunningAgent) -> Option<Fault> {
+    if !agent.process.is_alive() {
+        return None;
+    }
+    match agent.client.shut_down().await {
+        Ok(()) if agent.process.ends_within(AGENT_END).await => return None,
+        Ok(()) => tracing::warn!(pid = agent.process.record.pid, "agent stays after ShutDown, killing it"),
+        Err(error) => {
+            tracing::warn!(pid = agent.process.record.pid, %error, "agent cannot be shut down, killing it");
+        }
+    }
+    if let Err(error) = agent.process.kill() {
+        return Some(Fault::KillAgent(error));
+    }
+    (!agent.process.ends_within(AGENT_END).await).then_some(Fault::AgentStays)
+}
+
+async fn destroy_leaves(leaves: Vec<Leaf>) -> Vec<Fault> {
+    blocking(move || {
+        let deadline = Instant::now() + LEAF_END;
+        for leaf in &leaves {
+            // All at once, so that they die at the same time.
+            let _ = leaf.kill();
+        }
+        leaves.iter().filter_map(|leaf| leaf.destroy_blocking(deadline).err()).map(Fault::Leaf).collect()
+    })
+    .await
+}
+
+async fn detach(node: &Node, attachment: Option<Attachment>) -> Vec<Fault> {
+    let Some(attachment) = attachment else { return Vec::new() };
+    if let Err(error) = node.cni.del(&attachment).await {
+        // The namespace stays: DEL will be tried again, and plugins want to see it.
+        return vec![Fault::Network(error)];
+    }
+    let Some(path) = attachment.netns else { return Vec::new() };
+    blocking(move || netns::remove_blocking(&path).err().map(Fault::Netns).into_iter().collect()).await
+}
+
+async fn remove_state_dir(path: PathBuf) -> Vec<Fault> {
+    blocking(move || match std::fs::remove_dir_all(&path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => vec![Fault::StateDir { path, source }],
+        _ => Vec::new(),
+    })
+    .await
+}
+
+async fn blocking(work: impl FnOnce() -> Vec<Fault> + Send + 'static) -> Vec<Fault> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| vec![Fault::BrokenOff])
+}

@@ -1,0 +1,105 @@
+//! Reading the folder of records once, at the daemon's start.
+
+use std::io;
+use std::path::Path;
+
+use hartpod_proto::{ContainerId, SandboxId};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::{ContainerRecord, POD_FILE, PodRecord, VERSION};
+
+/// Extension of the folder beside the records that holds those which were not understood.
+const ASIDE: &str = "bad";
+
+/// A pod whose record was understood.
+#[derive(Debug)]
+pub(crate) struct LoadedPod {
+    pub(crate) record: PodRecord,
+    pub(crate) containers: Vec<ContainerRecord>,
+    /// Containers whose record was not understood; what they hold is to be given back.
+    pub(crate) lost_containers: Vec<ContainerId>,
+}
+
+/// What the folder says.
+#[derive(Debug, Default)]
+pub(crate) struct Loaded {
+    pub(crate) pods: Vec<LoadedPod>,
+    /// Pods with a folder but no record that says what they are; what they hold is to be given back.
+    pub(crate) lost_pods: Vec<SandboxId>,
+}
+
+pub(super) fn load(dir: &Path) -> io::Result<Loaded> {
+    let mut loaded = Loaded::default();
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let Some(id) = entry.file_name().to_str().and_then(|n| n.parse::<SandboxId>().ok()) else {
+            tracing::warn!(path = %entry.path().display(), "not a pod's folder, left alone");
+            continue;
+        };
+        match read::<PodRecord>(dir, &entry.path().join(POD_FILE)) {
+            Some(record) if record.id == id => loaded.pods.push(load_pod(dir, &entry.path(), record)?),
+            Some(record) => {
+                tracing::warn!(sandbox = %id, holds = %record.id, "a pod's folder holds another pod's record");
+                loaded.lost_pods.push(id);
+            }
+            None => loaded.lost_pods.push(id),
+        }
+    }
+    Ok(loaded)
+}
+
+fn load_pod(records: &Path, dir: &Path, record: PodRecord) -> io::Result<LoadedPod> {
+    let mut pod = LoadedPod { record, containers: Vec::new(), lost_containers: Vec::new() };
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let id =
+            name.to_str().and_then(|n| n.strip_suffix(".json")).and_then(|n| n.parse::<ContainerId>().ok());
+        let Some(id) = id else { continue };
+        match read::<ContainerRecord>(records, &entry.path()) {
+            Some(record) if record.id == id => pod.containers.push(record),
+            _ => pod.lost_containers.push(id),
+        }
+    }
+    pod.containers.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
+    Ok(pod)
+}
+
+/// The record, or nothing and the file set aside.
+fn read<T: DeserializeOwned>(records: &Path, path: &Path) -> Option<T> {
+    #[derive(Deserialize)]
+    struct Version {
+        version: u32,
+    }
+    let outcome = std::fs::read(path).map_err(|e| e.to_string()).and_then(|bytes| {
+        let Version { version } = serde_json::from_slice(&bytes).map_err(|e| e.to_string())?;
+        if version != VERSION {
+            return Err(format!("its version is {version}, known is {VERSION}"));
+        }
+        serde_json::from_slice(&bytes).map_err(|e| e.to_string())
+    });
+    match outcome {
+        Ok(record) => Some(record),
+        Err(error) => {
+            set_aside(records, path, &error);
+            None
+        }
+    }
+}
+
+/// Out of the pod's folder, which goes with what is left of the pod.
+fn set_aside(records: &Path, path: &Path, error: &str) {
+    let folder = records.with_extension(ASIDE);
+    let name =
+        |p: Option<&Path>| p.and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned();
+    let aside = folder.join(format!("{}.{}", name(path.parent()), name(Some(path))));
+    let moved = std::fs::create_dir_all(&folder).and_then(|()| std::fs::rename(path, &aside));
+    match moved {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => tracing::warn!(path = %path.display(), error, rename = %e, "unreadable record stays"),
+        Ok(()) => {
+            tracing::warn!(path = %path.display(), error, to = %aside.display(), "unreadable record set aside")
+        }
+    }
+}

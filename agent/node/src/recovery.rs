@@ -1,0 +1,248 @@
+//! What a new daemon makes of the records of the last one.
+//!
+//! The agents of pods run on when the daemon dies, at whatever instruction. So: running agents are adopted and asked what became
+//! of their containers; pods without an agent are not ready and their containers have ended; what was being made and never
+//! reported is undone; what was being stopped or removed is left for the call to be repeated. All decisions are pure functions
+//! over what was found ([`judge`]); this file finds and acts.
+
+mod judge;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hartpod_container::cgroup::Leaf;
+use hartpod_proto::ContainerId;
+use hartpod_proto::pod::v1 as agent;
+use tokio::task::JoinSet;
+
+use self::judge::{ContainerVerdict, PodFacts, PodVerdict};
+use crate::agent_client::AgentClient;
+use crate::agent_process::AgentProcess;
+use crate::container::{ContainerInfo, ContainerSnapshot, ContainerState, Exit, User};
+use crate::names::{ConfigHash, Progress};
+use crate::node::Node;
+use crate::pod::{
+    self, HeldAgent, Holdings, PodInfo, Restored, RestoredContainer, RunningAgent, SandboxState, kill_leaves,
+};
+use crate::records::{ContainerRecord, LoadedPod, PodRecord};
+use crate::scratch;
+use hartpod_proto::cri::v1 as cri;
+
+/// How long the daemon's start waits for leftovers to be cleared away; what takes longer goes on behind.
+const CLEARING: Duration = Duration::from_secs(10);
+/// For the processes of a leaf to be gone after they were killed.
+const LEAF_END: Duration = Duration::from_secs(10);
+
+/// Brings every recorded pod back. When it returns, lists and status calls tell the truth.
+pub(crate) async fn recover(node: &Arc<Node>, pods: Vec<LoadedPod>) {
+    let mut found = JoinSet::new();
+    for pod in pods {
+        let node = node.clone();
+        found.spawn(async move { examine(&node, pod).await });
+    }
+    let mut clearing = JoinSet::new();
+    while let Some(examined) = found.join_next().await {
+        match examined {
+            Ok(Examined::Keep(pod)) => restore(node, *pod),
+            Ok(Examined::Undo(info)) => {
+                let node = node.clone();
+                clearing.spawn(async move { undo(node, info).await });
+            }
+            Err(error) => tracing::error!(%error, "a pod could not be examined"),
+        }
+    }
+    if tokio::time::timeout(CLEARING, async { while clearing.join_next().await.is_some() {} }).await.is_err()
+    {
+        tracing::warn!(pods = clearing.len(), "unfinished pods are still being undone");
+        clearing.detach_all();
+    }
+}
+
+enum Examined {
+    Keep(Box<Restored>),
+    Undo(Arc<PodInfo>),
+}
+
+/// What a record alone says.
+fn pod_info(record: &PodRecord) -> Arc<PodInfo> {
+    let request = cri::RunPodSandboxRequest {
+        config: Some(record.config.clone()),
+        runtime_handler: record.handler.clone(),
+    };
+    Arc::new(PodInfo {
+        id: record.id.clone(),
+        name: pod::pod_name(&record.config),
+        hash: ConfigHash::of(&request),
+        handler: record.handler.clone(),
+        config: record.config.clone(),
+        created_at: record.created_at,
+        netns: record.netns.clone(),
+    })
+}
+
+async fn examine(node: &Arc<Node>, pod: LoadedPod) -> Examined {
+    let LoadedPod { record, containers, lost_containers } = pod;
+    let info = pod_info(&record);
+    let same_epoch = record.epoch == node.epoch;
+    let agent = if same_epoch { adopt(node, &record) } else { None };
+    let told = match &agent {
+        Some(agent) => agent.client.describe().await.inspect_err(|error| {
+            tracing::warn!(sandbox = %record.id, %error, "a running agent does not tell of its containers");
+        }),
+        None => Err(crate::agent_client::AgentError::Unreachable { call: "Describe", why: String::new() }),
+    };
+    let facts = PodFacts { same_epoch, agent_runs: agent.is_some(), agent_answers: told.is_ok() };
+    let verdict = judge::pod(&record, facts);
+    if verdict == PodVerdict::Undo {
+        return Examined::Undo(info);
+    }
+    let known = told.map(|t| by_id(t.containers)).unwrap_or_default();
+    let leaves = containers.iter().filter_map(|c| node.leaf(info.cgroup_parent(), c.id.as_str()).ok());
+    if verdict == PodVerdict::Lost {
+        kill_leaves(leaves.collect()).await;
+    }
+    for id in lost_containers {
+        forget_container(node, &info, &id, agent.as_ref()).await;
+    }
+    let mut restored = Vec::new();
+    for container in containers {
+        match judge::container(&container, verdict, known.get(&container.id)) {
+            ContainerVerdict::Undo => forget_container(node, &info, &container.id, agent.as_ref()).await,
+            ContainerVerdict::Keep(state, exit) => {
+                let known = known.get(&container.id);
+                restored.extend(restore_container(node, &info, container, (state, exit), known));
+            }
+        }
+    }
+    Examined::Keep(Box::new(Restored {
+        state: verdict.state(),
+        reason: verdict.reason().to_owned(),
+        ips: if verdict.state() == SandboxState::Stopped { Vec::new() } else { record.ips },
+        delivered: record.delivered,
+        agent,
+        containers: restored,
+        info,
+    }))
+}
+
+fn adopt(node: &Node, record: &PodRecord) -> Option<RunningAgent> {
+    let backend = node.backends.of(&record.handler).ok()?;
+    let started = backend.adopt_blocking(record.agent?)?;
+    let process = AgentProcess::watch(started.record, started.pidfd).ok()?;
+    Some(RunningAgent { client: AgentClient::new(node.layout.agent(&record.id)), process: Arc::new(process) })
+}
+
+fn by_id(states: Vec<agent::ContainerState>) -> BTreeMap<ContainerId, agent::ContainerState> {
+    states.into_iter().filter_map(|s| Some((s.container_id.parse().ok()?, s))).collect()
+}
+
+/// Nothing for a container whose cgroup cannot be named, which its record would not exist with.
+fn restore_container(
+    node: &Arc<Node>,
+    pod: &PodInfo,
+    record: ContainerRecord,
+    (state, exit): (ContainerState, Option<Exit>),
+    known: Option<&agent::ContainerState>,
+) -> Option<RestoredContainer> {
+    let leaf: Leaf = node.leaf(pod.cgroup_parent(), record.id.as_str()).ok()?;
+    let ended = state == ContainerState::Exited;
+    let dirty = exit.is_some() != record.exit.is_some();
+    let image_use = if ended { None } else { node.image_uses.begin(&record.image_id, &record.id).ok() };
+    let user = record.user.map(|u| User { uid: u.uid, gid: u.gid, groups: u.groups });
+    let info = ContainerInfo {
+        pod: pod.id.clone(),
+        name: pod::container_name(&record.config),
+        image_id: record.image_id,
+        image_ref: record.image_ref,
+        created_at: record.created_at,
+        log_path: pod::log_path(pod, &record.config),
+        cgroup_path: leaf.cgroup_path().to_owned(),
+        config: record.config,
+        id: record.id,
+    };
+    let snapshot = ContainerSnapshot {
+        info: Arc::new(info),
+        state,
+        stop_signal: record.stop_signal,
+        pid: if ended { 0 } else { known.map_or(0, |k| k.pid) },
+        started_at: known.map(|k| k.started_at).filter(|t| *t != 0).unwrap_or(record.started_at),
+        exit,
+        user: known.and_then(|k| k.user.clone()).map(User::from).or(user),
+    };
+    Some(RestoredContainer { snapshot, leaf, delivered: record.delivered, image_use, dirty })
+}
+
+fn restore(node: &Arc<Node>, pod: Restored) {
+    let settled = pod.delivered || pod.state != SandboxState::Ready;
+    let progress = if settled { Progress::Settled } else { Progress::Undelivered };
+    tracing::info!(
+        sandbox = %pod.info.id,
+        name = %pod.info.name,
+        state = pod.state.adjective(),
+        containers = pod.containers.len(),
+        reason = pod.reason,
+        "sandbox taken over"
+    );
+    let containers: Vec<_> = pod.containers.iter().map(|c| c.snapshot.info.clone()).collect();
+    let (handle, unborn) = pod::restored_pod(pod);
+    node.registry.restore(handle, progress);
+    for container in containers {
+        node.registry.add_container(&container.id, &container.pod);
+    }
+    pod::spawn(node.clone(), unborn);
+}
+
+/// A pod whose RunPodSandbox never finished. What cannot be given back is kept as a pod that is not ready, for the kubelet to
+/// stop and remove.
+async fn undo(node: Arc<Node>, info: Arc<PodInfo>) {
+    let held = Holdings {
+        id: info.id.clone(),
+        agent: HeldAgent::Unknown,
+        leaves: pod::own_leaf(&node, &info).ok().into_iter().collect(),
+        attachment: pod::attachment(&info).ok().flatten(),
+        state_dir: node.layout.agent(&info.id),
+    };
+    if let Err(left) = pod::tear_down(&node, held).await {
+        let reason = format!("it was never ready, and could not be undone: {left}");
+        let restored = Restored {
+            info,
+            state: SandboxState::NotReady,
+            reason,
+            ips: Vec::new(),
+            delivered: true,
+            agent: None,
+            containers: Vec::new(),
+        };
+        return restore(&node, restored);
+    }
+    tracing::info!(sandbox = %info.id, name = %info.name, "unfinished sandbox undone");
+    let removed = tokio::task::spawn_blocking(move || node.records.remove_pod_blocking(&info.id));
+    if let Ok(Err(error)) = removed.await {
+        tracing::warn!(error = %crate::chain(&error), "record of an undone pod stays");
+    }
+}
+
+/// A container that was being made, or whose record cannot be read.
+async fn forget_container(node: &Arc<Node>, pod: &PodInfo, id: &ContainerId, agent: Option<&RunningAgent>) {
+    tracing::info!(container = %id, sandbox = %pod.id, "unfinished container undone");
+    if let Some(agent) = agent {
+        if let Err(error) = agent.client.remove(id).await {
+            tracing::warn!(container = %id, %error, "the agent did not remove a container");
+        }
+    }
+    let (node, pod_id, id) = (node.clone(), pod.id.clone(), id.clone());
+    let leaf = node.leaf(pod.cgroup_parent(), id.as_str());
+    let forgotten = tokio::task::spawn_blocking(move || {
+        if let Some(Err(error)) = leaf.ok().map(|l| l.destroy_blocking(Instant::now() + LEAF_END)) {
+            tracing::warn!(container = %id, %error, "cgroup of an unfinished container stays");
+        }
+        if let Err(error) = scratch::remove_blocking(&node.layout.scratch(&id)) {
+            tracing::warn!(container = %id, error = %crate::chain(&error), "folder of an unfinished container stays");
+        }
+        if let Err(error) = node.records.remove_container_blocking(&pod_id, &id) {
+            tracing::warn!(container = %id, error = %crate::chain(&error), "record of an unfinished container stays");
+        }
+    });
+    let _ = forgotten.await;
+}

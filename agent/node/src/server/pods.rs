@@ -1,0 +1,120 @@
+//! Calls about pod sandboxes.
+
+use std::sync::Arc;
+
+use hartpod_proto::SandboxId;
+use hartpod_proto::cri::v1 as cri;
+use tonic::Status;
+
+use super::{NameTaken, Server, info, pod_view};
+use crate::backend::HANDLERS;
+use crate::names::{Claim, ConfigHash};
+use crate::pod::{self, Command, Gone, PodHandle, PodInfo};
+use crate::registry::LookupError;
+use crate::status_code::status;
+use crate::{clock, filter, random, validate};
+
+impl Server {
+    pub(super) async fn run_pod(
+        &self,
+        request: cri::RunPodSandboxRequest,
+    ) -> Result<cri::RunPodSandboxResponse, Status> {
+        self.node.backends.of(&request.runtime_handler).map_err(|e| status(&e))?;
+        let config = request.config.clone().unwrap_or_default();
+        validate::sandbox(&config, &request.runtime_handler, &HANDLERS).map_err(|e| status(&e))?;
+        let info = self.new_info(&request, config)?;
+        let handle = self.claim(info)?;
+        let id = handle.info.id.to_string();
+        match handle.ask(Command::AwaitUp).await {
+            Ok(Ok(())) => {
+                // Nothing is awaited from here on: a caller that hung up before this line is one that was not told.
+                handle.tell(Command::UpDelivered);
+                Ok(cri::RunPodSandboxResponse { pod_sandbox_id: id })
+            }
+            Ok(Err(error)) => Err(status(&*error)),
+            Err(Gone) => Err(Status::unavailable(format!("sandbox {id} went away while it was made"))),
+        }
+    }
+
+    fn new_info(
+        &self,
+        request: &cri::RunPodSandboxRequest,
+        config: cri::PodSandboxConfig,
+    ) -> Result<Arc<PodInfo>, Status> {
+        let bytes = random::bytes().map_err(|e| Status::internal(format!("no random id: {e}")))?;
+        let id = SandboxId::from_bytes(bytes);
+        let netns = (!pod::uses_host_network(&config)).then(|| self.node.layout.netns_file(&id));
+        Ok(Arc::new(PodInfo {
+            name: pod::pod_name(&config),
+            hash: ConfigHash::of(request),
+            handler: request.runtime_handler.clone(),
+            created_at: clock::now(),
+            config,
+            netns,
+            id,
+        }))
+    }
+
+    /// The pod that the request stands for: a new one, which is being made from then on, or the one that it made before.
+    fn claim(&self, info: Arc<PodInfo>) -> Result<PodHandle, Status> {
+        let (handle, unborn) = pod::new_pod(info.clone());
+        match self.node.registry.claim(handle.clone()) {
+            Claim::Yours => {
+                pod::spawn(self.node.clone(), unborn);
+                Ok(handle)
+            }
+            Claim::Join(other) | Claim::Return(other) => Ok(other),
+            Claim::Taken(other) => {
+                let holder = other.info.id.to_string();
+                Err(status(&NameTaken { name: info.name.to_string(), holder }))
+            }
+        }
+    }
+
+    pub(super) async fn stop_pod(&self, id: &str) -> Result<(), Status> {
+        let Some(pod) = self.pod_if_there(id)? else { return Ok(()) };
+        match pod.ask(Command::Stop).await {
+            Ok(Ok(())) | Err(Gone) => Ok(()),
+            Ok(Err(error)) => Err(status(&*error)),
+        }
+    }
+
+    pub(super) async fn remove_pod(&self, id: &str) -> Result<(), Status> {
+        let Some(pod) = self.pod_if_there(id)? else { return Ok(()) };
+        match pod.ask(Command::Remove).await {
+            Ok(Ok(())) | Err(Gone) => Ok(()),
+            Ok(Err(error)) => Err(status(&*error)),
+        }
+    }
+
+    /// Stopping or removing what is not there is success.
+    fn pod_if_there(&self, id: &str) -> Result<Option<PodHandle>, Status> {
+        match self.node.registry.pod(id) {
+            Ok(pod) => Ok(Some(pod)),
+            Err(LookupError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(status(&error)),
+        }
+    }
+
+    pub(super) fn pod_status(
+        &self,
+        id: &str,
+        verbose: bool,
+    ) -> Result<cri::PodSandboxStatusResponse, Status> {
+        let pod = self.node.registry.pod(id).map_err(|e| status(&e))?.snapshot();
+        let Some(answer) = pod_view::status(&pod) else {
+            let error = LookupError::NotFound { what: "pod sandbox", id: id.to_owned() };
+            return Err(status(&error));
+        };
+        Ok(cri::PodSandboxStatusResponse {
+            status: Some(answer),
+            info: if verbose { info::of_pod(&self.node, &pod) } else { Default::default() },
+            ..Default::default()
+        })
+    }
+
+    pub(super) fn list_pods(&self, wanted: Option<&cri::PodSandboxFilter>) -> Vec<cri::PodSandbox> {
+        let pods = self.node.registry.pods().into_iter().map(|p| p.snapshot());
+        pods.filter(|p| filter::pod(wanted, p)).filter_map(|p| pod_view::item(&p)).collect()
+    }
+}

@@ -1,0 +1,326 @@
+//! The one place where errors become gRPC codes.
+//!
+//! Callers look at codes in few places: the kubelet takes DeadlineExceeded of ExecSync as "the probe timed out", and NotFound
+//! as "gone already". The rest is for people and other clients.
+
+use hartpod_cni::CniError;
+use hartpod_images::{InvalidAuth, InvalidReference, PullError, RemoveError};
+use tonic::{Code, Status};
+
+use crate::agent_client::AgentError;
+use crate::backend::NoHandler;
+use crate::container::ExecError;
+use crate::image_use::Busy;
+use crate::pod::{
+    CreateError, RemoveContainerError, RemovePodError, RunError, StartError, StopContainerError, StopError,
+};
+use crate::registry::LookupError;
+use crate::server::{NameTaken, ReopenError};
+use crate::spec::SpecError;
+use crate::validate::InvalidRequest;
+
+/// An error that a caller may get to see.
+pub(crate) trait Coded: std::error::Error {
+    /// Its gRPC code.
+    fn code(&self) -> Code;
+}
+
+/// The answer that tells an error, with its causes.
+pub(crate) fn status(error: &impl Coded) -> Status {
+    let text = crate::chain(error);
+    let code = error.code();
+    if matches!(code, Code::Internal | Code::Unavailable) {
+        tracing::error!(error = text, "request failed");
+    } else {
+        tracing::debug!(error = text, ?code, "request refused");
+    }
+    Status::new(code, text)
+}
+
+impl Coded for LookupError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Empty { .. } | Self::Ambiguous { .. } => Code::InvalidArgument,
+            Self::NotFound { .. } => Code::NotFound,
+        }
+    }
+}
+
+impl Coded for InvalidRequest {
+    fn code(&self) -> Code {
+        Code::InvalidArgument
+    }
+}
+
+impl Coded for NameTaken {
+    fn code(&self) -> Code {
+        Code::AlreadyExists
+    }
+}
+
+impl Coded for NoHandler {
+    fn code(&self) -> Code {
+        match self {
+            Self::NotBuilt => Code::Unimplemented,
+            Self::Unknown { .. } => Code::InvalidArgument,
+        }
+    }
+}
+
+impl Coded for AgentError {
+    fn code(&self) -> Code {
+        match self {
+            // The agent's word on what was asked; but a thing that it does not know is no answer to what our caller named.
+            Self::Answered { code, .. } => match code {
+                Code::InvalidArgument
+                | Code::FailedPrecondition
+                | Code::AlreadyExists
+                | Code::PermissionDenied
+                | Code::ResourceExhausted
+                | Code::DeadlineExceeded
+                | Code::Unimplemented => *code,
+                Code::NotFound | Code::OutOfRange => Code::InvalidArgument,
+                Code::Ok
+                | Code::Cancelled
+                | Code::Unknown
+                | Code::Aborted
+                | Code::Internal
+                | Code::Unavailable
+                | Code::DataLoss
+                | Code::Unauthenticated => Code::Internal,
+            },
+            Self::TimedOut { .. } => Code::DeadlineExceeded,
+            Self::Unreachable { .. } => Code::Unavailable,
+        }
+    }
+}
+
+fn cni(error: &CniError) -> Code {
+    match error {
+        CniError::NotReady(_) => Code::FailedPrecondition,
+        CniError::Attachment(_) => Code::InvalidArgument,
+        CniError::Cache(_) | CniError::Add { .. } | CniError::Del { .. } | CniError::Check { .. } => {
+            Code::Internal
+        }
+        CniError::Interrupted => Code::Unavailable,
+    }
+}
+
+impl Coded for RunError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Handler(source) => source.code(),
+            Self::CgroupParent(_) | Self::InvalidNetwork(_) => Code::InvalidArgument,
+            Self::Network { source, .. } => cni(source),
+            Self::SetUp { source, .. } => source.code(),
+            Self::Left { error, .. } => error.code(),
+            Self::Record { .. }
+            | Self::StateDir { .. }
+            | Self::Files { .. }
+            | Self::Netns { .. }
+            | Self::Start { .. }
+            | Self::Watch { .. }
+            | Self::BrokenOff { .. } => Code::Internal,
+        }
+    }
+}
+
+impl Coded for StopError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Refused { .. } => Code::FailedPrecondition,
+            Self::TearDown { .. } => Code::Internal,
+        }
+    }
+}
+
+impl Coded for RemovePodError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Refused { .. } => Code::FailedPrecondition,
+            Self::Stop(source) => source.code(),
+            Self::Container(source) => source.code(),
+            Self::Record { .. } | Self::BrokenOff { .. } => Code::Internal,
+        }
+    }
+}
+
+impl Coded for CreateError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Invalid(source) => source.code(),
+            Self::PodNotReady { .. } | Self::NoTarget { .. } => Code::FailedPrecondition,
+            Self::NameTaken { .. } => Code::AlreadyExists,
+            Self::NoImage { .. } => Code::NotFound,
+            Self::ImageBusy(source) => source.code(),
+            Self::Spec(source) => spec(source),
+            Self::Agent { source, .. } => source.code(),
+            Self::NoId(_)
+            | Self::Cgroup { .. }
+            | Self::Encode { .. }
+            | Self::Record { .. }
+            | Self::Scratch { .. }
+            | Self::BrokenOff { .. } => Code::Internal,
+        }
+    }
+}
+
+fn spec(error: &SpecError) -> Code {
+    match error {
+        SpecError::Invalid { .. }
+        | SpecError::Unsupported { .. }
+        | SpecError::ReadProfile { .. }
+        | SpecError::ParseProfile { .. }
+        | SpecError::Device { .. } => Code::InvalidArgument,
+    }
+}
+
+impl Coded for StartError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Refused { .. } | Self::PodNotReady { .. } => Code::FailedPrecondition,
+            Self::Agent { source, .. } => source.code(),
+        }
+    }
+}
+
+impl Coded for StopContainerError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Refused { .. } => Code::FailedPrecondition,
+            Self::StillAlive { .. } => Code::DeadlineExceeded,
+            Self::Kill { .. } | Self::Removal { .. } => Code::Internal,
+        }
+    }
+}
+
+impl Coded for RemoveContainerError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Refused { .. } => Code::FailedPrecondition,
+            Self::Leaf { .. } | Self::Scratch { .. } | Self::Record { .. } | Self::BrokenOff { .. } => {
+                Code::Internal
+            }
+        }
+    }
+}
+
+impl Coded for ExecError {
+    fn code(&self) -> Code {
+        match self {
+            Self::NoCommand { .. } => Code::InvalidArgument,
+            Self::NotRunning { .. } => Code::FailedPrecondition,
+            Self::Agent { source, .. } => source.code(),
+            Self::TimedOut { .. } => Code::DeadlineExceeded,
+            Self::CutOff { .. } => Code::Unavailable,
+            Self::Stream { .. } | Self::Random { .. } => Code::Internal,
+        }
+    }
+}
+
+impl Coded for ReopenError {
+    fn code(&self) -> Code {
+        match self {
+            Self::NotRunning { .. } => Code::FailedPrecondition,
+            Self::Agent { source, .. } => source.code(),
+        }
+    }
+}
+
+impl Coded for Busy {
+    fn code(&self) -> Code {
+        match self {
+            Self::InUse { .. } | Self::BeingRemoved { .. } => Code::FailedPrecondition,
+        }
+    }
+}
+
+impl Coded for InvalidReference {
+    fn code(&self) -> Code {
+        Code::InvalidArgument
+    }
+}
+
+impl Coded for InvalidAuth {
+    fn code(&self) -> Code {
+        Code::InvalidArgument
+    }
+}
+
+impl Coded for PullError {
+    fn code(&self) -> Code {
+        match self {
+            Self::NotFound { .. } => Code::NotFound,
+            Self::Unauthorized { .. } => Code::PermissionDenied,
+            Self::Unavailable { .. } => Code::Unavailable,
+            // Another try will not help.
+            Self::Invalid { .. } | Self::NoPlatform { .. } => Code::FailedPrecondition,
+            Self::Settings { .. } | Self::Io { .. } => Code::Internal,
+            Self::Cancelled { .. } => Code::Cancelled,
+        }
+    }
+}
+
+impl Coded for RemoveError {
+    fn code(&self) -> Code {
+        Code::Internal
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_callers_look_at() {
+        let container = || "c".repeat(64).parse().unwrap();
+        let answered = |code| AgentError::Answered { code, message: "m".into() };
+        let table: Vec<(Box<dyn Coded>, Code)> = vec![
+            (Box::new(LookupError::NotFound { what: "container", id: "x".into() }), Code::NotFound),
+            (Box::new(LookupError::Empty { what: "container" }), Code::InvalidArgument),
+            (Box::new(NoHandler::NotBuilt), Code::Unimplemented),
+            (Box::new(NoHandler::Unknown { name: "k".into() }), Code::InvalidArgument),
+            (
+                Box::new(ExecError::TimedOut { command: "sleep".into(), after: std::time::Duration::ZERO }),
+                Code::DeadlineExceeded,
+            ),
+            (
+                Box::new(StartError::Agent { id: container(), source: answered(Code::NotFound) }),
+                Code::InvalidArgument,
+            ),
+            (Box::new(answered(Code::Internal)), Code::Internal),
+            (Box::new(answered(Code::Unknown)), Code::Internal),
+            (Box::new(AgentError::Unreachable { call: "x", why: "y".into() }), Code::Unavailable),
+            (Box::new(CreateError::NoImage { reference: "x".into() }), Code::NotFound),
+            (Box::new(Busy::BeingRemoved { image: "i".into() }), Code::FailedPrecondition),
+            (
+                Box::new(RemovePodError::Container(RemoveContainerError::Refused {
+                    id: container(),
+                    source: crate::container::ContainerState::Creating
+                        .on(crate::container::ContainerEvent::RemoveAsked)
+                        .unwrap_err(),
+                })),
+                Code::FailedPrecondition,
+            ),
+        ];
+        for (error, code) in table {
+            assert_eq!(error.code(), code, "{error}");
+        }
+    }
+
+    #[test]
+    fn the_message_tells_the_causes_once() {
+        let error = ExecError::Agent {
+            container: "c".repeat(64).parse().unwrap(),
+            source: AgentError::Answered {
+                code: Code::InvalidArgument,
+                message: "exec \"foo\": no such file".into(),
+            },
+        };
+        let status = status(&error);
+        assert_eq!(
+            status.message(),
+            format!("exec in container {}: exec \"foo\": no such file", "c".repeat(64))
+        );
+    }
+}

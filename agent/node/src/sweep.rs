@@ -1,0 +1,133 @@
+//! What earlier daemons left behind and no record claims.
+//!
+//! Only what is known to be ours goes: folders below our own root and state folders, entries of our own CNI cache, and the
+//! network namespaces of ids found there. The folder of network namespaces itself is not searched: other hartpods on the
+//! machine, with roots of their own, use it too, as do other runtimes.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use hartpod_cni::netns;
+use hartpod_proto::{ContainerId, SandboxId};
+
+use crate::agent_client::AgentClient;
+use crate::node::Node;
+use crate::scratch;
+
+/// Ids that something on the node is named after.
+#[derive(Debug, Default)]
+struct Found {
+    /// Records that cannot be read, folders of agents, entries of the CNI cache.
+    pods: BTreeSet<SandboxId>,
+    /// Writable layers.
+    containers: BTreeSet<ContainerId>,
+}
+
+/// Ids that records claim.
+#[derive(Debug, Default)]
+pub(crate) struct Claimed {
+    pub(crate) pods: BTreeSet<SandboxId>,
+    pub(crate) containers: BTreeSet<ContainerId>,
+}
+
+/// Those found that nobody claims.
+fn orphans(found: Found, claimed: &Claimed) -> Found {
+    Found {
+        pods: found.pods.into_iter().filter(|id| !claimed.pods.contains(id)).collect(),
+        containers: found.containers.into_iter().filter(|id| !claimed.containers.contains(id)).collect(),
+    }
+}
+
+/// Clears away what nobody claims. `lost` are pods whose record cannot be read.
+pub(crate) async fn sweep(node: &Arc<Node>, lost: Vec<SandboxId>, claimed: Claimed) {
+    let found = {
+        let node = node.clone();
+        tokio::task::spawn_blocking(move || look_blocking(&node, lost)).await.unwrap_or_default()
+    };
+    let orphans = orphans(found, &claimed);
+    for id in orphans.pods {
+        sweep_pod(node, id).await;
+    }
+    for id in orphans.containers {
+        let path = node.layout.scratch(&id);
+        tracing::warn!(container = %id, "removing a writable layer that no record claims");
+        let removed = tokio::task::spawn_blocking(move || scratch::remove_blocking(&path)).await;
+        if let Ok(Err(error)) = removed {
+            tracing::warn!(container = %id, error = %crate::chain(&error), "writable layer stays");
+        }
+    }
+}
+
+fn look_blocking(node: &Node, lost: Vec<SandboxId>) -> Found {
+    let cached = node.cni.cached_ids();
+    Found {
+        pods: lost
+            .into_iter()
+            .chain(named_after(&node.layout.agents()))
+            .chain(cached.iter().filter_map(|id| id.parse().ok()))
+            .collect(),
+        containers: named_after(&node.layout.containers()).collect(),
+    }
+}
+
+/// Entries of a folder whose name is an id; others are not ours.
+fn named_after<I: std::str::FromStr>(dir: &Path) -> impl Iterator<Item = I> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter_map(|e| e.file_name().to_str()?.parse().ok())
+}
+
+/// Takes down a pod of which nothing but the id is known, in the order of a stop. Steps that fail are tried again by the next
+/// daemon's sweep, since the folders that name the pod go last.
+async fn sweep_pod(node: &Arc<Node>, id: SandboxId) {
+    tracing::warn!(sandbox = %id, "removing what is left of a pod that no record claims");
+    let dir = node.layout.agent(&id);
+    if dir.exists() {
+        let _ = AgentClient::new(dir.clone()).shut_down().await;
+    }
+    if let Err(error) = node.cni.del_cached(id.as_str()).await {
+        tracing::warn!(sandbox = %id, error = %crate::chain(&error), "a pod nobody claims stays in its network");
+        return;
+    }
+    let node = node.clone();
+    let removed = tokio::task::spawn_blocking(move || {
+        if let Err(error) = netns::remove_blocking(&node.layout.netns_file(&id)) {
+            tracing::warn!(sandbox = %id, error = %crate::chain(&error), "network namespace stays");
+            return;
+        }
+        if let Err(error) = node.records.remove_pod_blocking(&id) {
+            tracing::warn!(sandbox = %id, error = %crate::chain(&error), "record stays");
+        }
+        if let Err(error) = scratch::remove_blocking(&dir) {
+            tracing::warn!(sandbox = %id, error = %crate::chain(&error), "folder of the agent stays");
+        }
+    });
+    let _ = removed.await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_nobody_claims_is_an_orphan() {
+        let pod = |digit: &str| digit.repeat(64).parse::<SandboxId>().unwrap();
+        let container = |digit: &str| digit.repeat(64).parse::<ContainerId>().unwrap();
+        let found =
+            Found { pods: [pod("1"), pod("2")].into(), containers: [container("3"), container("4")].into() };
+        let claimed = Claimed { pods: [pod("1")].into(), containers: [container("4")].into() };
+        let orphans = orphans(found, &claimed);
+        assert_eq!(orphans.pods, [pod("2")].into());
+        assert_eq!(orphans.containers, [container("3")].into());
+    }
+
+    #[test]
+    fn look_alikes_are_not_named_after_an_id() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a".repeat(64), "A".repeat(64), "a".repeat(63), "cni-1234".to_owned()] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        let found: Vec<SandboxId> = named_after(dir.path()).collect();
+        assert_eq!(found, ["a".repeat(64).parse::<SandboxId>().unwrap()]);
+    }
+}
