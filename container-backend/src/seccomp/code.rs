@@ -238,7 +238,7 @@ fn short(distance: usize) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::seccomp::tests::run;
+    use crate::seccomp::tests::plain::run;
 
     /// Both targets at every distance around what eight bits can tell.
     #[test]
