@@ -161,11 +161,13 @@ async fn pull_with_layer(lab: &Lab, change: impl Fn(&[u8]) -> Answer) -> Result<
 }
 
 async fn a_layer_with_a_wrong_digest_is_refused(lab: &Lab) -> Result<()> {
-    let status = pull_with_layer(lab, |_| {
-        let other = LayerBuilder::new().file("b", 0o644, b"b").and_then(|layer| layer.build(Packing::Gzip));
-        Answer::ok("application/octet-stream", other.map(|layer| layer.blob).unwrap_or_default())
-    });
-    let status = status.await?;
+    // The time in gzip's head: the size is right, it unpacks to the right tar, and yet it is another blob.
+    let other = |blob: &[u8]| {
+        let mut blob = blob.to_vec();
+        blob[4] ^= 1;
+        Answer::ok("application/octet-stream", blob)
+    };
+    let status = pull_with_layer(lab, other).await?;
     assert!(status.message().contains("sha256:"), "{status:?}");
     Ok(())
 }
@@ -240,7 +242,7 @@ async fn a_missing_platform_is_told(lab: &Lab) -> Result<()> {
     let image = simple(LayerBuilder::new().file("a", 0o644, b"a")?)?;
     let reference = lab.push("foreign", "1", &Image::index(vec![("s390x", image)])?).await?;
     let status = refused_pull(lab, &node, &reference).await?;
-    assert!(status.message().contains(hartpod_tests::image::ARCHITECTURE), "{status:?}");
+    assert!(status.message().contains("platform") || status.message().contains("linux/"), "{status:?}");
     Ok(())
 }
 

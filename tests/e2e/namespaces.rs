@@ -53,7 +53,7 @@ async fn a_pod_can_share_one_pid_namespace(lab: &Lab) -> Result<()> {
     );
     // Signals reach a neighbour, as shareProcessNamespace promises.
     one.sh(
-        "for p in /proc/[0-9]*; do grep -q 5002 $p/cmdline 2>/dev/null && kill -TERM ${p#/proc/}; done; true",
+        "for p in /proc/[0-9]*; do grep -q '[5]002' $p/cmdline 2>/dev/null && kill -TERM ${p#/proc/}; done; true",
     )
     .await?;
     assert_eq!(two.exited().await?.exit_code, 143);
@@ -159,7 +159,7 @@ async fn containers_share_the_pods_host_name(lab: &Lab) -> Result<()> {
     assert_ne!(namespace(&one, "uts").await?, own("uts")?);
     assert_eq!(one.sh("hostname").await?, "named\n");
     // On the node's network the name is the node's, unless the kubelet says otherwise.
-    let host = node.pod("host").host_network().with(|config| config.hostname.clear()).run().await?;
+    let host = node.pod("host").host_network().run().await?;
     let main = host.container("main").idle().run().await?;
     let node_name = std::fs::read_to_string("/proc/sys/kernel/hostname")?;
     assert_eq!(main.sh("hostname").await?, node_name);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use hartpod_tests::cni::{self, CniDir, SUBNET, SUBNET6};
+use hartpod_tests::registry::Http;
 use hartpod_tests::{Lab, Need, Node, Refused, cri, eventually, tests};
 use serde_json::{Value, json};
 use tokio::process::Command;
@@ -119,23 +120,24 @@ async fn a_host_port_is_reached_on_loopback_and_from_another_host(lab: &Lab) -> 
 
     let pod = node.pod("server").port(18080, 8080).run().await?;
     pod.container("web").sh(SERVER).run().await?;
-    let fetch = async |command: &str| {
-        let mut words = command.split(' ');
-        let output = Command::new(words.next().context("no command")?)
-            .args(words)
-            .output()
-            .await
-            .context("run wget")?;
+    // In bash, whose /dev/tcp needs no resolver: a static program's may crash on a node's name service switch.
+    let get = "exec 3<>/dev/tcp/192.0.2.1/18080 && printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3 && cat <&3";
+    let remote = async || {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", "other", "timeout", "5", "bash", "-c", get]);
+        let output = command.output().await.context("run bash")?;
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     };
-    let remote = "ip netns exec other busybox wget -T 5 -qO- http://192.0.2.1:18080/";
-    eventually("an answer to the other host", async || fetch(remote).await, |text| text == "hello\n").await?;
-    let local = "busybox wget -T 5 -qO- http://127.0.0.1:18080/";
-    eventually("an answer on loopback", async || fetch(local).await, |text| text == "hello\n").await?;
+    eventually("an answer to the other host", remote, |text| text.ends_with("hello\n")).await?;
+    let here = Http::new("127.0.0.1:18080");
+    let local = async || Ok(here.get("/").await.unwrap_or_default());
+    eventually("an answer on loopback", local, |body| body == b"hello\n").await?;
     pod.stop().await?;
     let chains = Command::new("iptables-save").output().await?.stdout;
     assert!(!String::from_utf8_lossy(&chains).contains("CNI-DN-"), "{}", String::from_utf8_lossy(&chains));
     ip("netns delete other").await?;
+    // `ip netns` makes the folder a mount of its own.
+    nix::mount::umount("/run/netns").context("umount /run/netns")?;
     let gone = async || Ok(std::fs::read_to_string("/proc/self/net/dev")?);
     eventually("the wire to be gone", gone, |text| !text.contains("wire")).await?;
     Ok(())
@@ -210,6 +212,18 @@ fn talkative(node: &Node) -> hartpod_tests::PodBuilder {
     })
 }
 
+/// The same with all keys in lower case and without empty values.
+fn lower_keys(value: &Value) -> Value {
+    match value {
+        Value::Object(object) => {
+            let entries = object.iter().filter(|(_, value)| **value != json!(""));
+            Value::Object(entries.map(|(key, value)| (key.to_lowercase(), lower_keys(value))).collect())
+        }
+        Value::Array(values) => Value::Array(values.iter().map(lower_keys).collect()),
+        other => other.clone(),
+    }
+}
+
 async fn a_plugin_is_called_as_containerd_calls_it(lab: &Lab) -> Result<()> {
     let record = lab.dir().join("calls");
     let builder = lab.node_builder()?.network(|cni| recording(cni, &record, "1.0.0"));
@@ -244,22 +258,15 @@ async fn a_plugin_is_called_as_containerd_calls_it(lab: &Lab) -> Result<()> {
         "keys that are not ours are passed on"
     );
     assert_eq!(add.stdin.get("prevResult"), None, "the first plugin has no previous result");
-    let runtime = &add.stdin["runtimeConfig"];
+    // Containerd writes these keys as Go names them, the conventions document in lower camel case; plugins take both.
+    let runtime = lower_keys(&add.stdin["runtimeConfig"]);
     let ports = json!([
-        { "hostPort": 8081, "containerPort": 81, "protocol": "tcp", "hostIP": "" },
-        { "hostPort": 5353, "containerPort": 53, "protocol": "udp", "hostIP": "127.0.0.1" },
+        { "hostport": 8081, "containerport": 81, "protocol": "tcp" },
+        { "hostport": 5353, "containerport": 53, "protocol": "udp", "hostip": "127.0.0.1" },
     ]);
-    // An empty hostIP may be written or left out.
-    let without_empty = |value: &Value| {
-        let mut value = value.clone();
-        for object in value.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
-            object.retain(|_, value| *value != json!(""));
-        }
-        value
-    };
-    assert_eq!(without_empty(&runtime["portMappings"]), without_empty(&ports));
+    assert_eq!(runtime["portmappings"], ports);
     let bandwidth = &runtime["bandwidth"];
-    assert_eq!((&bandwidth["ingressRate"], &bandwidth["egressRate"]), (&json!(1_000_000), &json!(2_000_000)));
+    assert_eq!((&bandwidth["ingressrate"], &bandwidth["egressrate"]), (&json!(1_000_000), &json!(2_000_000)));
     let dns = json!({ "servers": ["10.96.0.10"], "searches": ["svc.cluster.local"], "options": ["ndots:5"] });
     assert_eq!(runtime["dns"], dns);
     assert_eq!(runtime["io.kubernetes.cri.pod-annotations"]["kubernetes.io/ingress-bandwidth"], "1M");
@@ -282,7 +289,7 @@ async fn del_gets_the_result_of_add(lab: &Lab) -> Result<()> {
     assert_eq!((del.variable("CNI_CONTAINERID"), del.variable("CNI_IFNAME")), (pod.id.as_str(), "eth0"));
     assert_eq!(del.stdin["prevResult"]["ips"][0]["address"], "192.0.2.77/24");
     assert_eq!(del.stdin["cniVersion"], "0.4.0");
-    assert_eq!(del.stdin["runtimeConfig"]["portMappings"][0]["hostPort"], 8081);
+    assert_eq!(lower_keys(&del.stdin["runtimeConfig"])["portmappings"][0]["hostport"], 8081);
     pod.stop().await?;
     pod.remove().await?;
     assert_eq!(cni::calls(&record)?.len(), calls.len(), "no second DEL after one that succeeded");

@@ -434,6 +434,8 @@ impl Foreign {
         for name in &self.netns {
             Command::new("ip").args(["netns", "delete", name]).status().await?;
         }
+        // `ip netns` makes the folder a mount of its own.
+        nix::mount::umount("/run/netns").context("umount /run/netns")?;
         for file in &self.files {
             fs::remove_file(file)?;
         }

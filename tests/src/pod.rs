@@ -91,7 +91,9 @@ impl PodBuilder {
 
     #[must_use]
     pub fn host_network(self) -> Self {
-        self.with_namespaces(|options| options.network = NamespaceMode::Node.into())
+        // Its host name is the node's: the kubelet sends none.
+        self.with(|config| config.hostname.clear())
+            .with_namespaces(|options| options.network = NamespaceMode::Node.into())
     }
 
     #[must_use]
