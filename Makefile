@@ -19,9 +19,8 @@ export HARTPOD_BIN_DIR := $(BIN)
 STATIC     := -C target-feature=+crt-static
 AGENT      := $(STATIC) -C panic=abort
 
-BUILD_PACKAGES := gcc libc6-dev busybox-static
-RUN_PACKAGES   := $(BUILD_PACKAGES) containernetworking-plugins iproute2 iptables
-TEST_PACKAGES  := $(RUN_PACKAGES) docker-registry protobuf-compiler
+BUILD_PACKAGES := gcc libc6-dev
+TEST_PACKAGES  := $(BUILD_PACKAGES) docker-registry containernetworking-plugins iproute2 iptables busybox-static protobuf-compiler
 # The client of the tests is the k8s-cri crate, which is built with protoc.
 LINT_PACKAGES  := $(BUILD_PACKAGES) protobuf-compiler
 
@@ -32,8 +31,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: run
-run: build-packages run-packages build ## build hartpod and run one pod from the image inside it (needs root)
-	@tests/setup/need-root 'make run' 'a pod needs namespaces, cgroups and mounts'
+run: as-root build ## build hartpod and run one pod from the image inside it (needs root)
 	$(BIN)/hartpod demo
 
 .PHONY: build
@@ -47,13 +45,11 @@ build: build-packages ## build the daemon and the pod agent into target/hartpod
 	@echo "built: $(BIN)/hartpod, $(BIN)/hartpod-pod"
 
 .PHONY: test
-test: test-packages build attacker ## run every test: unit tests and the end-to-end suite (needs root)
-	@tests/setup/need-root 'make test' 'the end-to-end tests run real pods'
+test: as-root test-packages build attacker ## run every test: unit tests and the end-to-end suite (needs root)
 	tests/setup/run-tests
 
 .PHONY: bench
-bench: test-packages build ## time every CRI call and weigh the processes; BENCH_ARGS='--against SOCKET' compares
-	@tests/setup/need-root 'make bench' 'the bench runs real pods'
+bench: as-root test-packages build ## time every CRI call and weigh the processes; BENCH_ARGS='--against SOCKET' compares
 	$(CARGO) build --locked --release -p hartpod-tests --bin hartpod-bench
 	$(TARGET_DIR)/release/hartpod-bench $(BENCH_ARGS)
 
@@ -69,9 +65,12 @@ attacker: build-packages
 	@mkdir -p $(BIN)
 	@install -m 0755 $(TARGET_DIR)/debug/hartpod-attacker $(BIN)/hartpod-attacker
 
-.PHONY: build-packages run-packages test-packages lint-packages
+.PHONY: as-root
+as-root:
+	@[ "$$(id -u)" = 0 ] || { echo 'this must run as root: pods need namespaces, cgroups and mounts' >&2; exit 1; }
+
+.PHONY: build-packages test-packages lint-packages
 build-packages: ; @$(INSTALL) $(BUILD_PACKAGES)
-run-packages:   ; @$(INSTALL) $(RUN_PACKAGES)
 test-packages:  ; @$(INSTALL) $(TEST_PACKAGES)
 lint-packages:  ; @$(INSTALL) $(LINT_PACKAGES)
 
