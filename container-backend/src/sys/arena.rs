@@ -20,7 +20,10 @@ pub(crate) struct Arena {
 impl Arena {
     /// Room for a stack and `data` bytes.
     pub(crate) fn new(data: usize) -> io::Result<Self> {
-        let len = STACK + data;
+        // Whole pages: the scrub maps zeroes over what comes next.
+        // SAFETY: reads a constant.
+        let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).map_err(io::Error::other)?;
+        let len = (STACK + data).next_multiple_of(page);
         let (protection, flags) =
             (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
         // SAFETY: a fresh anonymous mapping at an address of the kernel's choice overlaps nothing.
@@ -32,7 +35,7 @@ impl Arena {
         Ok(Self { base, len, used: STACK })
     }
 
-    /// Its addresses, without the page that the kernel may have rounded up to.
+    /// Its addresses.
     pub(crate) fn range(&self) -> (usize, usize) {
         let start = self.base.as_ptr() as usize;
         (start, start + self.len)
