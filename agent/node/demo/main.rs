@@ -72,7 +72,11 @@ fn user() -> String {
         let line = status.lines().find_map(|l| l.strip_prefix(name));
         line.and_then(|l| l.split_whitespace().next()).unwrap_or("?").to_owned()
     };
-    format!("uid {}, gid {}, capabilities {}", field("Uid:"), field("Gid:"), field("CapEff:").trim_start_matches('0'))
+    let capabilities = match field("CapEff:").trim_start_matches('0') {
+        "" => "no capabilities".to_owned(),
+        mask => format!("capabilities {mask}"),
+    };
+    format!("uid {}, gid {}, {capabilities}", field("Uid:"), field("Gid:"))
 }
 
 fn interfaces() -> String {

@@ -5,6 +5,5 @@ mod client;
 pub mod config;
 pub mod demo;
 mod log_lines;
-mod random;
 pub mod run;
 mod units;

@@ -27,6 +27,7 @@ mod image_use;
 mod names;
 mod node;
 mod pod;
+mod pulls;
 mod random;
 mod records;
 mod recovery;

@@ -11,6 +11,7 @@ use hartpod_proto::{ContainerId, SandboxId};
 use crate::backend::Backends;
 use crate::epoch::Epoch;
 use crate::image_use::ImageUses;
+use crate::pulls::Pulls;
 use crate::records::Records;
 use crate::registry::Registry;
 use crate::spec::SpecSettings;
@@ -75,6 +76,7 @@ pub(crate) struct Node {
     pub(crate) epoch: Epoch,
     pub(crate) images: ImageStore,
     pub(crate) image_uses: Arc<ImageUses>,
+    pub(crate) pulls: Pulls,
     pub(crate) cni: Cni,
     pub(crate) cgroups: Tree,
     pub(crate) backends: Backends,

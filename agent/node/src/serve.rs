@@ -173,6 +173,7 @@ fn open_blocking(config: &Config) -> Result<Opened, ServeError> {
             plugin_timeout: config.cni.plugin_timeout(),
         }),
         image_uses: Arc::new(ImageUses::default()),
+        pulls: crate::pulls::Pulls::default(),
         registry: Registry::default(),
         spec_settings: SpecSettings::detect(config),
         records,

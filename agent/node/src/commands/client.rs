@@ -61,6 +61,7 @@ impl Client {
 
     calls! {
         runtime.version(VersionRequest) -> VersionResponse in CALL;
+        runtime.status(StatusRequest) -> StatusResponse in CALL;
         runtime.run_pod_sandbox(RunPodSandboxRequest) -> RunPodSandboxResponse in CALL;
         runtime.pod_sandbox_status(PodSandboxStatusRequest) -> PodSandboxStatusResponse in CALL;
         runtime.list_pod_sandbox(ListPodSandboxRequest) -> ListPodSandboxResponse in CALL;

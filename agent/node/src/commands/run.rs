@@ -15,8 +15,8 @@ use hartpod_proto::cri::v1 as cri;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::client::Client;
-use super::random;
 use crate::config::{Config, Overrides};
+use crate::random;
 use output::Output;
 
 /// Seconds between asking a container to stop and killing it; a second Ctrl-C kills at once.
@@ -112,7 +112,7 @@ const LOG: &str = "0.log";
 
 impl Pod {
     fn new(client: Client) -> anyhow::Result<Self> {
-        let name = format!("run-{}", random::short_id()?);
+        let name = format!("run-{}", random::hex::<4>()?);
         let log_directory = std::env::temp_dir().join(format!("hartpod-{name}"));
         std::fs::DirBuilder::new()
             .mode(0o700)
@@ -224,7 +224,7 @@ fn sandbox(args: &RunArgs, name: &str, log_directory: &Path) -> anyhow::Result<c
     Ok(cri::PodSandboxConfig {
         metadata: Some(cri::PodSandboxMetadata {
             name: name.to_owned(),
-            uid: random::uuid()?,
+            uid: random::hex::<16>()?,
             namespace: "default".into(),
             attempt: 0,
         }),

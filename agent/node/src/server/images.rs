@@ -55,7 +55,8 @@ impl ImageService for Server {
         let reference: Reference = name.parse().map_err(|e: InvalidReference| status(&e))?;
         let auth = request.auth.map(auth_fields).unwrap_or_default();
         let auth = Auth::from_fields(auth).map_err(|e| status(&e))?;
-        let image = self.node.images.pull(&reference, auth, None).await.map_err(|e| status(&e))?;
+        let (progress, _pull) = self.node.pulls.begin(&reference);
+        let image = self.node.images.pull(&reference, auth, Some(progress)).await.map_err(|e| status(&e))?;
         tracing::info!(image = %image.id, %reference, "image pulled");
         Ok(Response::new(cri::PullImageResponse { image_ref: image.id.to_string() }))
     }

@@ -59,6 +59,7 @@ impl Server {
             "pods": pods.len(),
             "containers": pods.iter().map(|p| p.snapshot().containers.len()).sum::<usize>(),
             "images": self.node.images.list().len(),
+            "pulls": self.node.pulls.states(),
         }))
     }
 

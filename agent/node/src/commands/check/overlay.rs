@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use nix::sched::{CloneFlags, unshare};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 
-use super::super::random;
 use super::Finding::{self, Fail, Ok as Fine};
+use crate::random;
 
 /// Mounts an overlay on the file system that `root` is or will be on, in a mount namespace that ends with it.
 pub(super) fn overlayfs(root: &Path) -> Finding {
@@ -35,7 +35,7 @@ struct Trial(PathBuf);
 
 impl Trial {
     fn new(base: &Path) -> io::Result<Self> {
-        let trial = Self(base.join(format!(".hartpod-check-{}", random::short_id()?)));
+        let trial = Self(base.join(format!(".hartpod-check-{}", random::hex::<4>()?)));
         for name in ["lower", "upper", "work", "merged"] {
             fs::create_dir_all(trial.0.join(name))?;
         }

@@ -22,14 +22,7 @@ pub(super) fn existing(path: &Path) -> Option<PathBuf> {
 
 /// An error and its causes, for one line.
 pub(super) fn in_one_line(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text.replace('\n', " ")
+    crate::chain(error).replace('\n', " ")
 }
 
 pub(super) fn space(root: &Path) -> Finding {

@@ -14,9 +14,9 @@ use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 
 use super::super::client::Client;
-use super::super::random;
 use super::image::PROGRAM;
 use crate::config::{self, Config};
+use crate::random;
 
 /// `f_type` of overlayfs (linux/magic.h), which cannot be the upper part of another overlay.
 const OVERLAYFS_SUPER_MAGIC: i64 = 0x794c_7630;
@@ -37,7 +37,7 @@ pub(super) struct Place {
 impl Place {
     /// Makes the folder with everything that a daemon needs to know about `registry` (HOST:PORT, plain HTTP).
     pub(super) fn make_blocking(registry: &str) -> anyhow::Result<Self> {
-        let dir = base().join(format!("hartpod-demo-{}", random::short_id()?));
+        let dir = base().join(format!("hartpod-demo-{}", random::hex::<4>()?));
         fs::DirBuilder::new().mode(0o700).create(&dir).with_context(|| format!("make {}", dir.display()))?;
         let place = Self { config: config(&dir), dir };
         if let Err(error) = place.fill(registry) {

@@ -8,10 +8,10 @@ use hartpod_proto::cri::v1 as cri;
 
 use super::super::client::Client;
 use super::super::log_lines::Decoder;
-use super::super::random;
 use super::place::{Daemon, Place};
 use super::registry::Registry;
 use super::show::{self, Show};
+use crate::random;
 
 /// The container's limit, to have one.
 const MEMORY: i64 = 64 << 20;
@@ -82,7 +82,7 @@ impl Steps {
         Ok(cri::PodSandboxConfig {
             metadata: Some(cri::PodSandboxMetadata {
                 name: "demo".into(),
-                uid: random::uuid()?,
+                uid: random::hex::<16>()?,
                 namespace: "hartpod".into(),
                 attempt: 0,
             }),
