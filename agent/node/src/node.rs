@@ -1,7 +1,8 @@
 //! What every part of the daemon shares.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use hartpod_cni::Cni;
 use hartpod_container::cgroup::{Leaf, PathError, Tree};
@@ -27,6 +28,8 @@ pub(crate) struct Layout {
     pub(crate) netns: PathBuf,
 }
 
+/// Different warnings of pods that are told at all.
+const MAX_WARNED: usize = 64;
 /// Before the pod's id in the name of its network namespace file.
 const NETNS_PREFIX: &str = "hartpod-";
 
@@ -83,9 +86,22 @@ pub(crate) struct Node {
     pub(crate) records: Records,
     pub(crate) registry: Registry,
     pub(crate) spec_settings: SpecSettings,
+    /// Guards the texts that were warned about; held for one look-up.
+    pub(crate) warned: Mutex<HashSet<String>>,
 }
 
 impl Node {
+    /// Warns of what concerns the node as much as the pod: every pod would tell it.
+    pub(crate) fn warn_once(&self, pod: &SandboxId, warning: &str) {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        // Texts that differ by pod must not fill the memory.
+        if warned.len() < MAX_WARNED && warned.insert(warning.to_owned()) {
+            tracing::warn!(sandbox = %pod, warning, "odd but handled; not told again for other pods");
+        } else {
+            tracing::debug!(sandbox = %pod, warning, "odd but handled");
+        }
+    }
+
     /// The cgroup leaf `id` (of an agent or a container) below a pod's parent.
     pub(crate) fn leaf(&self, parent: &str, id: &str) -> Result<Leaf, PathError> {
         self.cgroups.leaf(parent, id)

@@ -27,6 +27,8 @@ pub(crate) use remove::{RemoveContainerError, RemovePodError};
 #[cfg(test)]
 pub(crate) use snapshot::test_pod;
 pub(crate) use snapshot::{PodSnapshot, RunningAgent};
+#[cfg(test)]
+pub(crate) use state::SandboxEvent;
 pub(crate) use state::SandboxState;
 pub(crate) use stopping::StopContainerError;
 pub(crate) use task::{Restored, RestoredContainer, StartError, StopError, new_pod, restored_pod, spawn};

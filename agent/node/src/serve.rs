@@ -8,7 +8,7 @@ mod socket;
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hartpod_cni::{Cni, CniConfig};
@@ -175,6 +175,7 @@ fn open_blocking(config: &Config) -> Result<Opened, ServeError> {
         image_uses: Arc::new(ImageUses::default()),
         pulls: crate::pulls::Pulls::default(),
         registry: Registry::default(),
+        warned: Mutex::default(),
         spec_settings: SpecSettings::detect(config),
         records,
         layout,

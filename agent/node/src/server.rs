@@ -43,8 +43,9 @@ pub(crate) struct NameTaken {
 pub(crate) enum ReopenError {
     #[error("container {id} is not running")]
     NotRunning { id: ContainerId },
-    #[error("reopen the log of container {id}")]
-    Agent { id: ContainerId, source: AgentError },
+    /// The agent says what it tried and with which container.
+    #[error(transparent)]
+    Agent(AgentError),
 }
 
 impl Server {

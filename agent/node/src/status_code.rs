@@ -112,7 +112,7 @@ impl Coded for RunError {
             Self::Handler(source) => source.code(),
             Self::CgroupParent(_) | Self::InvalidNetwork(_) => Code::InvalidArgument,
             Self::Network { source, .. } => cni(source),
-            Self::SetUp { source, .. } => source.code(),
+            Self::SetUp(source) => source.code(),
             Self::Left { error, .. } => error.code(),
             Self::Record { .. }
             | Self::StateDir { .. }
@@ -154,7 +154,7 @@ impl Coded for CreateError {
             Self::NoImage { .. } => Code::NotFound,
             Self::ImageBusy(source) => source.code(),
             Self::Spec(source) => spec(source),
-            Self::Agent { source, .. } => source.code(),
+            Self::Agent(source) => source.code(),
             Self::NoId(_)
             | Self::Cgroup { .. }
             | Self::Encode { .. }
@@ -179,7 +179,7 @@ impl Coded for StartError {
     fn code(&self) -> Code {
         match self {
             Self::Refused { .. } | Self::PodNotReady { .. } => Code::FailedPrecondition,
-            Self::Agent { source, .. } => source.code(),
+            Self::Agent(source) => source.code(),
         }
     }
 }
@@ -210,7 +210,7 @@ impl Coded for ExecError {
         match self {
             Self::NoCommand { .. } => Code::InvalidArgument,
             Self::NotRunning { .. } => Code::FailedPrecondition,
-            Self::Agent { source, .. } => source.code(),
+            Self::Agent(source) => source.code(),
             Self::TimedOut { .. } => Code::DeadlineExceeded,
             Self::CutOff { .. } => Code::Unavailable,
             Self::Stream { .. } | Self::Random { .. } => Code::Internal,
@@ -222,7 +222,7 @@ impl Coded for ReopenError {
     fn code(&self) -> Code {
         match self {
             Self::NotRunning { .. } => Code::FailedPrecondition,
-            Self::Agent { source, .. } => source.code(),
+            Self::Agent(source) => source.code(),
         }
     }
 }
@@ -284,10 +284,7 @@ mod tests {
                 Box::new(ExecError::TimedOut { command: "sleep".into(), after: std::time::Duration::ZERO }),
                 Code::DeadlineExceeded,
             ),
-            (
-                Box::new(StartError::Agent { id: container(), source: answered(Code::NotFound) }),
-                Code::InvalidArgument,
-            ),
+            (Box::new(StartError::Agent(answered(Code::NotFound))), Code::InvalidArgument),
             (Box::new(answered(Code::Internal)), Code::Internal),
             (Box::new(answered(Code::Unknown)), Code::Internal),
             (Box::new(AgentError::Unreachable { call: "x", why: "y".into() }), Code::Unavailable),
@@ -310,17 +307,13 @@ mod tests {
 
     #[test]
     fn the_message_tells_the_causes_once() {
-        let error = ExecError::Agent {
-            container: "c".repeat(64).parse().unwrap(),
-            source: AgentError::Answered {
-                code: Code::InvalidArgument,
-                message: "exec \"foo\": no such file".into(),
-            },
+        let image = "sha256:1".to_owned();
+        let error = CreateError::ImageBusy(Busy::BeingRemoved { image });
+        assert_eq!(status(&error).message(), "image sha256:1 is being removed");
+        let error = RemovePodError::Refused {
+            id: "p".into(),
+            source: crate::pod::SandboxState::Starting.on(crate::pod::SandboxEvent::RemoveAsked).unwrap_err(),
         };
-        let status = status(&error);
-        assert_eq!(
-            status.message(),
-            format!("exec in container {}: exec \"foo\": no such file", "c".repeat(64))
-        );
+        assert_eq!(status(&error).message(), "pod sandbox p: a sandbox that is starting cannot be removed");
     }
 }

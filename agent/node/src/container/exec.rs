@@ -34,8 +34,9 @@ pub(crate) enum ExecError {
     NoCommand { container: ContainerId },
     #[error("exec in container {container}: it is {state}, not running")]
     NotRunning { container: ContainerId, state: &'static str },
-    #[error("exec in container {container}")]
-    Agent { container: ContainerId, source: AgentError },
+    /// The agent says what it tried and in which container.
+    #[error(transparent)]
+    Agent(AgentError),
     #[error("exec in container {container}: output")]
     Stream { container: ContainerId, source: StreamError },
     #[error("exec in container {container}: no random token")]
@@ -92,7 +93,7 @@ impl Exec {
                 return;
             }
         };
-        if matches!(outcome, Err(ExecError::Agent { source: AgentError::TimedOut { .. }, .. })) {
+        if matches!(outcome, Err(ExecError::Agent(AgentError::TimedOut { .. }))) {
             self.kill(&id).await;
         }
         let _ = reply.send(outcome);
@@ -115,7 +116,7 @@ impl Exec {
             timeout_ms: self.timeout.map_or(0, |t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX)),
             ..Default::default()
         };
-        self.agent.start_exec(request).await.map_err(|e| self.agent_error(e))?;
+        self.agent.start_exec(request).await.map_err(ExecError::Agent)?;
         let (stdout, stderr, end) =
             tokio::try_join!(self.read(&out), self.read(&err), self.bounded_wait(id))?;
         if end.timed_out {
@@ -126,11 +127,11 @@ impl Exec {
 
     async fn bounded_wait(&self, id: &str) -> Result<pod::WaitExecResponse, ExecError> {
         let wait = self.agent.wait_exec(&self.container, id);
-        let Some(timeout) = self.timeout else { return wait.await.map_err(|e| self.agent_error(e)) };
+        let Some(timeout) = self.timeout else { return wait.await.map_err(ExecError::Agent) };
         let after = timeout.saturating_add(KILL_MARGIN);
         match tokio::time::timeout(after, wait).await {
-            Ok(end) => end.map_err(|e| self.agent_error(e)),
-            Err(_) => Err(self.agent_error(AgentError::TimedOut { call: "WaitExec", after })),
+            Ok(end) => end.map_err(ExecError::Agent),
+            Err(_) => Err(ExecError::Agent(AgentError::TimedOut { call: "WaitExec", after })),
         }
     }
 
@@ -152,10 +153,6 @@ impl Exec {
         }
         let forgotten = self.agent.wait_exec(&self.container, id);
         let _ = tokio::time::timeout(KILL_MARGIN, forgotten).await;
-    }
-
-    fn agent_error(&self, source: AgentError) -> ExecError {
-        ExecError::Agent { container: self.container.clone(), source }
     }
 }
 

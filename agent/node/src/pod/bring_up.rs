@@ -56,8 +56,9 @@ pub(crate) enum RunError {
     Start { id: SandboxId, source: StartError },
     #[error("watch the agent of pod {id}")]
     Watch { id: SandboxId, source: io::Error },
-    #[error("set up pod {id}")]
-    SetUp { id: SandboxId, source: AgentError },
+    /// The agent says what it tried.
+    #[error(transparent)]
+    SetUp(AgentError),
     #[error("pod {id}: work of the daemon broke off")]
     BrokenOff { id: SandboxId, source: JoinError },
     /// Something of a pod that failed could not be given back: it is listed as not ready until StopPodSandbox succeeds.
@@ -230,9 +231,9 @@ async fn set_up(node: &Node, info: &PodInfo, client: &AgentClient) -> Result<(),
         sysctls: linux.map(|l| l.sysctls.clone().into_iter().collect()).unwrap_or_default(),
     };
     let answer = client.set_up(request).await;
-    let answer = answer.map_err(|source| RunError::SetUp { id: info.id.clone(), source })?;
+    let answer = answer.map_err(RunError::SetUp)?;
     for warning in answer.warnings {
-        tracing::warn!(sandbox = %info.id, warning, "pod set up");
+        node.warn_once(&info.id, &warning);
     }
     Ok(())
 }

@@ -39,8 +39,9 @@ pub(crate) enum StartError {
     Refused { id: ContainerId, source: Refused },
     #[error("start container {id}: its pod is {}{}", state.adjective(), because(reason))]
     PodNotReady { id: ContainerId, state: SandboxState, reason: String },
-    #[error("start container {id}")]
-    Agent { id: ContainerId, source: AgentError },
+    /// The agent says what it tried and with which container.
+    #[error(transparent)]
+    Agent(AgentError),
 }
 
 fn because(reason: &str) -> String {
@@ -381,7 +382,7 @@ impl PodTask {
                     entry.end(Exit::start_failed(message.clone()));
                     entry.dirty = true;
                 }
-                Err(Arc::new(StartError::Agent { id: id.clone(), source }))
+                Err(Arc::new(StartError::Agent(source)))
             }
         };
         self.publish();

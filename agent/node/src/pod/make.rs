@@ -50,8 +50,9 @@ pub(crate) enum CreateError {
     Record { id: ContainerId, source: RecordError },
     #[error("writable layer of container {id}")]
     Scratch { id: ContainerId, source: ScratchError },
-    #[error("create container {id}")]
-    Agent { id: ContainerId, source: AgentError },
+    /// The agent says what it tried and with which container.
+    #[error(transparent)]
+    Agent(AgentError),
     #[error("container {id}: work of the daemon broke off")]
     BrokenOff { id: ContainerId, source: JoinError },
 }
@@ -98,13 +99,13 @@ async fn steps(node: &Arc<Node>, making: &Making) -> Result<Made, CreateError> {
         planned.map_err(|source| CreateError::BrokenOff { id: id.clone(), source })??
     };
     for warning in &plan.warnings {
-        tracing::warn!(container = %id, warning, "container planned");
+        node.warn_once(&making.pod.id, warning);
     }
     let stop_signal = plan.stop_signal;
     let answer = making.agent.client.create(request(making, plan, json)).await;
-    let answer = answer.map_err(|source| CreateError::Agent { id: id.clone(), source })?;
+    let answer = answer.map_err(CreateError::Agent)?;
     for warning in answer.warnings {
-        tracing::warn!(container = %id, warning, "container created");
+        node.warn_once(&making.pod.id, &warning);
     }
     Ok(Made { state: answer.state.unwrap_or_default(), stop_signal })
 }

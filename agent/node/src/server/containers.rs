@@ -123,7 +123,7 @@ impl Server {
             return Err(status(&ReopenError::NotRunning { id: container }));
         };
         let reopened = agent.client.reopen_log(&container).await;
-        reopened.map_err(|source| status(&ReopenError::Agent { id: container, source }))
+        reopened.map_err(|error| status(&ReopenError::Agent(error)))
     }
 }
 
