@@ -39,6 +39,11 @@ use tracing::error;
 use crate::supervisor::End;
 
 fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    if arguments.first().is_some_and(|name| name == log_writer::NAME) {
+        stderr_log::start(std::env::var("RUST_LOG").ok().as_deref());
+        return ExitCode::from(u8::try_from(log_writer::main(&arguments)).unwrap_or(u8::MAX));
+    }
     // Before anything else opens a descriptor.
     let sockets = launcher::take_sockets();
     stderr_log::start(std::env::var("RUST_LOG").ok().as_deref());

@@ -21,7 +21,7 @@ use crate::request::InvalidRequest;
 /// The handle that tonic clones and calls.
 #[derive(Debug, Clone)]
 pub(crate) struct Service {
-    calls: mpsc::Sender<Call>,
+    calls: mpsc::Sender<Box<Call>>,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -31,14 +31,14 @@ fn container_id(text: &str) -> Result<ContainerId, CallError> {
 }
 
 impl Service {
-    pub(crate) fn new(calls: mpsc::Sender<Call>) -> Self {
+    pub(crate) fn new(calls: mpsc::Sender<Box<Call>>) -> Self {
         Self { calls }
     }
 
     /// Hands the call over and waits for its answer; a supervisor that is gone has shut down.
     async fn ask<T>(&self, call: impl FnOnce(Reply<T>) -> Call) -> Result<T, Status> {
         let (reply, answer) = oneshot::channel();
-        self.calls.send(call(reply)).await.map_err(|_| CallError::ShuttingDown)?;
+        self.calls.send(Box::new(call(reply))).await.map_err(|_| CallError::ShuttingDown)?;
         Ok(answer.await.unwrap_or(Err(CallError::ShuttingDown))?)
     }
 }
@@ -65,7 +65,7 @@ impl PodAgent for Service {
         &self,
         request: Request<CreateContainerRequest>,
     ) -> Answer<CreateContainerResponse> {
-        let request = Box::new(request.into_inner());
+        let request = request.into_inner();
         self.ask(|reply| Call::Create(request, reply)).await.map(Response::new)
     }
 
@@ -95,7 +95,7 @@ impl PodAgent for Service {
     }
 
     async fn start_exec(&self, request: Request<StartExecRequest>) -> Answer<StartExecResponse> {
-        let request = Box::new(request.into_inner());
+        let request = request.into_inner();
         let id = container_id(&request.container_id)?;
         self.ask(|reply| Call::StartExec(id, request, reply)).await.map(Response::new)
     }

@@ -97,7 +97,7 @@ fn failure_code(failure: &Failure) -> Code {
 
 fn log_code(error: &LogError) -> Code {
     match error {
-        LogError::EnterHostMounts(_) | LogError::Open(_) => Code::Internal,
+        LogError::EnterHostMounts(_) | LogError::Execute(_) | LogError::Open(_) => Code::Internal,
         LogError::Gone => Code::FailedPrecondition,
         LogError::Stuck => Code::DeadlineExceeded,
     }

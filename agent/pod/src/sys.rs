@@ -2,13 +2,18 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// Bytes per page; where pages are larger, [`release_pages`] releases less than it could, or nothing.
 const PAGE: usize = 4096;
+
+/// How far below the caller [`release_stack`] begins, and how far it goes: the kernel keeps 1 MiB below a stack free
+/// (`stack_guard_gap`).
+const STACK_MARGIN: usize = 4 * PAGE;
+const STACK_DEPTH: usize = 512 * 1024;
 
 /// Gives the whole pages within `buffer`, which must be ordinary memory of the heap, back to the kernel; they read as zeros
 /// afterwards.
@@ -19,6 +24,16 @@ pub(crate) fn release_pages(buffer: &mut [u8]) {
     // SAFETY: the range lies within `buffer`, which is borrowed mutably, so nobody else reads it; anonymous memory that was
     // released reads as zeros, which are valid bytes. A failure changes nothing.
     unsafe { libc::madvise(pages.as_mut_ptr().cast(), length, libc::MADV_DONTNEED) };
+}
+
+/// Takes over a descriptor that this process was started with, named by its arguments. For the start of `main`, once per number.
+pub(crate) fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: F_GETFD takes any number and touches no memory.
+    if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is open, and as nothing was opened since the start of the process nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// Ignores `signals`; children that are cloned from here set them back to their defaults.
@@ -45,6 +60,20 @@ pub(crate) fn tune_allocator() {
 pub(crate) fn release_free_memory() {
     // SAFETY: malloc_trim only touches memory that the allocator knows to be free.
     unsafe { libc::malloc_trim(0) };
+}
+
+/// Gives the stack below the caller back to the kernel, which deep calls have used and left.
+///
+/// Not inlined, so that the frame of the caller is above what is released.
+#[inline(never)]
+pub(crate) fn release_stack() {
+    let here = 0_u8;
+    let end = (&raw const here).addr().saturating_sub(STACK_MARGIN) & !(PAGE - 1);
+    let start = end.saturating_sub(STACK_DEPTH);
+    // SAFETY: what lies below the frames of running functions is not in use, the margin covers this one's own and the red
+    // zone, and there are no signal handlers that could be running there. Where the stack is not that deep the kernel stops with
+    // ENOMEM after releasing what there is; STACK_DEPTH is less than its guard gap, so no other mapping is that near.
+    unsafe { libc::madvise(std::ptr::without_provenance_mut(start), STACK_DEPTH, libc::MADV_DONTNEED) };
 }
 
 /// A descriptor that the runtime watches.

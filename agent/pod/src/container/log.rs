@@ -11,11 +11,7 @@ use tracing::warn;
 
 use super::settle::DRAIN_WAIT;
 use crate::children::Children;
-use crate::log_writer::{LogError, LogHandle, LogPlace, Sources, report_host_failure, write_logs};
-use crate::sys;
-
-/// Command name of a log writer, as ps shows it.
-const NAME: &str = "hartpod-log";
+use crate::log_writer::{LogError, LogHandle, LogPlace, NAME, Sources, become_log_writer};
 
 /// A log writer that runs.
 #[derive(Debug)]
@@ -42,15 +38,7 @@ impl Log {
                 .into_iter()
                 .flatten()
                 .collect();
-        let child = fork_role(NAME, &keep, || {
-            // An agent that is gone is no reason to die, nor is a careless killall.
-            sys::ignore_signals(&[libc::SIGPIPE, libc::SIGTERM, libc::SIGINT, libc::SIGHUP]);
-            if let Err(error) = host.enter() {
-                report_host_failure(&theirs, &error);
-                return 1;
-            }
-            write_logs(sources, place, &theirs)
-        })?;
+        let child = fork_role(NAME, &keep, || become_log_writer(host, sources, place, &theirs))?;
         let exit = children.own(&child);
         let (end, ended) = watch::channel(false);
         tokio::spawn(async move {

@@ -20,7 +20,8 @@ const QUEUE: usize = 8;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
     EnterHostMounts = 1,
-    Open = 2,
+    Execute = 2,
+    Open = 3,
 }
 
 /// Why the log could not be opened.
@@ -28,6 +29,8 @@ pub(crate) enum Step {
 pub(crate) enum LogError {
     #[error("enter the mount namespace of the host")]
     EnterHostMounts(#[source] io::Error),
+    #[error("execute the log writer")]
+    Execute(#[source] io::Error),
     #[error("open the log file")]
     Open(#[source] io::Error),
     #[error("the log writer has ended")]
@@ -65,27 +68,28 @@ impl Reply {
         let step = match step {
             0 => None,
             1 => Some(Step::EnterHostMounts),
+            2 => Some(Step::Execute),
             _ => Some(Step::Open),
         };
         Self { number, failed: step.map(|step| (step, errno)) }
     }
 
     fn into_result(self) -> Result<(), LogError> {
-        match self.failed {
-            None => Ok(()),
-            Some((Step::EnterHostMounts, errno)) => {
-                Err(LogError::EnterHostMounts(io::Error::from_raw_os_error(errno)))
-            }
-            Some((Step::Open, errno)) => Err(LogError::Open(io::Error::from_raw_os_error(errno))),
-        }
+        let Some((step, errno)) = self.failed else { return Ok(()) };
+        let error = io::Error::from_raw_os_error(errno);
+        Err(match step {
+            Step::EnterHostMounts => LogError::EnterHostMounts(error),
+            Step::Execute => LogError::Execute(error),
+            Step::Open => LogError::Open(error),
+        })
     }
 }
 
-/// Tells the agent from a writer's process that it could not get to the host's files.
-pub(crate) fn report_host_failure(mut control: &StdUnixStream, error: &io::Error) {
+/// Tells the agent why there will be no log writer.
+pub(crate) fn report_failure(mut control: &StdUnixStream, step: Step, error: &io::Error) {
     let errno = Errno::from_io_error(error).unwrap_or(Errno::IO);
     // The agent is gone if this fails, and nobody is left to tell.
-    let _ = control.write_all(&Reply::failed(0, Step::EnterHostMounts, errno).encode());
+    let _ = control.write_all(&Reply::failed(0, step, errno).encode());
 }
 
 type Answer = oneshot::Sender<Result<(), LogError>>;

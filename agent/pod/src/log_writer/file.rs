@@ -55,6 +55,16 @@ impl LogPlace {
         Ok(Self { directory: directory.to_owned(), names })
     }
 
+    /// The folder on the host.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The path below the folder.
+    pub(crate) fn path(&self) -> PathBuf {
+        self.names.iter().collect()
+    }
+
     /// Opens the file for appending, making it and folders that are missing. May block on the disk.
     pub(crate) fn open_blocking(&self) -> Result<OwnedFd, Errno> {
         let folder = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;

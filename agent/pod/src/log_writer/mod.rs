@@ -1,7 +1,7 @@
 //! The log writer: one process per container that turns its output into CRI log lines.
 //!
-//! It is a fork of the agent, so that a disk that hangs stops this container's output and nothing else: neither the agent
-//! nor another container ever waits for a log. It ends when both streams have ended, whether the agent lives or not.
+//! A disk that hangs stops this container's output and nothing else: neither the agent nor another container ever waits for a
+//! log. The writer ends when both streams have ended, whether the agent lives or not.
 //!
 //! Rotation: kubelet renames the file and asks for a reopen. The writer opens the new file first; each stream goes over to
 //! it at the end of a line (`F`), so no line lies in two files, and the reopen is answered when both have. A stream
@@ -11,12 +11,14 @@
 mod control;
 mod file;
 mod frame;
+mod role;
 mod stamp;
 mod writer;
 
-pub(crate) use control::{LogError, LogHandle, report_host_failure};
+pub(crate) use control::{LogError, LogHandle};
 pub(crate) use file::{InvalidPlace, LogPlace};
-pub(crate) use writer::{Sources, write_logs};
+pub(crate) use role::{NAME, become_log_writer, main};
+pub(crate) use writer::Sources;
 
 use std::time::Duration;
 

@@ -10,10 +10,9 @@ use hartpod_proto::pod::v1::{
     ResolvedUser, SignalContainerResponse, StartContainerResponse,
 };
 use tokio::io::Interest;
-use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use super::news::{About, Happened, News};
+use super::news::{About, Happened, Newsdesk};
 use super::{CONTAINERS_MAX, Supervisor};
 use crate::call::{CallError, Reply};
 use crate::children::{Children, Exit};
@@ -68,11 +67,11 @@ impl Supervisor {
         let newsdesk = self.newsdesk.clone();
         let creation = tokio::spawn(async move {
             let made = container::create(workshop, plan, target).await.map(Box::new);
-            let _ = newsdesk.send(News { about, happened: Happened::Made(made) });
+            newsdesk.tell(about, Happened::Made(made));
         });
         container.creation = Some(creation.abort_handle());
         container.on_created.extend(reply.take());
-        self.containers.insert(id, container);
+        self.containers.insert(id, Box::new(container));
         Ok(())
     }
 
@@ -178,7 +177,7 @@ impl Supervisor {
                     (container.leaf.clone(), self.newsdesk.clone(), container.about());
                 let watch = tokio::spawn(async move {
                     oom_killed(&leaf).await;
-                    let _ = newsdesk.send(News { about, happened: Happened::OomKilled });
+                    newsdesk.tell(about, Happened::OomKilled);
                 });
                 container.oom_watch = Some(watch.abort_handle());
                 let response = StartContainerResponse { state: container.state() };
@@ -233,7 +232,7 @@ impl Supervisor {
                 }
             };
             let odd = container::settle(&leaf, log_ended).await;
-            let _ = newsdesk.send(News { about, happened: Happened::Settled(odd) });
+            newsdesk.tell(about, Happened::Settled(odd));
         });
     }
 
@@ -315,7 +314,7 @@ impl Supervisor {
             if let Some(log) = log {
                 log.finish().await;
             }
-            let _ = newsdesk.send(News { about, happened: Happened::Removed(outcome) });
+            newsdesk.tell(about, Happened::Removed(outcome));
         });
     }
 
@@ -364,23 +363,13 @@ fn repeat_create(
     Ok(())
 }
 
-async fn tell_exit(
-    newsdesk: mpsc::UnboundedSender<News>,
-    about: About,
-    pid: i32,
-    exit: impl Future<Output = Exit> + Send,
-) {
+async fn tell_exit(newsdesk: Newsdesk, about: About, pid: i32, exit: impl Future<Output = Exit> + Send) {
     let exit = exit.await;
-    let _ = newsdesk.send(News { about, happened: Happened::Exited { pid, exit } });
+    newsdesk.tell(about, Happened::Exited { pid, exit });
 }
 
 /// Lets the waiting process go, and tells how execve went; then, if that made another process, how that one ends.
-async fn pass_gate(
-    waiting: Waiting,
-    children: Children,
-    newsdesk: mpsc::UnboundedSender<News>,
-    about: About,
-) {
+async fn pass_gate(waiting: Waiting, children: Children, newsdesk: Newsdesk, about: About) {
     let starting = children.starting();
     let waiting_pid = waiting.child().map_or(0, Child::pid);
     let outcome = match waiting.open_gate() {
@@ -390,7 +379,7 @@ async fn pass_gate(
     let replaced_by = outcome.as_ref().ok().filter(|child| child.pid() != waiting_pid);
     let exit = replaced_by.map(|child| (child.pid(), children.own(child)));
     drop(starting);
-    let _ = newsdesk.send(News { about: about.clone(), happened: Happened::Started(outcome) });
+    newsdesk.tell(about.clone(), Happened::Started(outcome));
     if let Some((pid, exit)) = exit {
         tell_exit(newsdesk, about, pid, exit).await;
     }

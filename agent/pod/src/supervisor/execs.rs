@@ -7,7 +7,7 @@ use hartpod_proto::ContainerId;
 use hartpod_proto::pod::v1::{StartExecRequest, StartExecResponse, WaitExecResponse};
 
 use super::Supervisor;
-use super::news::{Happened, News};
+use super::news::Happened;
 use crate::call::{CallError, Reply};
 use crate::container::{PhaseEvent, Refused};
 use crate::exec::{self, EXECS_MAX, ExecState, Stage};
@@ -79,10 +79,10 @@ impl Supervisor {
         tokio::spawn(async move {
             let begun = |outcome| {
                 let happened = Happened::ExecBegun(exec.clone(), outcome);
-                let _ = newsdesk.send(News { about: about.clone(), happened });
+                newsdesk.tell(about.clone(), happened);
             };
             if let Some(result) = exec::run(stage, begun).await {
-                let _ = newsdesk.send(News { about, happened: Happened::ExecDone(exec, result) });
+                newsdesk.tell(about, Happened::ExecDone(exec, result));
             }
         });
         Ok(())

@@ -10,7 +10,7 @@ mod shutdown;
 
 pub(crate) use news::About;
 
-use news::News;
+use news::{News, Newsdesk};
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -62,10 +62,10 @@ pub(crate) enum End {
 /// The state of the pod.
 #[derive(Debug)]
 pub(crate) struct Supervisor {
-    calls: mpsc::Receiver<Call>,
-    news: mpsc::UnboundedReceiver<News>,
+    calls: mpsc::Receiver<Box<Call>>,
+    news: mpsc::UnboundedReceiver<Box<News>>,
     /// Lent to tasks; their number bounds the queue.
-    newsdesk: mpsc::UnboundedSender<News>,
+    newsdesk: Newsdesk,
     children: Children,
     tokens: Tokens,
     null: Arc<OwnedFd>,
@@ -73,19 +73,20 @@ pub(crate) struct Supervisor {
     set_up: Option<SetUp>,
     /// Setting up failed halfway.
     broken: bool,
-    containers: BTreeMap<ContainerId, Container>,
+    /// Boxed, like calls and news: maps and queues make room for many more than there usually are.
+    containers: BTreeMap<ContainerId, Box<Container>>,
     lives: u64,
     shutdown: shutdown::ShutDown,
 }
 
 impl Supervisor {
     pub(crate) fn new(
-        calls: mpsc::Receiver<Call>,
+        calls: mpsc::Receiver<Box<Call>>,
         children: Children,
         tokens: Tokens,
         null: OwnedFd,
     ) -> Self {
-        let (newsdesk, news) = mpsc::unbounded_channel();
+        let (newsdesk, news) = Newsdesk::new();
         Self {
             calls,
             news,
@@ -113,13 +114,14 @@ impl Supervisor {
             let idle = Instant::now() + IDLE;
             tokio::select! {
                 biased;
-                Some(news) = self.news.recv() => self.on_news(news),
+                Some(news) = self.news.recv() => self.on_news(*news),
                 call = self.calls.recv() => match call {
-                    Some(call) => self.on_call(call),
+                    Some(call) => self.on_call(*call),
                     None => return End::ShutDown,
                 },
                 () = sleep_until(idle), if used => {
                     sys::release_free_memory();
+                    sys::release_stack();
                     used = false;
                     continue;
                 }
@@ -141,13 +143,13 @@ impl Supervisor {
             Call::Watch(reply) => {
                 let _ = reply.send(Ok(self.board.watch()));
             }
-            Call::Create(request, reply) => self.create(*request, reply),
+            Call::Create(request, reply) => self.create(request, reply),
             Call::Start(id, reply) => self.start(&id, reply),
             Call::Signal(id, signal, reply) => {
                 let _ = reply.send(self.signal(&id, signal));
             }
             Call::Remove(id, reply) => self.remove(&id, reply),
-            Call::StartExec(id, request, reply) => self.start_exec(&id, *request, reply),
+            Call::StartExec(id, request, reply) => self.start_exec(&id, request, reply),
             Call::WaitExec(id, exec, reply) => self.wait_exec(&id, &exec, reply),
             Call::ReopenLog(id, reply) => self.reopen_log(&id, reply),
             Call::ShutDown(reply) => self.shut_down(reply),
@@ -213,12 +215,12 @@ impl Supervisor {
     }
 
     fn container_mut(&mut self, id: &ContainerId) -> Result<&mut Container, CallError> {
-        self.containers.get_mut(id).ok_or_else(|| CallError::UnknownContainer(id.clone()))
+        self.containers.get_mut(id).map(Box::as_mut).ok_or_else(|| CallError::UnknownContainer(id.clone()))
     }
 
     /// Tells watchers how a container is now.
     fn publish(&self, id: &ContainerId) {
-        if let Some(state) = self.containers.get(id).and_then(Container::state) {
+        if let Some(state) = self.containers.get(id).and_then(|container| container.state()) {
             self.board.put(state);
         }
     }

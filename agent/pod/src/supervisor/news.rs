@@ -3,6 +3,7 @@
 use hartpod_container::{Child, LaunchError};
 use hartpod_proto::ContainerId;
 use hartpod_proto::pod::v1::WaitExecResponse;
+use tokio::sync::mpsc;
 use tracing::debug;
 
 use super::Supervisor;
@@ -43,6 +44,24 @@ pub(crate) enum Happened {
 pub(crate) struct News {
     pub(crate) about: About,
     pub(crate) happened: Happened,
+}
+
+/// Takes news for the supervisor. Their number is bounded by that of the tasks.
+#[derive(Debug, Clone)]
+pub(super) struct Newsdesk {
+    news: mpsc::UnboundedSender<Box<News>>,
+}
+
+impl Newsdesk {
+    pub(super) fn new() -> (Self, mpsc::UnboundedReceiver<Box<News>>) {
+        let (news, reader) = mpsc::unbounded_channel();
+        (Self { news }, reader)
+    }
+
+    /// Nobody reads them any more once the pod is shut down.
+    pub(super) fn tell(&self, about: About, happened: Happened) {
+        let _ = self.news.send(Box::new(News { about, happened }));
+    }
 }
 
 impl Supervisor {
