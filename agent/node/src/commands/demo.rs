@@ -48,11 +48,8 @@ pub async fn demo() -> anyhow::Result<ExitCode> {
         return Err(error);
     }
     cleaned.context("clean up")?;
-    println!(
-        "\nDone in {}. `hartpod check` tells whether this machine is ready for",
-        show::time(began.elapsed())
-    );
-    println!("`hartpod serve`; then `hartpod run IMAGE`, crictl and the kubelet can run pods.");
+    println!("\nDone in {}; nothing is left behind.", show::time(began.elapsed()));
+    println!("Next: `hartpod check` tells what this machine lacks for `hartpod serve`.");
     Ok(ExitCode::SUCCESS)
 }
 

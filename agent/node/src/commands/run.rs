@@ -154,6 +154,9 @@ impl Pod {
         loop {
             tokio::select! {
                 () = stop.next() => {
+                    if grace > 0 {
+                        let _ = writeln!(std::io::stderr(), "hartpod: asking the container to end; once more kills it");
+                    }
                     stopping.spawn(end(self.client.clone(), container.to_owned(), grace));
                     grace = 0;
                 }
