@@ -4,6 +4,7 @@ pub mod check;
 mod client;
 pub mod config;
 pub mod demo;
+mod interrupts;
 mod log_lines;
 pub mod run;
 mod units;

@@ -12,9 +12,9 @@ mod steps;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context as _, bail};
-use tokio::signal::unix::{SignalKind, signal};
+use anyhow::{Context as _, anyhow, bail};
 
+use super::interrupts::Interrupts;
 use image::DemoImage;
 use place::Place;
 use registry::Registry;
@@ -24,6 +24,7 @@ pub async fn demo() -> anyhow::Result<ExitCode> {
     if !rustix::process::geteuid().is_root() {
         bail!("the demo must run as root: a pod needs namespaces, mounts and cgroups");
     }
+    let mut interrupts = Interrupts::new()?;
     let began = Instant::now();
     let image = tokio::task::spawn_blocking(DemoImage::pack_blocking).await?.context("pack the image")?;
     let registry = Registry::start(image).await.context("start the demo's registry on 127.0.0.1")?;
@@ -34,7 +35,7 @@ pub async fn demo() -> anyhow::Result<ExitCode> {
     let mut steps = steps::Steps::new(place);
     let outcome = tokio::select! {
         outcome = steps.run(&registry) => outcome,
-        interrupted = interrupted() => interrupted.and_then(|()| bail!("interrupted")),
+        () = interrupts.next() => Err(anyhow!("interrupted")),
     };
     let said = outcome.is_err().then(|| steps.failed());
     let cleaned = steps.clean_up().await;
@@ -51,15 +52,4 @@ pub async fn demo() -> anyhow::Result<ExitCode> {
     println!("\nDone in {}; nothing is left behind.", show::time(began.elapsed()));
     println!("Next: `hartpod check` tells what this machine lacks for `hartpod serve`.");
     Ok(ExitCode::SUCCESS)
-}
-
-/// Waits for Ctrl-C or SIGTERM.
-async fn interrupted() -> anyhow::Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
-    Ok(())
 }

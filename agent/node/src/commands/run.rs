@@ -12,9 +12,9 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use hartpod_proto::cri::v1 as cri;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::client::Client;
+use super::interrupts::Interrupts;
 use crate::config::{Config, Overrides};
 use crate::random;
 use output::Output;
@@ -76,26 +76,6 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let code = ended?;
     removed?;
     Ok(code)
-}
-
-/// Ctrl-C and SIGTERM.
-#[derive(Debug)]
-struct Interrupts {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Interrupts {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
 }
 
 /// The pod, as far as it exists.
