@@ -13,7 +13,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-env-changed=RUSTC_LINKER");
     let program = PathBuf::from(env::var("OUT_DIR")?).join("hartpod-demo");
     let mut rustc = Command::new(env::var("RUSTC")?);
-    rustc.args(["--edition=2024", "--crate-name=hartpod_demo", "--crate-type=bin", "-Dwarnings"]);
+    rustc.args(["--edition=2024", "--crate-name=hartpod_demo", "--crate-type=bin"]);
     rustc.args(["-Copt-level=s", "-Cpanic=abort", "-Cstrip=symbols", "-Clto=fat", "-Ccodegen-units=1"]);
     rustc.arg("-Ctarget-feature=+crt-static");
     rustc.arg(format!("--target={}", env::var("TARGET")?));
