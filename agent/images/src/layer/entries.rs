@@ -89,6 +89,10 @@ impl Unpacker {
             self.implied_bytes += path.len() + size_of::<Vec<u8>>();
             self.implied.insert(path);
         }
+        for path in std::mem::take(&mut self.tree.replaced) {
+            self.facts.add(DISK_BLOCK);
+            self.listed_replacement(&path)?;
+        }
         if self.facts.inodes > self.max_inodes {
             return Err(Fault::TooManyEntries { limit: self.max_inodes });
         }
@@ -96,6 +100,12 @@ impl Unpacker {
             true => Err(Fault::TooManyNames { limit: MAX_NAMES }),
             false => Ok(()),
         }
+    }
+
+    /// A folder that the archive removed and then used without listing it.
+    fn listed_replacement(&mut self, path: &[u8]) -> Result<(), Fault> {
+        self.list.add(path, ListedKind::Folder { mode: 0o755, uid: 0, gid: 0 })?;
+        Ok(self.list.add(path, ListedKind::Opaque)?)
     }
 
     fn root(&mut self, entry: &Entry) -> Result<(), Fault> {

@@ -17,9 +17,7 @@
 //! A later line about a path replaces earlier ones.
 
 use std::fs::File;
-#[cfg(test)]
-use std::io::{BufRead, BufReader, Read};
-use std::io::{BufWriter, Write};
+use std::io::{BufRead, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use crate::file_error::{At, FileError};
@@ -84,7 +82,6 @@ impl FileList {
     }
 }
 
-#[cfg(test)]
 /// Reads a list and hands every path with its fields (first the kind) to `each`.
 pub(crate) fn read_list(path: &Path, mut each: impl FnMut(Vec<u8>, &[&str])) -> Result<(), FileError> {
     let broken = || std::io::Error::new(std::io::ErrorKind::InvalidData, "not a list of a layer's files");
@@ -124,7 +121,6 @@ fn escape(bytes: &[u8]) -> String {
     text
 }
 
-#[cfg(test)]
 fn unescape(text: &str) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();

@@ -17,5 +17,7 @@ mod unpack;
 mod xattrs;
 
 pub use error::{EntryProblem, LayerError};
+pub(crate) use file_list::{FileList, ListedKind, read_list};
 pub(crate) use source::StreamFacts;
+pub(crate) use tree::OPAQUE;
 pub(crate) use unpack::{LayerFacts, Limits, Target, unpack_blocking};

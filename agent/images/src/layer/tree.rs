@@ -22,7 +22,7 @@ use crate::file_error::{At, FileError};
 const MAX_LINKS: usize = 40;
 
 /// Marks a folder that hides what lower layers have at its place (Documentation/filesystems/overlayfs.rst).
-pub(super) const OPAQUE: &str = "trusted.overlay.opaque";
+pub(crate) const OPAQUE: &str = "trusted.overlay.opaque";
 
 pub(super) struct Tree {
     root: OwnedFd,
@@ -32,6 +32,8 @@ pub(super) struct Tree {
     last: Option<(Vec<u8>, Folder)>,
     /// Folders that the archive did not list, made because something lies in them. Emptied by whoever writes the file list.
     pub(super) implied: Vec<Vec<u8>>,
+    /// The same, in the place of a folder that the archive removed: nothing of the lower layers' shows, nor counts.
+    pub(super) replaced: Vec<Vec<u8>>,
 }
 
 /// An open folder of the tree.
@@ -69,7 +71,7 @@ impl Tree {
     pub(super) fn open(at: &Path) -> Result<Tree, FileError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let root = rustix::fs::open(at, flags, Mode::empty()).at("open", at)?;
-        Ok(Tree { root, at: at.to_owned(), last: None, implied: Vec::new() })
+        Ok(Tree { root, at: at.to_owned(), last: None, implied: Vec::new(), replaced: Vec::new() })
     }
 
     pub(super) fn root(&self) -> BorrowedFd<'_> {
@@ -173,7 +175,11 @@ impl Tree {
         let path = join(&here.path, name);
         let fd = match rustix::fs::openat(here, name, flags, Mode::empty()) {
             Ok(fd) => fd,
-            Err(Errno::NOENT) if missing == Missing::Make => return self.make_implied(here, name, path),
+            Err(Errno::NOENT) if missing == Missing::Make => {
+                let folder = self.make_folder(here, name, path)?;
+                self.implied.push(folder.path.clone());
+                return Ok(Step::Folder(folder));
+            }
             Err(Errno::NOENT) => return Err(StepError::Entry(EntryProblem::NotAFolder)),
             Err(error) => return Err(error_at("open", self.locate(&path), error).into()),
         };
@@ -188,25 +194,23 @@ impl Tree {
             // The layer removes what was there and puts a folder in its place.
             _ if is_whiteout(&stat) && missing == Missing::Make => {
                 rustix::fs::unlinkat(here, name, AtFlags::empty()).at("remove", self.locate(&path))?;
-                let step = self.make_implied(here, name, path)?;
-                if let Step::Folder(folder) = &step {
-                    self.set_opaque(&folder.path)?;
-                }
-                Ok(step)
+                let folder = self.make_folder(here, name, path)?;
+                self.set_opaque(&folder.path)?;
+                self.replaced.push(folder.path.clone());
+                Ok(Step::Folder(folder))
             }
             _ => Err(StepError::Entry(EntryProblem::NotAFolder)),
         }
     }
 
-    /// 0755 and root's, as containerd makes them; the store puts the lower layers' attributes on top later.
-    fn make_implied(&mut self, here: &Folder, name: &[u8], path: Vec<u8>) -> Result<Step, StepError> {
+    /// 0755 and root's, as containerd makes them; the store corrects that where lower layers say something else.
+    fn make_folder(&self, here: &Folder, name: &[u8], path: Vec<u8>) -> Result<Folder, StepError> {
         let mode = Mode::from_raw_mode(0o755);
         rustix::fs::mkdirat(here, name, mode).at("make folder", self.locate(&path))?;
         rustix::fs::chmodat(here, name, mode, AtFlags::empty()).at("set mode of", self.locate(&path))?;
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(here, name, flags, Mode::empty()).at("open", self.locate(&path))?;
-        self.implied.push(path.clone());
-        Ok(Step::Folder(Folder { fd: Rc::new(fd), path }))
+        Ok(Folder { fd: Rc::new(fd), path })
     }
 
     /// What stands at `name`, links not followed.

@@ -119,7 +119,7 @@ fn write_implied(mut list: FileList, implied: &BTreeSet<Vec<u8>>) -> Result<u64,
 }
 
 impl LayerFacts {
-    pub(super) fn add(&mut self, bytes: u64) {
+    pub(crate) fn add(&mut self, bytes: u64) {
         self.bytes += bytes.div_ceil(DISK_BLOCK) * DISK_BLOCK;
         self.inodes += 1;
     }

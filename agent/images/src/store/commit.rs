@@ -5,13 +5,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tracing::{info, warn};
 
+use super::corrections::{Place, needed_blocking};
 use super::index::Entry;
 use super::open::SET_ASIDE;
-use super::record::{LayerRecord, Record, sync_parent};
-use super::{Inner, RemoveError};
+use super::record::{CorrectionRecord, LayerRecord, Record, sync_parent};
+use super::{Inner, Lease, RemoveError, TempLayer};
 use crate::digest::Digest;
 use crate::file_error::{At, FileError};
 use crate::image::{Image, ImageId};
+use crate::layer::LayerFacts;
 use crate::pull::{Pulled, blocking, unique};
 use crate::reference::Reference;
 
@@ -46,13 +48,15 @@ impl Inner {
             LayerRecord { diff_id, digest, size, facts }
         });
         record.layers = facts.collect();
+        let corrections = self.correct(&record).await?;
+        record.corrections = corrections.as_ref().map(|(record, _)| record.clone());
         let entry = self.entry(&record, pulled.config);
         self.write(record, known.is_none()).await?;
         if known.is_none() {
             self.table.add_image(&entry.diff_ids);
         }
         // Only now that the image counts on disk may its layers lose the pull's protection.
-        drop(pulled.lease);
+        drop((pulled.lease, corrections));
         self.take_tags_from_others(&entry.image).await;
         let image = Arc::clone(&entry.image);
         self.index().put(entry);
@@ -62,17 +66,61 @@ impl Inner {
 
     /// What memory keeps of a record.
     pub(super) fn entry(&self, record: &Record, config: oci_spec::image::ImageConfiguration) -> Entry {
+        let top = record.corrections.as_ref().map(|corrections| &corrections.id);
         let image = Image {
             id: ImageId::from(record.id.clone()),
             tags: record.tags.clone(),
             digests: record.digests.clone(),
             size: record.size,
-            layers: stack(&record.layers),
+            layers: stack(&record.layers)
+                .into_iter()
+                .chain(top)
+                .map(|layer| layer.hex().to_owned())
+                .collect(),
             config,
             pinned: self.pinned.matches(record.tags.iter().chain(&record.digests)),
         };
-        let diff_ids = unique(record.layers.iter().map(|layer| layer.diff_id.clone()));
+        let diff_ids = unique(record.on_disk().map(|(layer, _)| layer.clone()));
         Entry { image: Arc::new(image), diff_ids }
+    }
+
+    /// Makes the layer with what the others' folders should be, if there is such a thing, and keeps it from being collected.
+    async fn correct(
+        self: &Arc<Self>,
+        record: &Record,
+    ) -> Result<Option<(CorrectionRecord, Lease)>, FileError> {
+        let paths = self.table.paths();
+        let facts = |layer: &Digest| self.table.facts(layer).unwrap_or_default();
+        let places: Vec<_> = stack(&record.layers)
+            .into_iter()
+            .map(|layer| Place {
+                folder: paths.layer(layer),
+                list: paths.list(layer),
+                implied: facts(layer).implied_folders,
+            })
+            .collect();
+        let Some(corrections) = blocking(move || needed_blocking(&places)).await? else { return Ok(None) };
+        let id = corrections.id();
+        let lease = self.table.lease(vec![id.clone()]);
+        let gate = self.table.gate(&id);
+        let _turn = gate.lock().await;
+        let facts = match self.table.facts(&id) {
+            Some(facts) => facts,
+            None => {
+                let (table, id) = (Arc::clone(&self.table), id.clone());
+                let made = blocking(move || -> Result<LayerFacts, FileError> {
+                    let temp = TempLayer::create_blocking(table.paths())?;
+                    let made = corrections.write_blocking(temp.target());
+                    let placed =
+                        made.and_then(|facts| temp.place_blocking(table.paths(), &id).map(|()| facts));
+                    temp.discard_blocking();
+                    placed
+                });
+                made.await?
+            }
+        };
+        self.table.set_present(&id, facts);
+        Ok(Some((CorrectionRecord { id, facts }, lease)))
     }
 
     /// Writes a record; `sync` when there are layers that the disk may not have yet.
@@ -176,12 +224,11 @@ impl Inner {
 
 /// The folders of an image for overlayfs, bottom first. A layer that an image has twice stands at its upper place only: overlayfs
 /// refuses the same folder twice, and the lower one cannot be seen anyway. Below a layer that hides everything there is nothing.
-fn stack(layers: &[LayerRecord]) -> Vec<String> {
-    let mut folders: Vec<String> = Vec::new();
+fn stack(layers: &[LayerRecord]) -> Vec<&Digest> {
+    let mut folders: Vec<&Digest> = Vec::new();
     for layer in layers.iter().rev() {
-        let folder = layer.diff_id.hex();
-        if !folders.iter().any(|known| known == folder) {
-            folders.push(folder.to_owned());
+        if !folders.contains(&&layer.diff_id) {
+            folders.push(&layer.diff_id);
         }
         if layer.facts.opaque_root {
             break;
@@ -200,7 +247,6 @@ fn now() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layer::LayerFacts;
 
     fn layer(n: u8, opaque_root: bool) -> LayerRecord {
         let digest = Digest::of(&[n]);
@@ -210,7 +256,8 @@ mod tests {
 
     #[test]
     fn a_stack_has_every_folder_once_and_ends_where_nothing_shows() {
-        let names = |all: &[u8]| all.iter().map(|&n| Digest::of(&[n]).hex().to_owned()).collect::<Vec<_>>();
+        let digests: Vec<_> = (0..4).map(|n| Digest::of(&[n])).collect();
+        let names = |all: &[usize]| all.iter().map(|&n| &digests[n]).collect::<Vec<_>>();
         let plain = [layer(1, false), layer(2, false), layer(1, false), layer(3, false)];
         assert_eq!(stack(&plain), names(&[2, 1, 3]));
         assert_eq!(stack(&[layer(1, false), layer(2, true), layer(3, false)]), names(&[2, 3]));

@@ -18,6 +18,7 @@ use crate::reference::Reference;
 use crate::registry::{Registry, RegistryOptions};
 
 mod commit;
+mod corrections;
 mod flights;
 mod index;
 mod layer_table;
@@ -111,8 +112,8 @@ impl ImageStore {
         };
         for (record, config) in found.records {
             let entry = inner.entry(&record, config);
-            for layer in &record.layers {
-                inner.table.set_present(&layer.diff_id, layer.facts);
+            for (layer, facts) in record.on_disk() {
+                inner.table.set_present(layer, facts);
             }
             inner.table.add_image(&entry.diff_ids);
             inner.index().put(entry);

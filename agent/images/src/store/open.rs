@@ -36,7 +36,7 @@ pub(super) fn open_blocking(root: &Path) -> Result<Found, OpenError> {
     give_tags_to_the_latest(&mut records);
     if set_aside == 0 {
         let used: HashSet<&str> =
-            records.iter().flat_map(|(record, _)| &record.layers).map(|layer| layer.diff_id.hex()).collect();
+            records.iter().flat_map(|(record, _)| record.on_disk()).map(|(layer, _)| layer.hex()).collect();
         sweep(&paths.layers, |name| !used.contains(name))?;
         sweep(&paths.lists, |name| !name.strip_suffix(".zst").is_some_and(|hex| used.contains(hex)))?;
     } else {
@@ -84,9 +84,9 @@ fn read_records(paths: &Paths) -> Result<(Vec<(Record, ImageConfiguration)>, usi
 
 /// An image without all of its layers is none: it can be pulled again.
 fn is_complete(paths: &Paths, record: &Record) -> bool {
-    let missing = record.layers.iter().find(|layer| !paths.layer(&layer.diff_id).is_dir());
-    let Some(missing) = missing else { return true };
-    warn!(image = %record.id, layer = %missing.diff_id, "a layer is missing, the image is dropped");
+    let missing = record.on_disk().find(|(layer, _)| !paths.layer(layer).is_dir());
+    let Some((missing, _)) = missing else { return true };
+    warn!(image = %record.id, layer = %missing, "a layer is missing, the image is dropped");
     let path = paths.record(&record.id);
     if let Err(error) = std::fs::remove_file(&path) {
         warn!(path = %path.display(), %error, "the record of an incomplete image could not be removed");

@@ -31,8 +31,18 @@ pub(super) struct Record {
     pub(super) updated: u64,
     /// As in the configuration, bottom first.
     pub(super) layers: Vec<LayerRecord>,
+    /// The layer of our own on top of them, where one is needed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) corrections: Option<CorrectionRecord>,
     /// The configuration as it came; its digest is the id.
     pub(super) config: String,
+}
+
+/// See `corrections.rs`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct CorrectionRecord {
+    pub(super) id: Digest,
+    pub(super) facts: LayerFacts,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -69,8 +79,15 @@ impl Record {
             size: 0,
             updated: 0,
             layers: Vec::new(),
+            corrections: None,
             config,
         }
+    }
+
+    /// Every layer folder that the image needs, and what is known of it.
+    pub(super) fn on_disk(&self) -> impl Iterator<Item = (&Digest, LayerFacts)> {
+        let corrections = self.corrections.iter().map(|layer| (&layer.id, layer.facts));
+        self.layers.iter().map(|layer| (&layer.diff_id, layer.facts)).chain(corrections)
     }
 
     /// Reads a record and checks that it is what its name says.

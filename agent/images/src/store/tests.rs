@@ -11,6 +11,7 @@ use crate::testing::image::TestImage;
 use crate::testing::registry::FakeRegistry;
 
 mod concurrency;
+mod corrections;
 mod crashes;
 mod credentials;
 mod faults;

@@ -27,7 +27,10 @@ impl Unpacker {
             // What this layer has there itself stays; only the lower layers' folder must not show through.
             Found::Folder => {
                 self.tree.set_opaque(&path)?;
-                Ok(self.list.add(&path, ListedKind::Opaque)?)
+                match self.implied.remove(&path) {
+                    true => self.listed_replacement(&path),
+                    false => Ok(self.list.add(&path, ListedKind::Opaque)?),
+                }
             }
             Found::Whiteout | Found::Other => Ok(()),
         }
