@@ -5,14 +5,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use hartpod_container::{
-    ContainerProcess, ContainerRequest, Created, Creating, LaunchError, PidNamespace, Pod, Stdio,
+    ContainerProcess, ContainerRequest, Created, Creating, Errno, LaunchError, PidNamespace, Pod, Stdio,
 };
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::Interest;
 
 use super::log::{Log, Opening};
 use crate::children::{Children, Starting};
-use crate::log_writer::{LogError, Sources};
+use crate::log_writer::{LogError, LogPlace, Sources};
 use crate::request::{ContainerPlan, PidPlan};
 use crate::sys::Watched;
 
@@ -20,15 +20,25 @@ use crate::sys::Watched;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CreateError {
     #[error("make its standard streams")]
-    Stdio(#[source] io::Error),
+    Stdio(#[source] Errno),
     #[error("watch its process")]
-    Watch(#[source] io::Error),
+    Watch(#[source] Errno),
     #[error("start its log writer")]
-    LogWriter(#[source] io::Error),
+    LogWriter(#[source] Errno),
     #[error(transparent)]
     Log(#[from] LogError),
     #[error(transparent)]
     Launch(#[from] LaunchError),
+}
+
+impl CreateError {
+    pub(crate) fn stdio(error: io::Error) -> Self {
+        Self::Stdio(error.into())
+    }
+
+    pub(crate) fn watch(error: io::Error) -> Self {
+        Self::Watch(error.into())
+    }
 }
 
 /// A container that waits for its start.
@@ -58,17 +68,70 @@ pub(crate) async fn create(
     plan: ContainerPlan,
     target: Option<Arc<ContainerProcess>>,
 ) -> Result<Made, CreateError> {
-    let Workshop { pod, children, null } = workshop;
     // From here on a child may exist whose end must not be taken for an orphan's.
-    let starting = children.starting();
-    let streams = Streams::make(&plan, &null).map_err(CreateError::Stdio)?;
-    let log = streams.outputs.as_ref().zip(plan.log.as_ref()).map(|((stdout, stderr), place)| {
+    let starting = workshop.children.starting();
+    let streams = Streams::make(&plan, &workshop.null).map_err(CreateError::stdio)?;
+    let started = streams.outputs.as_ref().zip(plan.log.as_ref()).map(|((stdout, stderr), place)| {
         let sources = Sources { stdout: Some(stdout.as_fd()), stderr: Some(stderr.as_fd()) };
-        Log::start(pod.host(), &children, sources, Some(place)).map_err(CreateError::LogWriter)
+        start_log(&workshop, sources, Some(place))
     });
     // The writer has its own copies: what is left of ours would keep the container from seeing its death.
     drop(streams.outputs);
-    let log = log.transpose()?;
+    let (log, opening) = started.transpose()?.unzip();
+    let place = plan.log.clone();
+    match launch(&workshop, plan, streams.stdio, target, opening).await {
+        Ok(created) => {
+            let log = match (log, &created.console) {
+                (None, Some(console)) => Some(log_console(&workshop, console, place.as_ref()).await?),
+                (log, _) => log,
+            };
+            Ok(Made { created, log, stdin: streams.stdin, _starting: starting })
+        }
+        Err(error) => {
+            // So that nothing of it makes a file or folder any more once the failure is told.
+            if let Some(log) = log {
+                log.finish().await;
+            }
+            Err(error)
+        }
+    }
+}
+
+fn start_log(
+    workshop: &Workshop,
+    sources: Sources<'_>,
+    place: Option<&LogPlace>,
+) -> Result<(Log, Opening), CreateError> {
+    Log::start(workshop.pod.host(), &workshop.children, sources, place)
+        .map_err(|error| CreateError::LogWriter(error.into()))
+}
+
+/// The log of a container with a terminal, which is there only after its set-up.
+async fn log_console(
+    workshop: &Workshop,
+    console: &OwnedFd,
+    place: Option<&LogPlace>,
+) -> Result<Log, CreateError> {
+    let (log, opening) = start_log(workshop, Sources { stdout: Some(console.as_fd()), stderr: None }, place)?;
+    opened(Some(opening)).await?;
+    Ok(log)
+}
+
+async fn opened(opening: Option<Opening>) -> Result<(), CreateError> {
+    match opening {
+        Some(opening) => Ok(opening.await.unwrap_or(Err(LogError::Gone))?),
+        None => Ok(()),
+    }
+}
+
+/// The container's process up to the gate, while its log is being opened; whichever fails first says why.
+async fn launch(
+    workshop: &Workshop,
+    plan: ContainerPlan,
+    stdio: Stdio,
+    target: Option<Arc<ContainerProcess>>,
+    opening: Option<Opening>,
+) -> Result<Created, CreateError> {
     let request = ContainerRequest {
         id: plan.id,
         spec: plan.spec,
@@ -81,39 +144,24 @@ pub(crate) async fn create(
             (PidPlan::Node, _) => PidNamespace::Node,
             (PidPlan::Container | PidPlan::Target(_), _) => PidNamespace::Container,
         },
-        stdio: streams.stdio,
+        stdio,
     };
-    let creating = pod.begin_create(request)?;
-    // Whichever fails first says why.
-    let (created, log) = tokio::try_join!(ready(creating), opened(log))?;
-    if created.waiting.child().is_none() {
-        return Err(LaunchError::Died.into());
+    let creating = workshop.pod.begin_create(request)?;
+    let (created, ()) = tokio::try_join!(ready(creating), opened(opening))?;
+    match created.waiting.child() {
+        Some(_) => Ok(created),
+        None => Err(LaunchError::Died.into()),
     }
-    let log = match (log, &created.console) {
-        (None, Some(console)) => {
-            let sources = Sources { stdout: Some(console.as_fd()), stderr: None };
-            let started = Log::start(pod.host(), &children, sources, plan.log.as_ref());
-            opened(Some(started.map_err(CreateError::LogWriter)?)).await?
-        }
-        (log, _) => log,
-    };
-    Ok(Made { created, log, stdin: streams.stdin, _starting: starting })
-}
-
-async fn opened(log: Option<(Log, Opening)>) -> Result<Option<Log>, CreateError> {
-    let Some((log, opening)) = log else { return Ok(None) };
-    opening.await.unwrap_or(Err(LogError::Gone))?;
-    Ok(Some(log))
 }
 
 async fn ready(mut creating: Creating) -> Result<Created, CreateError> {
-    let watched = Watched::duplicate(&creating, Interest::READABLE).map_err(CreateError::Watch)?;
+    let watched = Watched::duplicate(&creating, Interest::READABLE).map_err(CreateError::watch)?;
     let poll = |_: std::os::fd::BorrowedFd<'_>| match creating.poll() {
         Ok(None) => Err(io::ErrorKind::WouldBlock.into()),
         Ok(Some(created)) => Ok(Ok(created)),
         Err(error) => Ok(Err(error)),
     };
-    Ok(watched.io(Interest::READABLE, poll).await.map_err(CreateError::Watch)??)
+    Ok(watched.io(Interest::READABLE, poll).await.map_err(CreateError::watch)??)
 }
 
 /// The container's ends of its stdio, and the agent's.

@@ -130,7 +130,7 @@ async fn launch(
     let _starting = workshop.children.starting();
     let mut ours = [None, None, None];
     if !tty {
-        let (stdio, pipes) = Pipes::make(workshop, &streams).map_err(CreateError::Stdio)?;
+        let (stdio, pipes) = Pipes::make(workshop, &streams).map_err(CreateError::stdio)?;
         request.stdio = stdio;
         ours = pipes.0;
     }
@@ -140,8 +140,8 @@ async fn launch(
         warn!(warning, "an exec runs, but not in all as it should");
     }
     if let Some(console) = executed.console {
-        let input = console.try_clone().and_then(Pipe::new).map_err(CreateError::Stdio)?;
-        ours = [Some(input), Some(Pipe::new(console).map_err(CreateError::Stdio)?), None];
+        let input = console.try_clone().and_then(Pipe::new).map_err(CreateError::stdio)?;
+        ours = [Some(input), Some(Pipe::new(console).map_err(CreateError::stdio)?), None];
     }
     let [stdin, stdout, stderr] = ours;
     let [to_stdin, from_stdout, from_stderr] = streams;
@@ -157,13 +157,13 @@ async fn launch(
 }
 
 async fn ready(mut execing: Execing) -> Result<Executed, CreateError> {
-    let watched = Watched::duplicate(&execing, Interest::READABLE).map_err(CreateError::Watch)?;
+    let watched = Watched::duplicate(&execing, Interest::READABLE).map_err(CreateError::watch)?;
     let poll = |_: std::os::fd::BorrowedFd<'_>| match execing.poll() {
         Ok(None) => Err(io::ErrorKind::WouldBlock.into()),
         Ok(Some(executed)) => Ok(Ok(executed)),
         Err(error) => Ok(Err(error)),
     };
-    Ok(watched.io(Interest::READABLE, poll).await.map_err(CreateError::Watch)??)
+    Ok(watched.io(Interest::READABLE, poll).await.map_err(CreateError::watch)??)
 }
 
 /// The agent's ends of stdin, stdout and stderr.

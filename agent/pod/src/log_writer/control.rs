@@ -28,11 +28,11 @@ pub(crate) enum Step {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LogError {
     #[error("enter the mount namespace of the host")]
-    EnterHostMounts(#[source] io::Error),
+    EnterHostMounts(#[source] hartpod_container::Errno),
     #[error("execute the log writer")]
-    Execute(#[source] io::Error),
+    Execute(#[source] hartpod_container::Errno),
     #[error("open the log file")]
-    Open(#[source] io::Error),
+    Open(#[source] hartpod_container::Errno),
     #[error("the log writer has ended")]
     Gone,
     #[error("the log writer did not answer within {} seconds", ANSWER_WAIT.as_secs())]
@@ -76,7 +76,7 @@ impl Reply {
 
     fn into_result(self) -> Result<(), LogError> {
         let Some((step, errno)) = self.failed else { return Ok(()) };
-        let error = io::Error::from_raw_os_error(errno);
+        let error = hartpod_container::Errno::from_raw(errno);
         Err(match step {
             Step::EnterHostMounts => LogError::EnterHostMounts(error),
             Step::Execute => LogError::Execute(error),

@@ -82,7 +82,7 @@ async fn a_creation_that_fails_leaves_nothing() {
     fs::write(agent.path("logs/c"), "a file where a folder should be").unwrap();
     let request = agent.shell(1, "true");
     let error = agent.client.create_container(request).await.unwrap_err();
-    assert!(error.message().contains("open the log file: Not a directory"), "{error}");
+    assert!(error.message().contains("open the log file: not a directory"), "{error}");
     fs::remove_file(agent.path("logs/c")).unwrap();
     // A scratch folder is good for one creation.
     fs::remove_dir_all(agent.path("containers").join(id(1).as_str())).unwrap();

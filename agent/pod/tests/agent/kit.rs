@@ -286,7 +286,7 @@ fn lay_busybox(layer: &Path) {
     }
     fs::copy("/bin/busybox", layer.join("bin/busybox")).expect("busybox-static is installed");
     for applet in [
-        "sh", "cat", "echo", "sleep", "true", "id", "kill", "setsid", "ps", "seq", "yes", "head", "wc",
+        "sh", "cat", "echo", "sleep", "true", "id", "kill", "ls", "setsid", "ps", "seq", "yes", "head", "wc",
         "nohup",
     ] {
         symlink("busybox", layer.join("bin").join(applet)).unwrap();

@@ -6,3 +6,4 @@ mod containers;
 mod execs;
 mod kit;
 mod process;
+mod trouble;
