@@ -198,7 +198,7 @@ fn map_zeroes_over(task: &Task, maps: &[u8]) -> isize {
         let end = hexadecimal(maps, &mut at);
         let writable = maps.get(at + 2) == Some(&b'w');
         // perms, offset, dev, then inode: 0 for anonymous memory and for what the kernel maps itself.
-        skip_fields(maps, &mut at, 4);
+        skip_fields(maps, &mut at, 3);
         let anonymous = maps.get(at) == Some(&b'0');
         skip_fields(maps, &mut at, 1);
         // [vdso], [vvar], [vsyscall], [uprobes]
