@@ -11,19 +11,32 @@ use crate::testing::archive::{Layer, Tar};
 
 const LIMITS: Limits = Limits { bytes: 10 << 20, entries: 5000 };
 
-/// A folder in a folder, so that what escapes from the inner one is seen in the outer one.
+/// A folder deep in others, so that what escapes from it is seen, and lands nowhere else: the code under test runs as root, and a
+/// fault in it must not hurt the machine. For the same reason no archive here names anything that exists outside of the test.
 struct Place {
     outer: tempfile::TempDir,
     target: Target,
 }
 
+/// Folders between the outer one and the layer: more than any archive here climbs.
+const NEST: &str = "1/2/3/4/5";
+
 impl Place {
     fn new() -> Place {
         let outer = tempfile::tempdir().unwrap();
-        std::fs::write(outer.path().join("victim"), "untouched").unwrap();
-        let target = Target { folder: outer.path().join("layer"), list: outer.path().join("list") };
+        let nest = outer.path().join(NEST);
+        std::fs::create_dir_all(&nest).unwrap();
+        for folder in nest.ancestors().take(6) {
+            std::fs::write(folder.join("victim"), "untouched").unwrap();
+        }
+        let target = Target { folder: nest.join("layer"), list: nest.join("list") };
         std::fs::create_dir(&target.folder).unwrap();
         Place { outer, target }
+    }
+
+    /// An absolute path outside of the layer, for links to it.
+    fn outside(&self) -> String {
+        self.outer.path().to_str().unwrap().to_owned()
     }
 
     fn unpack(&self, layer: &Layer) -> Result<LayerFacts, LayerError> {
@@ -50,13 +63,19 @@ impl Place {
 
     /// Nothing outside of the layer's folder was touched.
     fn is_contained(&self) -> bool {
-        let names = std::fs::read_dir(self.outer.path()).unwrap().map(|entry| entry.unwrap().file_name());
-        let mut names: Vec<_> = names.collect();
-        names.sort();
-        let victim = self.outer.path().join("victim");
-        names == ["layer", "list", "victim"]
-            && std::fs::read_to_string(&victim).unwrap() == "untouched"
-            && std::fs::metadata(&victim).unwrap().nlink() == 1
+        let nest = self.outer.path().join(NEST);
+        nest.ancestors().take(6).all(|folder| {
+            let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
+            let strange = |name: &std::ffi::OsString| {
+                let name = name.to_str().unwrap();
+                !matches!(name, "victim" | "1" | "2" | "3" | "4" | "5")
+                    && (folder != nest || !matches!(name, "layer" | "list"))
+            };
+            let victim = folder.join("victim");
+            names.filter(strange).count() == 0
+                && std::fs::read_to_string(&victim).unwrap() == "untouched"
+                && std::fs::metadata(&victim).unwrap().nlink() == 1
+        })
     }
 }
 
@@ -93,8 +112,8 @@ fn files_keep_mode_owner_time_and_attributes() {
             ("uid", b"70000"),
             ("SCHILY.xattr.security.capability", capability),
             ("SCHILY.xattr.user.note", b"hello"),
-            ("SCHILY.xattr.user.overlay.redirect", b"/etc"),
-            ("SCHILY.xattr.trusted.overlay.redirect", b"/etc"),
+            ("SCHILY.xattr.user.overlay.redirect", b"/x"),
+            ("SCHILY.xattr.trusted.overlay.redirect", b"/x"),
         ])
         .entry(b'0', "bin/ping", b"#!", |header| {
             header.set_mode(0o4755);
@@ -235,7 +254,7 @@ fn later_entries_replace_earlier_ones() {
         .folder("dir")
         .file("dir/a/b", b"")
         .file("dir", b"now a file")
-        .symlink("link", "/victim")
+        .symlink("link", "../victim")
         .file("link", b"now a file")
         .symlink("link2", "..")
         .folder("link2")
@@ -256,23 +275,28 @@ fn later_entries_replace_earlier_ones() {
 
 #[test]
 fn links_in_a_path_are_followed_inside_of_the_layer_only() {
+    let place = Place::new();
+    let outside = place.outside();
+    let inside = outside.trim_start_matches('/');
     let tar = Tar::new()
-        .symlink("absolute", "/etc")
+        .symlink("absolute", &outside)
         .file("absolute/new", b"1")
         .symlink("relative", "a/../etc/x")
         .folder("a")
         .file("relative/new", b"2")
-        .symlink("etc/up", "../../tmp/..")
+        .symlink("etc/up", "../../a/..")
         .symlink("chain", "absolute/x")
         .file("chain/other", b"3")
-        .symlink("p", "/proc/self/root")
-        .file("p/etc/passwd", b"4");
-    let place = unpack(tar);
-    assert_eq!(place.read("etc/new"), "1");
+        .symlink("p", &format!("/proc/self/root{outside}"))
+        .file("p/victim", b"4")
+        .file("absolute/victim", b"5");
+    place.unpack(&Layer::plain(&tar.finish())).unwrap();
+    assert_eq!(place.read(&format!("{inside}/new")), "1");
     assert_eq!(place.read("etc/x/new"), "2");
-    assert_eq!(place.read("etc/x/other"), "3");
+    assert_eq!(place.read(&format!("{inside}/x/other")), "3");
     // A path like others here: nothing of the real /proc is involved.
-    assert_eq!(place.read("proc/self/root/etc/passwd"), "4");
+    assert_eq!(place.read(&format!("proc/self/root{outside}/victim")), "4");
+    assert_eq!(place.read(&format!("{inside}/victim")), "5");
     assert!(place.is_contained());
 }
 
@@ -327,7 +351,7 @@ fn hostile_entries_are_errors_and_touch_nothing_outside() {
         ("opaque through a link", "leads out", Tar::new().symlink("a", "..").file("a/.wh..wh..opq", b"")),
         ("hard link outside", "has .. in it", Tar::new().hard_link("a", "../victim")),
         ("hard link through a link", "leads out", Tar::new().symlink("a", "..").hard_link("b", "a/victim")),
-        ("hard link to nothing", "not in this layer", Tar::new().hard_link("a", "/etc/passwd")),
+        ("hard link to nothing", "not in this layer", Tar::new().hard_link("a", "/nonexistent/victim")),
         ("hard link to a folder", "cannot be linked", Tar::new().folder("d").hard_link("a", "d")),
         ("hard link to the root", "cannot be linked", Tar::new().hard_link("a", "/")),
         ("hard link to a whiteout", "cannot be linked", Tar::new().file(".wh.d", b"").hard_link("a", "d")),

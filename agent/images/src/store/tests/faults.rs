@@ -108,7 +108,7 @@ async fn broken_manifests_are_refused() {
         ("no json".to_owned(), "is malformed"),
         (r#"{"schemaVersion":1,"fsLayers":[]}"#.to_owned(), "which is no image"),
         (with_layer("application/wasm", &config.to_string()), "cannot be unpacked"),
-        (with_layer(tar, "sha256:../../../../etc/passwd"), "is malformed"),
+        (with_layer(tar, "sha256:../nothing"), "is malformed"),
         (with_layer(tar, "sha384:00"), "is malformed"),
         (with_layer(tar, "md5:00"), "only sha256 and sha512"),
         (
@@ -243,8 +243,8 @@ async fn a_layer_that_is_longer_than_its_manifest_says_leaves_nothing() {
 #[tokio::test]
 async fn hostile_layers_leave_nothing() {
     for (tar, part) in [
-        (Tar::new().file("../../../../tmp/x", b""), "has .. in its name"),
-        (Tar::new().symlink("a", "../..").file("a/x", b""), "leads out of the layer"),
+        (Tar::new().file("../x", b""), "has .. in its name"),
+        (Tar::new().symlink("a", "..").file("a/x", b""), "leads out of the layer"),
         (
             Tar::new().entry(b'0', "zeros", b"", |header| header.set_size(10_000_000_000)),
             "limit of 10485760 bytes",
