@@ -4,6 +4,10 @@
 //! while it unpacks, and keeps one folder per layer, shared by all images that have it. A folder is an overlayfs lower layer.
 //! It does not mount anything and knows no CRI types.
 //!
+//! Limits: one layer has at most [`ImagesConfig::max_layer_bytes`] unpacked, a million entries and 256 folders in each other, an image
+//! 500 layers, a manifest or configuration 8 MiB. Sparse files are refused. Device nodes are passed over and counted, and so are
+//! extended attributes other than `user.*` and `security.capability`. Registries are reached directly, not through a proxy.
+//!
 //! ```no_run
 //! # async fn pull() -> Result<(), Box<dyn std::error::Error>> {
 //! use hartpod_images::{ImageStore, ImagesConfig, Reference};

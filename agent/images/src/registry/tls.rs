@@ -106,3 +106,6 @@ impl ServerCertVerifier for BelieveAnybody {
         self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use oci_spec::image::ImageConfiguration;
 use tracing::{info, warn};
 
 use super::corrections::{Place, needed_blocking};
@@ -18,19 +19,39 @@ use crate::pull::{Pulled, blocking, unique};
 use crate::reference::Reference;
 
 impl Inner {
-    /// Makes a pulled image known, on disk first.
+    /// Makes a pulled image known, on disk first. If that fails its layers go.
     pub(super) async fn commit(
         self: &Arc<Self>,
         pulled: Pulled,
         reference: &Reference,
     ) -> Result<Arc<Image>, FileError> {
         let _turn = self.commit.lock().await;
-        let id = ImageId::from(pulled.id.clone());
-        let known = self.index().get(&id).cloned();
-        let mut record = Record::new(pulled.id.clone(), pulled.config_text);
-        if let Some(known) = &known {
-            record.tags.clone_from(&known.image.tags);
-            record.digests.clone_from(&known.image.digests);
+        let known = self.index().get(&ImageId::from(pulled.id.clone())).cloned();
+        let record = self.record(&pulled, known.as_ref().map(|known| &*known.image), reference);
+        let Pulled { config, lease, .. } = pulled;
+        match self.make_known(record, config, known.is_none()).await {
+            Ok(entry) => {
+                self.take_tags_from_others(&entry.image).await;
+                let image = Arc::clone(&entry.image);
+                self.index().put(entry);
+                info!(image = %image.id, %reference, size = image.size, layers = image.layers.len(), "image is on disk");
+                Ok(image)
+            }
+            Err(error) => {
+                let diff_ids = lease.diff_ids().to_vec();
+                drop(lease);
+                self.collect(&diff_ids).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// The record of a pulled image, with the names that it had before.
+    fn record(&self, pulled: &Pulled, known: Option<&Image>, reference: &Reference) -> Record {
+        let mut record = Record::new(pulled.id.clone(), pulled.config_text.clone());
+        if let Some(known) = known {
+            record.tags.clone_from(&known.tags);
+            record.digests.clone_from(&known.digests);
         }
         record.digests.push(reference.digest_name(&pulled.top));
         if reference.digest().is_none() {
@@ -42,30 +63,40 @@ impl Inner {
         }
         record.size = pulled.size;
         record.updated = now();
-        let facts = pulled.layers.iter().map(|layer| {
+        let layers = pulled.layers.iter().map(|layer| {
             let facts = self.table.facts(&layer.diff_id).unwrap_or_default();
             let (diff_id, digest, size) = (layer.diff_id.clone(), layer.digest.clone(), layer.size);
             LayerRecord { diff_id, digest, size, facts }
         });
-        record.layers = facts.collect();
+        record.layers = layers.collect();
+        record
+    }
+
+    /// Writes a record, and whatever the image needs besides the layers that were pulled.
+    async fn make_known(
+        self: &Arc<Self>,
+        mut record: Record,
+        config: ImageConfiguration,
+        is_new: bool,
+    ) -> Result<Entry, FileError> {
         let corrections = self.correct(&record).await?;
         record.corrections = corrections.as_ref().map(|(record, _)| record.clone());
-        let entry = self.entry(&record, pulled.config);
-        self.write(record, known.is_none()).await?;
-        if known.is_none() {
+        let entry = self.entry(&record, config);
+        if let Err(error) = self.write(record, is_new).await {
+            if let Some((CorrectionRecord { id, .. }, lease)) = corrections {
+                drop(lease);
+                self.collect(&[id]).await;
+            }
+            return Err(error);
+        }
+        if is_new {
             self.table.add_image(&entry.diff_ids);
         }
-        // Only now that the image counts on disk may its layers lose the pull's protection.
-        drop((pulled.lease, corrections));
-        self.take_tags_from_others(&entry.image).await;
-        let image = Arc::clone(&entry.image);
-        self.index().put(entry);
-        info!(image = %image.id, %reference, size = image.size, layers = image.layers.len(), "image is on disk");
-        Ok(image)
+        Ok(entry)
     }
 
     /// What memory keeps of a record.
-    pub(super) fn entry(&self, record: &Record, config: oci_spec::image::ImageConfiguration) -> Entry {
+    pub(super) fn entry(&self, record: &Record, config: ImageConfiguration) -> Entry {
         let top = record.corrections.as_ref().map(|corrections| &corrections.id);
         let image = Image {
             id: ImageId::from(record.id.clone()),

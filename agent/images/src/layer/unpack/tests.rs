@@ -522,3 +522,52 @@ fn an_empty_layer_is_an_empty_folder() {
         assert_eq!(std::fs::read_dir(&place.target.folder).unwrap().count(), 0);
     }
 }
+
+#[test]
+fn damaged_archives_never_panic_nor_escape() {
+    let sound = Tar::new()
+        .pax(&[("path", b"long/name"), ("mtime", b"1.5"), ("SCHILY.xattr.user.a", b"b")])
+        .file("a", &[1; 600])
+        .folder("d")
+        .symlink("d/up", "../..")
+        .symlink("link", "d")
+        .file("link/file", b"x")
+        .hard_link("hard", "d/file")
+        .file("d/.wh.gone", b"")
+        .entry(b'L', "long", b"a/long/gnu/name\0", |_| {})
+        .file("short", b"y")
+        .entry(b'6', "fifo", b"", |_| {})
+        .finish();
+    // A linear congruential generator: the same damage in every run.
+    let mut state = 1u64;
+    let mut next = move |bound: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % bound
+    };
+    let mut unpacked = 0;
+    for _ in 0..1500 {
+        let mut damaged = sound.clone();
+        for _ in 0..=next(4) {
+            let block = next(damaged.len() / 512);
+            // Most damage goes where it is looked at: names, types, sizes, link names.
+            let field = [0, 1, 2, 100, 124, 134, 135, 156, 157, 158, 345][next(11)];
+            damaged[block * 512 + if next(3) == 0 { next(512) } else { field }] =
+                b"./\0\x800123456LKxgS\xff"[next(17)];
+        }
+        for block in damaged.chunks_exact_mut(512) {
+            if block[148..156].iter().any(|&byte| byte != 0) {
+                let header: &mut [u8; 512] = block.try_into().unwrap();
+                header[148..156].fill(b' ');
+                let sum: u32 = header.iter().map(|&byte| u32::from(byte)).sum();
+                header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+            }
+        }
+        let place = Place::new();
+        unpacked += u32::from(place.unpack(&Layer::plain(&damaged)).is_ok());
+        assert!(place.is_contained());
+    }
+    assert!(
+        (100..1400).contains(&unpacked),
+        "{unpacked} of 1500 were unpacked: the damage is too little or too much"
+    );
+}

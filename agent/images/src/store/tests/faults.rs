@@ -382,12 +382,19 @@ async fn redirects_are_followed_and_have_an_end() {
 }
 
 #[tokio::test]
-async fn a_full_disk_is_an_error_of_the_store() {
-    let world = World::new().await;
-    world.registry.push("app", "latest", &TestImage::new(vec![layer("a", b"one")]));
-    // A store whose folder for temporary layers is gone fails like a broken disk.
-    std::fs::remove_dir(world.root().join("tmp")).unwrap();
-    let error = world.pull("app").await.unwrap_err();
-    assert!(matches!(error, PullError::Io { .. }), "{error:?}");
-    assert!(chain(&error).contains("make folder"), "{}", chain(&error));
+async fn a_broken_disk_is_an_error_of_the_store_and_leaves_nothing() {
+    let upper = Layer::gzip(&Tar::new().file("app/file", b"").finish());
+    let lower = Layer::gzip(&Tar::new().entry(b'5', "app", b"", |header| header.set_mode(0o700)).finish());
+    for (folder, action) in [("tmp", "make folder"), ("lists", "rename to"), ("images", "create")] {
+        let world = World::new().await;
+        world.registry.push("app", "latest", &TestImage::new(vec![lower.clone(), upper.clone()]));
+        // A folder that is gone fails like a disk that is full or broken.
+        std::fs::remove_dir(world.root().join(folder)).unwrap();
+        let error = world.pull("app").await.unwrap_err();
+        assert!(matches!(error, PullError::Io { .. }), "{error:?}");
+        assert!(chain(&error).contains(action), "{}", chain(&error));
+        std::fs::create_dir(world.root().join(folder)).unwrap();
+        assert_eq!(world.contents(), Vec::<String>::new(), "{folder}");
+        world.pull("app").await.unwrap();
+    }
 }
