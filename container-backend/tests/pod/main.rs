@@ -3,6 +3,7 @@
 //! Each test is a scenario that runs in a process of its own (`--scenario NAME`), which becomes the agent of a pod. Its
 //! containers run busybox (package busybox-static), or this program again (`--inside NAME`), with the host's libraries
 //! mounted, where a shell cannot do what is needed.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod attack;
 mod basics;
