@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use hartpod_container::cgroup::Tree;
 use hartpod_container::{
     Child, ContainerRequest, ExecRequest, GroupPolicy, IpcMode, Overlay, PidNamespace, Pod, PodPid, PodSetup,
     Stdio,
@@ -16,6 +17,8 @@ use hartpod_container::{
 use hartpod_proto::{ContainerId, SandboxId};
 use oci_spec::runtime::Spec;
 use rustix::event::{PollFd, PollFlags, poll};
+
+const PARENT: &str = "/hartpod-latency";
 
 /// As Kubernetes' containers have it, seccomp included.
 fn spec() -> Spec {
@@ -29,6 +32,10 @@ fn spec() -> Spec {
     process.set_no_new_privileges(Some(false));
     process.set_args(Some(vec!["/bin/busybox".into(), "sleep".into(), "1000".into()]));
     spec
+}
+
+fn pod_id(pid: PodPid) -> SandboxId {
+    SandboxId::from_bytes([255 - u8::from(pid == PodPid::Shared); 32])
 }
 
 fn wait(fd: impl AsFd) {
@@ -59,18 +66,21 @@ fn main() {
             0
         });
         reap(&birth.unwrap());
+        // The holder is left in the agent's leaf.
+        let tree = Tree::detect(Path::new("/sys/fs/cgroup")).unwrap();
+        let leaf = tree.leaf(PARENT, pod_id(shared).as_str()).unwrap();
+        leaf.destroy_blocking(Instant::now() + Duration::from_secs(5)).unwrap();
     }
 }
 
 fn measure(layers_dir: &Path, containers_dir: &Path, pid: PodPid, containers: u8) {
-    let pod_id = SandboxId::from_bytes([255 - u8::from(pid == PodPid::Shared); 32]);
     let setup = PodSetup {
-        pod_id: pod_id.clone(),
+        pod_id: pod_id(pid),
         hostname: "latency".into(),
         netns: None,
         ipc: IpcMode::Pod,
         pid,
-        cgroup_parent: "/hartpod-latency".into(),
+        cgroup_parent: PARENT.into(),
         layers_dir: layers_dir.into(),
         containers_dir: containers_dir.into(),
         shm_size: 0,

@@ -87,6 +87,9 @@ impl AsRawFd for Child {
 /// Reaps exited children that nobody waits for: orphans that a subreaper inherits, and helpers of this crate that have
 /// done their work. `is_known` names the pids that somebody holds a [`Child`] of; those are left alone.
 ///
+/// It matters for more than tidiness: the init of a pid namespace does not finish dying before every process in it is
+/// reaped, and execs are children of this process, those that failed included.
+///
 /// Call it after SIGCHLD, but not while a `Starting` or an `Execing` is under way: the process it will report is a child
 /// of this process before anybody knows its number.
 ///

@@ -106,13 +106,13 @@ fn make_one(folder: &OwnedFd, name: &std::ffi::OsStr, device: &DevicePlan) -> Re
         }
         other => other?,
     }
-    // The umask is 0 here, so only special bits are missing.
-    if device.mode & 0o7000 != 0 {
-        chmodat(folder, name, mode, AtFlags::empty())?;
-    }
     if device.owner != (0, 0) {
         let (uid, gid) = (Uid::from_raw(device.owner.0), Gid::from_raw(device.owner.1));
         chownat(folder, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+    }
+    // The umask is 0 here, so only special bits are missing; a change of owner takes them.
+    if device.mode & 0o7000 != 0 {
+        chmodat(folder, name, mode, AtFlags::empty())?;
     }
     Ok(())
 }

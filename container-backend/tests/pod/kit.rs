@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hartpod_container::cgroup::Tree;
+use hartpod_container::cgroup::{ExecLeaf, Leaf, Tree};
 use hartpod_container::{
     Child, ContainerProcess, ContainerRequest, Created, ExecRequest, Execing, Exit, GroupPolicy, IpcMode,
-    LaunchError, Overlay, PidNamespace, Pod, PodPid, PodSetup, Stdio,
+    LaunchError, Overlay, PidNamespace, Pod, PodPid, PodSetup, Stdio, reap_orphans,
 };
 use hartpod_proto::{ContainerId, SandboxId};
+use nix::mount::{MsFlags, mount};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Value, json};
 
@@ -27,10 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// This process as the agent of a pod, with one image.
 pub(crate) struct Agent {
     pub(crate) pod: Pod,
-    pub(crate) home: PathBuf,
     pub(crate) warnings: Vec<String>,
     pub(crate) layers: Vec<String>,
-    made: Cell<u8>,
+    made: Cell<u16>,
     salt: u8,
 }
 
@@ -80,7 +80,19 @@ pub(crate) fn agent_with(change: impl FnOnce(&mut PodSetup)) -> Agent {
     change(&mut setup);
     fs::write(home.join(LEAF), format!("{}\n{}", setup.cgroup_parent, setup.pod_id)).unwrap();
     let (pod, warnings) = Pod::set_up(setup).unwrap();
-    Agent { pod, home, warnings, layers: vec!["bottom".into(), "top".into()], made: Cell::new(0), salt }
+    Agent { pod, warnings, layers: vec!["bottom".into(), "top".into()], made: Cell::new(0), salt }
+}
+
+/// A tmpfs in the scenario's folder, in a mount namespace that the scenario has to itself: what the agent will take for the
+/// host's.
+pub(crate) fn new_mount_on_the_host(name: &str, propagation: MsFlags) -> PathBuf {
+    let path = home().join(name);
+    fs::create_dir(&path).unwrap();
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+    mount(Some("tmpfs"), &path, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+    mount(None::<&str>, &path, None::<&str>, propagation, None::<&str>).unwrap();
+    path
 }
 
 /// Two layers: busybox with its links, and some users.
@@ -242,7 +254,7 @@ pub(crate) struct Running {
     pub(crate) child: Child,
     pub(crate) output: Output,
     pub(crate) warnings: Vec<String>,
-    _stdin: OwnedFd,
+    pub(crate) stdin: OwnedFd,
 }
 
 impl Running {
@@ -255,17 +267,38 @@ impl Running {
     /// Kills it and all that it has started.
     pub(crate) fn kill(self) {
         self.container.leaf().kill().unwrap();
-        wait(&self.child);
+        // Its end waits for that of failed execs, which nobody else reaps.
+        eventually("it dies", || {
+            reap_orphans(|pid| pid == self.child.pid()).unwrap();
+            self.child.try_wait().unwrap().is_some()
+        });
     }
 }
 
 impl Agent {
     pub(crate) fn next_id(&self) -> ContainerId {
-        let n = self.made.get() + 1;
-        self.made.set(n);
+        self.made.set(self.made.get() + 1);
+        self.last_id()
+    }
+
+    fn last_id(&self) -> ContainerId {
+        self.id(self.made.get())
+    }
+
+    fn id(&self, n: u16) -> ContainerId {
         let mut id = [self.salt; 32];
-        id[31] = n;
+        id[30..].copy_from_slice(&n.to_be_bytes());
         ContainerId::from_bytes(id)
+    }
+
+    /// Of the container that was asked for last.
+    pub(crate) fn last_leaf(&self) -> Leaf {
+        self.pod.container_leaf(&self.last_id()).unwrap()
+    }
+
+    /// Of the exec that was asked for last.
+    pub(crate) fn last_exec_leaf(&self, container: &ContainerProcess) -> ExecLeaf {
+        container.leaf().exec_leaf(self.last_id().as_str()).unwrap()
     }
 
     pub(crate) fn request<'a>(&self, spec: Value, stdio: Stdio) -> ContainerRequest<'a> {
@@ -302,7 +335,7 @@ impl Agent {
         let created = self.create(request)?;
         let mut starting = created.waiting.open_gate()?;
         let child = finish(&mut starting, |s| s.poll())?;
-        Ok(Running { container: created.container, child, output, warnings: created.warnings, _stdin: stdin })
+        Ok(Running { container: created.container, child, output, warnings: created.warnings, stdin })
     }
 
     /// Runs to the end.
@@ -340,10 +373,9 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
+        eprintln!("warnings: {:?}", self.warnings);
         for n in 1..=self.made.get() {
-            let mut id = [self.salt; 32];
-            id[31] = n;
-            let leaf = self.pod.container_leaf(&ContainerId::from_bytes(id)).unwrap();
+            let leaf = self.pod.container_leaf(&self.id(n)).unwrap();
             if let Err(e) = leaf.destroy_blocking(Instant::now() + PATIENCE) {
                 eprintln!("{e}");
             }
