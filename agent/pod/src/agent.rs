@@ -6,7 +6,7 @@ use std::time::Duration;
 use hartpod_proto::pod::v1::pod_agent_server::PodAgentServer;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::sleep;
+use tokio::time::timeout;
 use tonic::transport::Server;
 use tracing::error;
 
@@ -58,19 +58,14 @@ pub(crate) async fn serve(
         .serve_with_incoming_shutdown(service, Incoming::new(control), async {
             let _ = is_over.await;
         });
-    let end = async {
-        let end = supervisor.await.unwrap_or(End::Broken);
-        drop(over);
-        sleep(FLUSH).await;
-        end
-    };
     let mut server = std::pin::pin!(server);
-    let mut end = std::pin::pin!(end);
-    tokio::select! {
-        served = &mut server => {
-            served?;
-            Ok(End::ShutDown)
-        }
-        end = &mut end => Ok(end),
-    }
+    let end = tokio::select! {
+        // It has no end of its own.
+        served = &mut server => return served.map(|()| End::Broken),
+        end = supervisor => end.unwrap_or(End::Broken),
+    };
+    drop(over);
+    // A peer that does not take its answer does not keep the agent.
+    let _ = timeout(FLUSH, server).await;
+    Ok(end)
 }

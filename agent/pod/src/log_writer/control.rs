@@ -10,8 +10,9 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-/// A writer that has not answered by then sits on a disk that hangs. More than the time that it waits for lines to end.
-const ANSWER_WAIT: Duration = Duration::from_secs(10);
+/// A writer that has not answered by then sits on a disk that hangs. More than the time that it waits for lines to end, less than
+/// the 10 seconds that the node agent waits for this call.
+const ANSWER_WAIT: Duration = Duration::from_secs(8);
 
 /// Reopens that may wait behind one another; each of them is a call of the node agent.
 const QUEUE: usize = 8;

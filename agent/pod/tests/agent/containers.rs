@@ -248,3 +248,44 @@ async fn orphans_of_a_container_in_the_nodes_pid_namespace_are_buried() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(zombies(), 0);
 }
+
+#[tokio::test]
+async fn a_container_can_join_the_pid_namespace_of_another() {
+    let mut agent = Agent::with_pod(|_| {}).await;
+    let target = agent.shell(1, "sleep 4242");
+    agent.run(target).await.unwrap();
+    let mut request = agent.shell(2, "ps");
+    request.pid = NamespaceMode::Target.into();
+    request.pid_target = id(1).to_string();
+    agent.run(request.clone()).await.unwrap();
+    agent.until(2, exited).await;
+    assert!(agent.log(2).join("\n").contains("sleep 4242"), "{:?}", agent.log(2));
+    request.container_id = id(3).to_string();
+    request.pid_target = id(9).to_string();
+    assert_eq!(agent.client.create_container(request).await.unwrap_err().code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn many_containers_at_once() {
+    let mut agent = Agent::with_pod(|pod| pod.pid = NamespaceMode::Pod.into()).await;
+    let mut runs = Vec::new();
+    for number in 1..=20 {
+        let mut request = agent.shell(number, &format!("echo {number}; exit {number}"));
+        request.pid = NamespaceMode::Pod.into();
+        let mut client = agent.client.clone();
+        runs.push(tokio::spawn(async move {
+            let container_id = request.container_id.clone();
+            client.create_container(request).await?;
+            client.start_container(StartContainerRequest { container_id }).await
+        }));
+    }
+    for run in runs {
+        run.await.unwrap().unwrap();
+    }
+    for number in 1..=20 {
+        assert_eq!(agent.until(number, exited).await.exit_code, i32::from(number));
+        assert_eq!(agent.log(number), [format!("stdout F {number}")]);
+    }
+    agent.shut_down().await;
+    assert_eq!(agent.exit_code().await, 0);
+}

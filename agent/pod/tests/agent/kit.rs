@@ -63,19 +63,31 @@ impl Agent {
             fs::create_dir(agent.path(folder)).unwrap();
         }
         lay_busybox(&agent.path("layers/base"));
-        let mut request = SetUpPodRequest {
-            pod_id: pod_id().to_string(),
-            hostname: "testpod".to_owned(),
-            cgroup_parent: agent.cgroup(),
-            layers_dir: agent.text("layers"),
-            containers_dir: agent.text("containers"),
-            log_directory: agent.text("logs"),
-            pid: NamespaceMode::Container.into(),
-            ..SetUpPodRequest::default()
-        };
+        let mut request = agent.set_up_request();
         change(&mut request);
         agent.client.set_up_pod(request).await.unwrap();
         agent
+    }
+
+    /// What [`Agent::with_pod`] asks for unless it is changed.
+    pub(crate) fn set_up_request(&self) -> SetUpPodRequest {
+        SetUpPodRequest {
+            pod_id: pod_id().to_string(),
+            hostname: "testpod".to_owned(),
+            cgroup_parent: self.cgroup(),
+            layers_dir: self.text("layers"),
+            containers_dir: self.text("containers"),
+            log_directory: self.text("logs"),
+            pid: NamespaceMode::Container.into(),
+            ..SetUpPodRequest::default()
+        }
+    }
+
+    /// The agent and its children.
+    pub(crate) fn process_ids(&self) -> Vec<i32> {
+        let pid = self.process.pid;
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+        std::iter::once(pid).chain(children.split_whitespace().map(|pid| pid.parse().unwrap())).collect()
     }
 
     /// Parent of the pod's cgroups, of this process and agent alone.

@@ -1,13 +1,14 @@
 //! The agent as a process: what it needs, whom it serves, when it ends.
 
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use hartpod_proto::pod::v1::{DescribeRequest, SetUpPodRequest, StartContainerRequest, WatchRequest};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::AsyncReadExt;
 use tonic::Code;
 
-use crate::kit::{Agent, id};
+use crate::kit::{Agent, id, pod_id};
 
 #[test]
 fn without_its_sockets_it_says_what_it_needs() {
@@ -35,6 +36,53 @@ async fn a_pod_that_makes_no_sense_can_be_set_up_right_afterwards() {
     let error = agent.client.set_up_pod(SetUpPodRequest::default()).await.unwrap_err();
     assert_eq!(error.code(), Code::InvalidArgument);
     assert!(!agent.client.describe(DescribeRequest {}).await.unwrap().into_inner().set_up);
+}
+
+#[tokio::test]
+async fn a_pod_that_cannot_be_set_up_is_the_end_of_its_agent() {
+    let mut agent = Agent::start().await;
+    let request = SetUpPodRequest {
+        pod_id: pod_id().to_string(),
+        netns_path: "/run/netns/missing".to_owned(),
+        cgroup_parent: agent.cgroup(),
+        layers_dir: "/".to_owned(),
+        containers_dir: "/".to_owned(),
+        ..SetUpPodRequest::default()
+    };
+    let error = agent.client.set_up_pod(request).await.unwrap_err();
+    assert_eq!(error.code(), Code::FailedPrecondition);
+    assert!(error.message().starts_with("set up the pod: network namespace /run/netns/missing: "), "{error}");
+    assert_eq!(agent.exit_code().await, 1);
+}
+
+#[tokio::test]
+async fn a_pod_is_set_up_once() {
+    let mut agent = Agent::with_pod(|_| {}).await;
+    let mut request = agent.set_up_request();
+    agent.client.set_up_pod(request.clone()).await.unwrap();
+    request.hostname = "other".to_owned();
+    assert_eq!(agent.client.set_up_pod(request).await.unwrap_err().code(), Code::AlreadyExists);
+}
+
+#[tokio::test]
+async fn an_idle_agent_does_not_wake_up() {
+    let mut agent = Agent::with_pod(|_| {}).await;
+    let request = agent.shell(1, "echo hello; sleep 1000");
+    agent.run(request).await.unwrap();
+    let agent_and_children = agent.process_ids();
+    let wakes = || {
+        let switches = agent_and_children.iter().map(|pid| {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+            let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches")).unwrap();
+            line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+        });
+        switches.sum::<u64>()
+    };
+    // After a second they have given back the memory that they used, and then there is nothing to do.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    let before = wakes();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(wakes(), before);
 }
 
 #[tokio::test]

@@ -16,10 +16,8 @@ fn exited(state: &ContainerState) -> bool {
 
 /// Children of the agent: pid and name.
 fn children(agent: &Agent) -> Vec<(i32, String)> {
-    let pid = agent.process.pid;
-    let pids = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-    let name = |pid: &str| fs::read_to_string(format!("/proc/{pid}/comm")).map(|name| name.trim().to_owned());
-    pids.split_whitespace().filter_map(|pid| Some((pid.parse().unwrap(), name(pid).ok()?))).collect()
+    let name = |pid: i32| fs::read_to_string(format!("/proc/{pid}/comm")).map(|name| name.trim().to_owned());
+    agent.process_ids().into_iter().skip(1).filter_map(|pid| Some((pid, name(pid).ok()?))).collect()
 }
 
 fn log_writer(agent: &Agent) -> Pid {
