@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use hartpod_tests::fake_registry::{Answer, FakeRegistry};
 use hartpod_tests::image::{Image, ImageBuilder};
 use hartpod_tests::layer::{Attributes, Layer, LayerBuilder, Packing, digest};
@@ -62,7 +62,7 @@ async fn a_reference_that_is_none_is_refused(lab: &Lab) -> Result<()> {
     let node = lab.node().await?;
     for reference in [
         "",
-        "UPPER/case",
+        "registry.test/UPPER:1",
         "registry.test/a b",
         "registry.test/busybox:",
         "registry.test/../x:1",
@@ -221,13 +221,17 @@ async fn a_layer_that_is_no_archive_is_refused(lab: &Lab) -> Result<()> {
     // An archive that ends within a file: gzip and digest are right, the tar is not.
     let whole = LayerBuilder::new().file("a", 0o644, &garbage)?.build(Packing::Plain)?;
     let half = whole.blob[..20_000].to_vec();
+    let packed = LayerBuilder::new().file("a", 0o644, &garbage)?.build(Packing::Gzip)?;
     let plain = "application/vnd.oci.image.layer.v1.tar";
-    for (media_type, blob) in
-        [(gzip, garbage.clone()), (gzip, Vec::new()), (plain, garbage.clone()), (plain, half)]
-    {
+    for (what, media_type, blob) in [
+        ("noise as gzip", gzip, garbage.clone()),
+        ("half a gzip", gzip, packed.blob[..packed.blob.len() / 2].to_vec()),
+        ("noise as tar", plain, garbage.clone()),
+        ("half a tar", plain, half),
+    ] {
         let layer = Layer { media_type, diff_id: digest(&blob), blob };
         fake.serve("garbage", "1", &ImageBuilder::new(vec![layer]).build()?);
-        refused_pull(lab, &node, &fake.reference("garbage", "1")).await?;
+        refused_pull(lab, &node, &fake.reference("garbage", "1")).await.context(what)?;
     }
     let layer =
         Layer { media_type: "application/vnd.example.unknown", diff_id: digest(b"x"), blob: b"x".to_vec() };

@@ -99,8 +99,9 @@ async fn an_exec_that_leaves_a_daemon_behind_answers(lab: &Lab) -> Result<()> {
     let script = "setsid sleep 41010 </dev/null >/dev/null 2>&1 & echo started";
     let output = main.exec_within(Duration::from_secs(20), ["sh", "-c", script]).await?;
     assert_eq!((output.stdout.as_str(), output.exit_code), ("started\n", 0));
-    let daemons = process::all()?.into_iter().filter(|one| one.command == "sleep 41010").count();
-    assert_eq!(daemons, 1, "what an exec leaves in the background lives until the container ends");
+    // What an exec leaves in the background lives until the container ends.
+    let daemons = async || Ok(process::all()?.into_iter().filter(|one| one.command == "sleep 41010").count());
+    eventually("the daemon to run", daemons, |count| *count == 1).await?;
     main.stop(Duration::from_secs(5)).await?;
     let left = async || Ok(process::all()?.into_iter().filter(|one| one.command == "sleep 41010").count());
     eventually("the end of the daemon", left, |count| *count == 0).await?;

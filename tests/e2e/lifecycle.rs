@@ -222,6 +222,7 @@ async fn stop_is_idempotent(lab: &Lab) -> Result<()> {
     let node = lab.node().await?;
     let pod = node.pod("web").run().await?;
     let main = pod.container("main").idle().run().await?;
+    main.logged("ready").await?;
     for _ in 0..3 {
         main.stop(Duration::from_secs(5)).await?;
     }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
+use hartpod_tests::cgroup::PodCgroup;
 use hartpod_tests::log_file::text;
 use hartpod_tests::{Container, Lab, Node, Refused, cri, eventually, process, tests};
 use nix::sys::signal::Signal;
@@ -285,7 +286,7 @@ async fn a_damaged_record_is_set_aside(lab: &Lab) -> Result<()> {
     let damaged = node.pod("damaged").run().await?;
     damaged.container("main").idle().run().await?;
     node.kill().await?;
-    let records = records_of(&node.root(), &damaged.id);
+    let records = records_of(&node.root().join("pods"), &damaged.id);
     assert!(!records.is_empty(), "no record of the pod below {}", node.root().display());
     for record in &records {
         fs::write(record, "{ \"half a rec")?;
@@ -399,16 +400,13 @@ impl Foreign {
             fs::create_dir_all(file.parent().context("parent")?)?;
             fs::write(file, format!("{id}\r\neth0"))?;
         }
-        let cgroup = format!("{}/kubepods/{id}", node.cgroup_root());
-        let leaf = hartpod_tests::cgroup::PodCgroup::create(&cgroup)?;
         // A process with our agent's name, in a leaf with a name like ours.
         let program = lab.dir().join("hartpod-pod");
         fs::copy("/bin/sleep", &program)?;
         let process = Command::new(&program).arg("5200").kill_on_drop(true).spawn()?;
-        let pid = process.id().context("pid")?.to_string();
-        for root in hartpod_tests::cgroup::hierarchies()? {
-            fs::write(root.join(leaf.path().trim_start_matches('/')).join("cgroup.procs"), &pid)?;
-        }
+        let parent = format!("{}/kubepods", node.cgroup_root());
+        PodCgroup::create(&parent)?.put(&id, process.id().context("pid")?)?;
+        let cgroup = format!("{parent}/{id}");
         Ok(Self { netns, files, cgroup, process })
     }
 
@@ -440,7 +438,7 @@ impl Foreign {
             fs::remove_file(file)?;
         }
         fs::remove_dir_all("/run/foreign-cni")?;
-        hartpod_tests::cgroup::remove_tree(self.cgroup.trim_end_matches(|c| c != '/'))
+        hartpod_tests::cgroup::remove_tree(self.cgroup.trim_end_matches(|c| c != '/').trim_end_matches('/'))
     }
 }
 

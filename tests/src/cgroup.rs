@@ -73,6 +73,19 @@ impl PodCgroup {
         Ok(Self { path: path.to_owned() })
     }
 
+    /// Makes a leaf below this one in every hierarchy and puts a process into it, as a runtime does.
+    pub fn put(&self, leaf: &str, pid: u32) -> Result<()> {
+        for root in hierarchies()? {
+            let parent = root.join(self.path.trim_start_matches('/'));
+            let dir = parent.join(leaf);
+            fs::create_dir(&dir).with_context(|| format!("create cgroup {}", dir.display()))?;
+            inherit_cpuset(&parent, &dir);
+            let procs = dir.join("cgroup.procs");
+            fs::write(&procs, pid.to_string()).with_context(|| format!("write {}", procs.display()))?;
+        }
+        Ok(())
+    }
+
     /// Every cgroup right below `root` that was made by [`Self::create`].
     pub fn all_below(root: &str) -> Result<Vec<Self>> {
         let root = root.trim_start_matches('/');

@@ -98,10 +98,11 @@ impl ContainerBuilder {
         self.command(["sh", "-c", script])
     }
 
-    /// Runs until it is stopped, and stops at once: init of a pid namespace ignores TERM unless it handles it.
+    /// Runs until it is stopped, and stops at once when it has said `ready`: init of a pid namespace ignores TERM until it
+    /// handles it.
     #[must_use]
     pub fn idle(self) -> Self {
-        self.sh("trap 'exit 0' TERM; while :; do sleep 3600 & wait; done")
+        self.sh("trap 'exit 0' TERM; echo ready; while :; do sleep 3600 & wait; done")
     }
 
     #[must_use]

@@ -11,7 +11,7 @@ use std::process::{Command, ExitCode, ExitStatus};
 use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::wait::{WaitStatus, wait};
 use nix::unistd::Pid;
 
@@ -58,6 +58,23 @@ impl Scratch {
 
 fn lock_file(dir: &Path) -> PathBuf {
     dir.with_extension("lock")
+}
+
+/// Mounts that others made on the machine's /run and /tmp came along when the mount namespace was copied. They vanish when
+/// their owner removes the file below them, which would look like a difference.
+fn forget_others_mounts() -> Result<()> {
+    let table = fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4));
+    let mine = std::env::var(DIR).context(DIR)?;
+    let others: Vec<&str> = points
+        .filter(|point| point.starts_with("/run/") || point.starts_with("/tmp/"))
+        .filter(|point| !mine.starts_with(*point))
+        .collect();
+    for point in others.into_iter().rev() {
+        // Gone already, if its owner was faster.
+        let _ = umount2(point, MntFlags::MNT_DETACH);
+    }
+    Ok(())
 }
 
 /// Removes what tests left that were killed: their folder is no longer locked.
@@ -127,6 +144,7 @@ pub fn init() -> Result<ExitCode> {
 }
 
 fn prepare() -> Result<()> {
+    forget_others_mounts()?;
     // Like a host: shared mounts, but with no peer outside.
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SHARED, none).context("make / shared")?;

@@ -83,7 +83,9 @@ impl Lab {
     pub fn look(&self, node: &Node) -> Result<World> {
         let mut scope = scope(&self.cgroup, &node.client().ids());
         scope.folders.extend([node.root(), node.state(), node.cni().reservations.clone()]);
-        scope.shallow = vec![node.root().join("layers"), node.root().join("images")];
+        scope.shallow = vec![node.root().join("images/layers")];
+        // Made with the first network that a pod joins.
+        scope.unlisted = vec![node.root().join("cni")];
         // host-local's lock and its note of the last address it gave.
         scope.ignored.extend(
             ["lock", "last_reserved_ip.0", "last_reserved_ip.1"]
@@ -161,8 +163,8 @@ fn scope(cgroup: &str, ids: &[String]) -> Scope {
     Scope {
         // A tmpfs of the test's own.
         folders: vec!["/run".into()],
-        // The network namespaces are a list of their own; iptables makes its lock file at the first call.
-        ignored: vec!["/run/netns".into(), "/run/xtables.lock".into()],
+        // The network namespaces are a list of their own; iptables and mount(8) make files at their first call.
+        ignored: vec!["/run/netns".into(), "/run/xtables.lock".into(), "/run/mount".into()],
         cgroups,
         ..Scope::default()
     }

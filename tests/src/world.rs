@@ -19,8 +19,10 @@ pub struct Scope {
     pub shallow: Vec<PathBuf>,
     /// Names whose presence in a cgroup's path makes it count: the test's own parent and the ids that it was given.
     pub cgroups: Vec<String>,
-    /// Files that come and go by themselves, such as the lock of host-local.
+    /// Files and folders that come and go by themselves, such as the lock of host-local.
     pub ignored: Vec<PathBuf>,
+    /// Folders whose content counts, but not whether they are there.
+    pub unlisted: Vec<PathBuf>,
 }
 
 /// The lists that are compared: by kind, each entry a line that a person can read.
@@ -155,7 +157,9 @@ fn walk(dir: &Path, scope: &Scope, files: &mut BTreeSet<String>) {
         if scope.ignored.contains(&path) {
             continue;
         }
-        files.insert(path.display().to_string());
+        if !scope.unlisted.contains(&path) {
+            files.insert(path.display().to_string());
+        }
         let shallow = scope.shallow.iter().any(|folder| path.starts_with(folder) && path != *folder);
         if path.is_dir() && !path.is_symlink() && !shallow {
             walk(&path, scope, files);
