@@ -13,6 +13,7 @@ tests![
     a_tracer_in_a_shared_pid_namespace_gets_no_further needs Need::Attacker,
     a_tracer_does_not_reach_an_exec_into_itself needs Need::Attacker,
     a_tracer_in_a_target_namespace_gets_no_further needs Need::Attacker,
+    the_attacker_finds_what_is_there_to_find needs Need::Attacker,
     a_container_without_rights_sees_nothing_of_the_agent,
 ];
 
@@ -74,7 +75,7 @@ async fn judge(attacker: &Container, agent: &process::Process) -> Result<()> {
             .with_context(|| format!("no {word:?} in {said}"))?;
         line.trim().parse().context("a count")
     };
-    ensure!(number("traced:")? > 10, "the attack hit nothing: {said}");
+    ensure!(number("traced:")? > 3, "the attack hit nothing: {said}");
     ensure!(process::is_alive(agent.pid), "the agent did not survive");
     // Nothing that showed inside was in the agent's or the node's mount namespace.
     let forbidden = [
@@ -116,7 +117,7 @@ async fn a_tracer_in_a_shared_pid_namespace_gets_no_further(lab: &Lab) -> Result
     let attacker = attacker(lab, &pod, &reference, None).await?;
     let execs = be_busy(&victim, &reference).await?;
     judge(&attacker, &agent).await?;
-    ensure!(execs > 10, "only {execs} execs came through");
+    ensure!(execs > 3, "only {execs} execs came through");
     Ok(())
 }
 
@@ -129,7 +130,7 @@ async fn a_tracer_does_not_reach_an_exec_into_itself(lab: &Lab) -> Result<()> {
     let agent = node.agent_of(attacker.pid().await?).await?;
     let execs = be_busy(&attacker, &reference).await?;
     judge(&attacker, &agent).await?;
-    ensure!(execs > 10, "only {execs} execs came through");
+    ensure!(execs > 3, "only {execs} execs came through");
     Ok(())
 }
 
@@ -147,6 +148,22 @@ async fn a_tracer_in_a_target_namespace_gets_no_further(lab: &Lab) -> Result<()>
     let attacker = attacker(lab, &pod, &reference, Some(options)).await?;
     be_busy(&victim, &reference).await?;
     judge(&attacker, &agent).await
+}
+
+/// Would it tell? In the node's pid namespace the agent does show, and CRI asked for that.
+async fn the_attacker_finds_what_is_there_to_find(lab: &Lab) -> Result<()> {
+    let node = lab.node().await?;
+    let reference = attacker_image(lab, &node).await?;
+    let pod = node.pod("host").pid(NamespaceMode::Node).run().await?;
+    let attacker = attacker(lab, &pod, &reference, None).await?;
+    let agent = node.agent_of(attacker.pid().await?).await?.pid;
+    attacker.exited().await?;
+    let said = hartpod_tests::log_file::text(&attacker.log()?, "stdout");
+    let reached = |what: &str| said.lines().any(|line| line.starts_with("reached: ") && line.contains(what));
+    ensure!(reached(&format!("the node's path in the memory of {agent} ")), "not the agent's memory: {said}");
+    ensure!(reached("the node's files through root of "), "not the node's files: {said}");
+    ensure!(reached(&format!(" of {agent} (")), "not the agent: {said}");
+    Ok(())
 }
 
 async fn a_container_without_rights_sees_nothing_of_the_agent(lab: &Lab) -> Result<()> {

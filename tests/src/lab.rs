@@ -82,6 +82,7 @@ impl Lab {
     /// A look at the node as it is now, with the pods and folders of `node` in view.
     pub fn look(&self, node: &Node) -> Result<World> {
         let mut scope = scope(&self.cgroup, &node.client().ids());
+        scope.daemon = node.daemon_pid().ok();
         scope.folders.extend([node.root(), node.state(), node.cni().reservations.clone()]);
         scope.shallow = vec![node.root().join("images/layers")];
         // Made with the first network that a pod joins.

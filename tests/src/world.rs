@@ -21,6 +21,8 @@ pub struct Scope {
     pub cgroups: Vec<String>,
     /// Files and folders that come and go by themselves, such as the lock of host-local.
     pub ignored: Vec<PathBuf>,
+    /// The daemon, which a test may end and start again.
+    pub daemon: Option<i32>,
     /// Folders whose content counts, but not whether they are there.
     pub unlisted: Vec<PathBuf>,
 }
@@ -35,7 +37,7 @@ impl World {
     /// Takes the lists. The test has namespaces of its own, so what is in them is what the test and its daemons made.
     pub fn look(scope: &Scope) -> Result<Self> {
         let mut lists = BTreeMap::new();
-        lists.insert("process", processes()?);
+        lists.insert("process", processes(scope.daemon)?);
         lists.insert("mount", mounts()?);
         lists.insert("network namespace", names("/run/netns")?);
         lists.insert("network interface", interfaces()?);
@@ -79,9 +81,9 @@ impl World {
 }
 
 /// Zombies count: somebody must reap them. The looking process itself and what it runs does not.
-fn processes() -> Result<BTreeSet<String>> {
+fn processes(daemon: Option<i32>) -> Result<BTreeSet<String>> {
     let me = i32::try_from(std::process::id()).context("pid")?;
-    let all = process::all()?.into_iter().filter(|one| one.pid != me);
+    let all = process::all()?.into_iter().filter(|one| one.pid != me && Some(one.pid) != daemon);
     let zombie = |one: &process::Process| if one.state == 'Z' { " (zombie)" } else { "" };
     Ok(all.map(|one| format!("{} {}{} {}", one.pid, one.name, zombie(&one), one.command)).collect())
 }
