@@ -26,6 +26,8 @@ pub(crate) struct Layout {
     pub(crate) state: PathBuf,
     /// Where network namespaces get names.
     pub(crate) netns: PathBuf,
+    /// Where control groups are mounted.
+    pub(crate) cgroups: PathBuf,
 }
 
 /// Different warnings of pods that are told at all.

@@ -22,7 +22,7 @@ pub(crate) use containers::{container_name, kill_leaves, log_path};
 pub(crate) use handle::PodHandle;
 pub(crate) use info::{PodInfo, pod_name, uses_host_network};
 pub(crate) use make::CreateError;
-pub(crate) use network::attachment;
+pub(crate) use network::{attachment, bare_attachment};
 pub(crate) use remove::{RemoveContainerError, RemovePodError};
 #[cfg(test)]
 pub(crate) use snapshot::test_pod;

@@ -151,11 +151,12 @@ fn open_blocking(config: &Config) -> Result<Opened, ServeError> {
         root: config.root.clone(),
         state: config.state.clone(),
         netns: config.pod.netns_dir.clone(),
+        cgroups: config.cgroup.root.clone(),
     };
     folder::make(&layout.root, 0o711)?;
     folder::make(&layout.state, 0o711)?;
     let locks = [folder::lock(&layout.root)?, folder::lock(&layout.state)?];
-    for private in [layout.containers(), layout.agents()] {
+    for private in [layout.containers(), layout.agents(), layout.cni_cache()] {
         folder::make(&private, 0o700)?;
     }
     folder::make(&layout.pods(), 0o711)?;

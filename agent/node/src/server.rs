@@ -28,6 +28,8 @@ const MAX_REQUEST: usize = 16 << 20;
 #[derive(Debug, Clone)]
 pub(crate) struct Server {
     node: Arc<Node>,
+    /// Held while an image is removed.
+    removals: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// A name is held by another pod.
@@ -50,7 +52,7 @@ pub(crate) enum ReopenError {
 
 impl Server {
     pub(crate) fn new(node: Arc<Node>) -> Self {
-        Self { node }
+        Self { node, removals: Arc::default() }
     }
 
     pub(crate) fn runtime_service(&self) -> RuntimeServiceServer<Self> {

@@ -1,19 +1,26 @@
 //! What earlier daemons left behind and no record claims.
 //!
 //! Only what is known to be ours goes: folders below our own root and state folders, entries of our own CNI cache, and the
-//! network namespaces of ids found there. The folder of network namespaces itself is not searched: other hartpods on the
-//! machine, with roots of their own, use it too, as do other runtimes.
+//! network namespaces and cgroups of ids found there. Neither the folder of network namespaces nor the cgroup tree is searched
+//! for our prefix or for ids as such: other hartpods on the machine, with roots of their own, use them too, as do other runtimes.
+
+mod cgroup_search;
 
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use hartpod_cni::netns;
 use hartpod_proto::{ContainerId, SandboxId};
 
 use crate::agent_client::AgentClient;
 use crate::node::Node;
+use crate::pod;
 use crate::scratch;
+
+/// For the processes of a leaf to be gone after they were killed.
+const LEAF_END: Duration = Duration::from_secs(10);
 
 /// Ids that something on the node is named after.
 #[derive(Debug, Default)]
@@ -46,6 +53,14 @@ pub(crate) async fn sweep(node: &Arc<Node>, lost: Vec<SandboxId>, claimed: Claim
         tokio::task::spawn_blocking(move || look_blocking(&node, lost)).await.unwrap_or_default()
     };
     let orphans = orphans(found, &claimed);
+    // First the agents: they end their containers in order.
+    for id in &orphans.pods {
+        let dir = node.layout.agent(id);
+        if dir.exists() {
+            let _ = AgentClient::new(dir).shut_down().await;
+        }
+    }
+    destroy_leaves(node, &orphans).await;
     for id in orphans.pods {
         sweep_pod(node, id).await;
     }
@@ -57,6 +72,26 @@ pub(crate) async fn sweep(node: &Arc<Node>, lost: Vec<SandboxId>, claimed: Claim
             tracing::warn!(container = %id, error = %crate::chain(&error), "writable layer stays");
         }
     }
+}
+
+/// Nobody knows any more below which parents the leaves are.
+async fn destroy_leaves(node: &Arc<Node>, orphans: &Found) {
+    let pods = orphans.pods.iter().map(SandboxId::to_string);
+    let ids: BTreeSet<String> = pods.chain(orphans.containers.iter().map(ContainerId::to_string)).collect();
+    if ids.is_empty() {
+        return;
+    }
+    let node = node.clone();
+    let destroyed = tokio::task::spawn_blocking(move || {
+        for (parent, id) in cgroup_search::find_blocking(&node.layout.cgroups, &ids) {
+            let Ok(leaf) = node.leaf(&parent, &id) else { continue };
+            tracing::warn!(cgroup = leaf.cgroup_path(), "removing a cgroup that no record claims");
+            if let Err(error) = leaf.destroy_blocking(Instant::now() + LEAF_END) {
+                tracing::warn!(cgroup = leaf.cgroup_path(), %error, "cgroup stays");
+            }
+        }
+    });
+    let _ = destroyed.await;
 }
 
 fn look_blocking(node: &Node, lost: Vec<SandboxId>) -> Found {
@@ -81,11 +116,7 @@ fn named_after<I: std::str::FromStr>(dir: &Path) -> impl Iterator<Item = I> {
 /// daemon's sweep, since the folders that name the pod go last.
 async fn sweep_pod(node: &Arc<Node>, id: SandboxId) {
     tracing::warn!(sandbox = %id, "removing what is left of a pod that no record claims");
-    let dir = node.layout.agent(&id);
-    if dir.exists() {
-        let _ = AgentClient::new(dir.clone()).shut_down().await;
-    }
-    if let Err(error) = node.cni.del_cached(id.as_str()).await {
+    if let Err(error) = node.cni.del(&pod::bare_attachment(id.as_str(), node.layout.netns_file(&id))).await {
         tracing::warn!(sandbox = %id, error = %crate::chain(&error), "a pod nobody claims stays in its network");
         return;
     }
@@ -98,7 +129,7 @@ async fn sweep_pod(node: &Arc<Node>, id: SandboxId) {
         if let Err(error) = node.records.remove_pod_blocking(&id) {
             tracing::warn!(sandbox = %id, error = %crate::chain(&error), "record stays");
         }
-        if let Err(error) = scratch::remove_blocking(&dir) {
+        if let Err(error) = scratch::remove_blocking(&node.layout.agent(&id)) {
             tracing::warn!(sandbox = %id, error = %crate::chain(&error), "folder of the agent stays");
         }
     });

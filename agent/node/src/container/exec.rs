@@ -13,8 +13,9 @@ use tokio::sync::oneshot;
 use crate::agent_client::{AgentClient, AgentError, StreamError, Token};
 use crate::random;
 
-/// Bytes kept of each stream; the rest is read and dropped. Same as containerd's limit (pkg/cri: maxExecSyncRespSize).
-const OUTPUT_LIMIT: usize = 16 << 20;
+/// Bytes kept of both streams together; the rest is read and dropped. The kubelet takes no message of more than 16 MiB
+/// (pkg/kubelet/cri/remote: maxMsgSize), and there is more in one than the output.
+const OUTPUT_LIMIT: usize = (16 << 20) - (4 << 10);
 /// How long after its timeout an exec may take to be dead: then the agent is not doing its work.
 const KILL_MARGIN: Duration = Duration::from_secs(10);
 
@@ -122,6 +123,7 @@ impl Exec {
         if end.timed_out {
             return Err(ExecError::TimedOut { command, after: self.timeout.unwrap_or_default() });
         }
+        let (stdout, stderr) = share(stdout, stderr);
         Ok(ExecOutput { stdout, stderr, exit_code: end.exit_code })
     }
 
@@ -156,6 +158,13 @@ impl Exec {
     }
 }
 
+/// Cuts both to the limit: neither loses more than it must to leave the other half of the room.
+fn share(mut stdout: Vec<u8>, mut stderr: Vec<u8>) -> (Vec<u8>, Vec<u8>) {
+    stderr.truncate(OUTPUT_LIMIT.saturating_sub(stdout.len()).max(OUTPUT_LIMIT / 2));
+    stdout.truncate(OUTPUT_LIMIT - stderr.len());
+    (stdout, stderr)
+}
+
 async fn read_capped(mut stream: UnixStream) -> io::Result<Vec<u8>> {
     let mut kept = Vec::new();
     (&mut stream).take(OUTPUT_LIMIT as u64).read_to_end(&mut kept).await?;
@@ -184,6 +193,19 @@ mod tests {
         let kept = read_capped(reader).await.unwrap();
         written.await.unwrap();
         assert_eq!(kept.len(), OUTPUT_LIMIT);
+    }
+
+    #[test]
+    fn two_long_streams_share_the_room() {
+        let lengths = |out, err| {
+            let (out, err) = share(vec![0; out], vec![0; err]);
+            (out.len(), err.len())
+        };
+        let half = OUTPUT_LIMIT / 2;
+        assert_eq!(lengths(3, 4), (3, 4));
+        assert_eq!(lengths(OUTPUT_LIMIT, 5), (OUTPUT_LIMIT - 5, 5));
+        assert_eq!(lengths(5, OUTPUT_LIMIT), (5, OUTPUT_LIMIT - 5));
+        assert_eq!(lengths(OUTPUT_LIMIT, OUTPUT_LIMIT), (half, half));
     }
 
     #[tokio::test]

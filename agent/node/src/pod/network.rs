@@ -1,5 +1,7 @@
 //! What the network's plugins are told about a pod.
 
+use std::path::PathBuf;
+
 use hartpod_cni::{Attachment, Bandwidth, Capabilities, Dns, InvalidBandwidth, PortMapping, Protocol};
 use hartpod_proto::cri::v1 as cri;
 
@@ -45,6 +47,19 @@ pub(crate) fn attachment(info: &PodInfo) -> Result<Option<Attachment>, InvalidNe
         pod_uid: info.name.uid.clone(),
         capabilities,
     }))
+}
+
+/// For a pod of which only the id is known: enough to leave a network, whether or not the record of its joining is whole.
+pub(crate) fn bare_attachment(id: &str, netns: PathBuf) -> Attachment {
+    Attachment {
+        container_id: id.to_owned(),
+        netns: Some(netns),
+        ifname: INTERFACE.to_owned(),
+        pod_namespace: String::new(),
+        pod_name: String::new(),
+        pod_uid: String::new(),
+        capabilities: Capabilities::default(),
+    }
 }
 
 fn port_mapping(index: usize, mapping: &cri::PortMapping) -> Result<PortMapping, InvalidNetwork> {

@@ -1,5 +1,6 @@
 //! Reading the folder of records once, at the daemon's start.
 
+use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
 
@@ -72,7 +73,12 @@ fn read<T: DeserializeOwned>(records: &Path, path: &Path) -> Option<T> {
     struct Version {
         version: u32,
     }
-    let outcome = std::fs::read(path).map_err(|e| e.to_string()).and_then(|bytes| {
+    let bytes = match std::fs::read(path) {
+        // A pod's folder is made before its record, and removed after it.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return None,
+        other => other.map_err(|e| e.to_string()),
+    };
+    let outcome = bytes.and_then(|bytes| {
         let Version { version } = serde_json::from_slice(&bytes).map_err(|e| e.to_string())?;
         if version != VERSION {
             return Err(format!("its version is {version}, known is {VERSION}"));
@@ -88,15 +94,16 @@ fn read<T: DeserializeOwned>(records: &Path, path: &Path) -> Option<T> {
     }
 }
 
-/// Out of the pod's folder, which goes with what is left of the pod.
+/// Out of the pod's folder, which goes with what is left of the pod. The name begins with the short ids, as people know them.
 fn set_aside(records: &Path, path: &Path, error: &str) {
     let folder = records.with_extension(ASIDE);
-    let name =
-        |p: Option<&Path>| p.and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned();
-    let aside = folder.join(format!("{}.{}", name(path.parent()), name(Some(path))));
+    let short = |name: Option<&OsStr>| {
+        name.unwrap_or_default().to_string_lossy().chars().take(12).collect::<String>()
+    };
+    let pod = short(path.parent().and_then(Path::file_name));
+    let aside = folder.join(format!("{pod}-{}.json", short(path.file_stem())));
     let moved = std::fs::create_dir_all(&folder).and_then(|()| std::fs::rename(path, &aside));
     match moved {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         Err(e) => tracing::warn!(path = %path.display(), error, rename = %e, "unreadable record stays"),
         Ok(()) => {
             tracing::warn!(path = %path.display(), error, to = %aside.display(), "unreadable record set aside")

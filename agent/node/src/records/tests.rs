@@ -74,7 +74,10 @@ fn an_unreadable_container_is_set_aside_and_its_pod_is_kept() {
     assert_eq!(loaded.pods[0].lost_containers, std::slice::from_ref(&container.id));
     let loaded_id = container.id;
     let aside = dir.path().with_extension("bad");
-    assert!(!file.exists() && aside.join(format!("{}.{}.json", pod.id, loaded_id)).exists());
+    assert!(
+        !file.exists()
+            && aside.join(format!("{}-{}.json", &pod.id.as_str()[..12], &loaded_id.as_str()[..12])).exists()
+    );
     std::fs::remove_dir_all(aside).unwrap();
 }
 
@@ -89,7 +92,7 @@ fn a_pod_of_an_unknown_version_is_set_aside() {
     assert!(loaded.pods.is_empty());
     assert_eq!(loaded.lost_pods, std::slice::from_ref(&pod.id));
     let aside = dir.path().with_extension("bad");
-    assert!(aside.join(format!("{}.pod.json", pod.id)).exists());
+    assert!(aside.join(format!("{}-pod.json", &pod.id.as_str()[..12])).exists());
     std::fs::remove_dir_all(aside).unwrap();
 }
 

@@ -66,6 +66,8 @@ impl ImageService for Server {
         request: Request<cri::RemoveImageRequest>,
     ) -> Answer<cri::RemoveImageResponse> {
         let name = named(request.into_inner().image)?;
+        // One at a time: whoever asks for the same image meanwhile finds it gone, which is what was wanted.
+        let _turn = self.removals.lock().await;
         if let Some(image) = self.node.images.resolve(&name) {
             self.remove_unused(&image).await?;
         }
