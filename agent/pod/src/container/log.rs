@@ -44,7 +44,7 @@ impl Log {
         tokio::spawn(async move {
             let exit = exit.await;
             if exit.code != 0 {
-                warn!(code = exit.code, "a log writer ended before its container");
+                warn!(code = exit.code, "a log writer did not end by itself");
             }
             let _ = end.send(true);
         });

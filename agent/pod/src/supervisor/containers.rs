@@ -172,6 +172,10 @@ impl Supervisor {
                 // The process at the gate was but the maker of this one if their numbers differ.
                 let early_exit = early_exit.filter(|_| child.pid() == container.told.pid);
                 container.run(child);
+                if let Some(exit) = early_exit {
+                    // It had ended before its start was told.
+                    container.told.started_at = exit.at.min(container.told.started_at);
+                }
                 let pid = container.told.pid;
                 let (leaf, newsdesk, about) =
                     (container.leaf.clone(), self.newsdesk.clone(), container.about());

@@ -266,6 +266,15 @@ impl Drop for Agent {
     }
 }
 
+/// Waits until `holds`.
+pub(crate) async fn eventually(holds: impl Fn() -> bool) {
+    let begun = std::time::Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < LONG, "it never came to that");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
 /// The id of a test's pod; no container has it.
 pub(crate) fn pod_id() -> SandboxId {
     SandboxId::from_bytes([0xff; 32])
