@@ -192,9 +192,18 @@ fn protect_agent(warnings: &mut Vec<String>) -> Result<(), SetUpError> {
 }
 
 fn join_leaf(leaf: &Leaf, warnings: &mut Vec<String>) -> Result<(), SetUpError> {
+    if is_born_in(leaf) {
+        return Ok(leaf.join_v1_self()?);
+    }
     warnings.extend(leaf.create(&Limits::default())?.iter().map(ToString::to_string));
     leaf.add_pid(rustix::process::getpid())?;
     Ok(())
+}
+
+/// Whether whoever started the agent put it into its leaf.
+fn is_born_in(leaf: &Leaf) -> bool {
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    own.lines().any(|line| line.strip_prefix("0::") == Some(leaf.cgroup_path()))
 }
 
 /// The pod's network, UTS and IPC namespaces; every child is born in them.

@@ -91,7 +91,7 @@ impl Backend for HostBackend {
         // A file, not the daemon's own stderr: the agent outlives the daemon, and whoever reads that.
         let log = std::fs::OpenOptions::new().create(true).append(true).open(&path);
         let log = log.map_err(|source| StartError::Log { path, source })?;
-        let agent = launcher::spawn(&self.image, dir, std::os::fd::AsFd::as_fd(&log))?;
+        let agent = launcher::spawn(&self.image, dir, std::os::fd::AsFd::as_fd(&log), None)?;
         Ok(started(agent))
     }
 

@@ -12,9 +12,9 @@ use super::process;
 use crate::child::Child;
 
 /// All handlers of the child start as default (Linux 5.5); the libc crate does not know it for every target.
-const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
+pub(super) const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 /// Linux 5.7: the child is born in the cgroup that `clone_args.cgroup` refers to.
-const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+pub(super) const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 /// Exit code of a child whose body panicked; the same as Rust's own.
 const PANICKED: i32 = 101;
 
@@ -30,18 +30,18 @@ pub(crate) struct Birth<'a> {
 /// Kernel ABI of clone3, version 2 (88 bytes).
 #[repr(C, align(8))]
 #[derive(Default)]
-struct CloneArgs {
-    flags: u64,
-    pidfd: u64,
-    child_tid: u64,
-    parent_tid: u64,
-    exit_signal: u64,
-    stack: u64,
-    stack_size: u64,
-    tls: u64,
-    set_tid: u64,
-    set_tid_size: u64,
-    cgroup: u64,
+pub(super) struct CloneArgs {
+    pub(super) flags: u64,
+    pub(super) pidfd: u64,
+    pub(super) child_tid: u64,
+    pub(super) parent_tid: u64,
+    pub(super) exit_signal: u64,
+    pub(super) stack: u64,
+    pub(super) stack_size: u64,
+    pub(super) tls: u64,
+    pub(super) set_tid: u64,
+    pub(super) set_tid_size: u64,
+    pub(super) cgroup: u64,
 }
 
 /// Forks; the child runs `body` and exits with what it returns, it never comes back to the caller's code.

@@ -8,8 +8,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use crate::child::Exit;
 
 /// `_NSIG` of every architecture that we run on; bytes of its signal sets.
-const SIGNALS: usize = 64;
-const SIGNAL_SET: usize = SIGNALS / 8;
+pub(super) const SIGNALS: usize = 64;
+pub(super) const SIGNAL_SET: usize = SIGNALS / 8;
 
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }

@@ -44,7 +44,7 @@ impl Agent {
         assert!(rustix::process::getuid().is_root(), "these tests need root");
         let dir = tempfile::tempdir().unwrap();
         let log = fs::File::create(dir.path().join("agent.log")).unwrap();
-        let process = launcher::spawn(&IMAGE, dir.path(), log.as_fd()).unwrap();
+        let process = launcher::spawn(&IMAGE, dir.path(), log.as_fd(), None).unwrap();
         let socket = dir.path().join(launcher::CONTROL_SOCKET);
         let connect = tower::service_fn(move |_| {
             let socket = socket.clone();
