@@ -87,3 +87,82 @@ impl Drop for Channel {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use rustix::pipe::{PipeFlags, pipe_with};
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+    use super::*;
+    use crate::report::RawFrame;
+
+    /// A channel to a child that sleeps, and the writing end of its report.
+    fn channel(mailbox: Option<Mailbox>) -> (Channel, OwnedFd, std::process::Child) {
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        rustix::io::ioctl_fionbio(&reader, true).unwrap();
+        let process = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = i32::try_from(process.id()).unwrap();
+        let pidfd = pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap();
+        (Channel::new(Listener::new(reader), Child::new(pid, pidfd), None, mailbox), writer, process)
+    }
+
+    fn write(writer: &OwnedFd, frame: &RawFrame) {
+        rustix::io::write(writer, &frame.bytes[..frame.len]).unwrap();
+    }
+
+    /// Other tests start processes, which hold a copy of the writing end until they execute.
+    fn wait_for_the_end(channel: &mut Channel) {
+        loop {
+            match channel.next().unwrap() {
+                None => std::thread::yield_now(),
+                Some(told) => return assert!(matches!(told, Told::End), "{told:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_traced_p2_cannot_name_another_process_or_invent_reports() {
+        // P2 may write what it wants after the hand-over; the mailbox is out of its reach.
+        for lie in [RawFrame::READY, RawFrame::FAILED, RawFrame::HANDED_OVER] {
+            let (mut channel, writer, mut process) = channel(Some(Mailbox::new().unwrap()));
+            write(&writer, &RawFrame::handed_over());
+            let frame = RawFrame { bytes: [lie, 0, 0, 0, 0, 0, 0, 0, 0], len: 5 };
+            write(&writer, &frame);
+            assert!(matches!(channel.next(), Err(LaunchError::Garbled)), "{lie}");
+            drop(channel);
+            assert!(!process.wait().unwrap().success());
+        }
+    }
+
+    #[test]
+    fn an_end_without_a_successor_is_a_death() {
+        let (mut channel, writer, mut process) = channel(Some(Mailbox::new().unwrap()));
+        write(&writer, &RawFrame::handed_over());
+        drop(writer);
+        wait_for_the_end(&mut channel);
+        assert!(matches!(channel.finish(), Err(LaunchError::Died)));
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+
+    #[test]
+    fn only_a_child_of_ours_can_be_the_successor() {
+        // Init is alive, but no child.
+        assert_eq!(Child::adopt(1).unwrap_err().raw_os_error(), Some(libc::ECHILD));
+        assert!(Child::adopt(0).is_err());
+        assert!(Child::adopt(-1).is_err());
+    }
+
+    #[test]
+    fn a_channel_that_is_dropped_kills_its_child_and_one_that_finished_does_not() {
+        let (mut kept, writer, mut process) = channel(None);
+        drop(writer);
+        wait_for_the_end(&mut kept);
+        let child = kept.finish().unwrap();
+        assert_eq!(process.try_wait().unwrap(), None);
+        child.signal(libc::SIGKILL).unwrap();
+        process.wait().unwrap();
+    }
+}

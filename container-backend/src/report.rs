@@ -179,3 +179,82 @@ fn decode(tag: u8, payload: &[u8]) -> Result<Told, Garbled> {
         _ => Err(Garbled),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::pipe::{PipeFlags, pipe_with};
+
+    use super::*;
+
+    fn ends() -> (Listener, OwnedFd) {
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        rustix::io::ioctl_fionbio(&reader, true).unwrap();
+        (Listener::new(reader), writer)
+    }
+
+    fn next(listener: &mut Listener) -> Result<Option<Told>, Garbled> {
+        listener.next().unwrap()
+    }
+
+    /// Other tests start processes, which hold a copy of the writing end until they execute.
+    fn settled(listener: &mut Listener) -> Result<Option<Told>, Garbled> {
+        loop {
+            match next(listener) {
+                Ok(None) => std::thread::yield_now(),
+                told => return told,
+            }
+        }
+    }
+
+    #[test]
+    fn a_frame_counts_once_it_is_whole() {
+        let (mut listener, writer) = ends();
+        assert!(matches!(next(&mut listener), Ok(None)));
+        let failure = Failure::Step { step: "x".repeat(9000), errno: Errno::NOENT };
+        let payload = serde_json::to_vec(&failure).unwrap();
+        let mut frame = vec![RawFrame::FAILED];
+        frame.extend(u32::try_from(payload.len()).unwrap().to_le_bytes());
+        frame.extend(payload);
+        let (first, last) = frame.split_at(4100);
+        rustix::io::write(&writer, first).unwrap();
+        assert!(matches!(next(&mut listener), Ok(None)));
+        rustix::io::write(&writer, last).unwrap();
+        assert!(
+            matches!(next(&mut listener), Ok(Some(Told::Failed(Failure::Step { step, .. }))) if step.len() == 9000)
+        );
+        drop(writer);
+        assert!(matches!(settled(&mut listener), Ok(Some(Told::End))));
+        assert!(matches!(next(&mut listener), Ok(Some(Told::End))));
+    }
+
+    #[test]
+    fn nonsense_is_refused_without_reading_on() {
+        for nonsense in [
+            &b"x\0\0\0\0"[..],
+            b"R\xff\xff\xff\x7f",
+            b"R\x02\0\0\0{}",
+            b"F\x01\0\0\0?",
+            b"H\x01\0\0\0H",
+            b"E\x03\0\0\0\x01\0\0",
+        ] {
+            let (mut listener, writer) = ends();
+            rustix::io::write(&writer, nonsense).unwrap();
+            assert!(matches!(next(&mut listener), Err(Garbled)), "{nonsense:?}");
+        }
+        // Cut off.
+        let (mut listener, writer) = ends();
+        rustix::io::write(&writer, b"E\x04\0\0").unwrap();
+        drop(writer);
+        assert!(matches!(settled(&mut listener), Err(Garbled)));
+    }
+
+    #[test]
+    fn raw_frames_read_like_others() {
+        let (mut listener, writer) = ends();
+        for frame in [RawFrame::handed_over(), RawFrame::errno(RawFrame::EXEC_FAILED, libc::ENOEXEC)] {
+            rustix::io::write(&writer, &frame.bytes[..frame.len]).unwrap();
+        }
+        assert!(matches!(next(&mut listener), Ok(Some(Told::HandedOver))));
+        assert!(matches!(next(&mut listener), Ok(Some(Told::ExecFailed(e))) if e.raw() == libc::ENOEXEC));
+    }
+}

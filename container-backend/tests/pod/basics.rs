@@ -12,6 +12,7 @@ pub(crate) const SCENARIOS: &[(&str, fn())] = &[
     ("descriptors_are_the_three_standard_ones", descriptors),
     ("signals_umask_and_session_are_those_of_a_fresh_process", fresh),
     ("127_layers_are_one_root", layers),
+    ("127_layers_are_one_root_on_an_old_kernel", layers_on_an_old_kernel),
     ("a_hundred_containers_leave_no_process_behind", hundred),
 ];
 
@@ -89,6 +90,12 @@ fn layers() {
     let mut agent = agent;
     agent.layers.extend((0..125).map(|n| format!("{n:064}")));
     assert_eq!(agent.sh("ls /etc | grep file | wc -l; cat /etc/who").trim(), "125\n124");
+}
+
+/// As before Linux 6.7, see `OLD_KERNEL` of the runner.
+fn layers_on_an_old_kernel() {
+    assert!(rustix::system::uname().release().to_bytes().starts_with(b"2.6."));
+    layers();
 }
 
 fn hundred() {
