@@ -22,12 +22,13 @@ use hartpod_container::Pod;
 use hartpod_proto::ContainerId;
 use hartpod_proto::pod::v1::{DescribeResponse, SetUpPodRequest, SetUpPodResponse};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
-use tracing::info;
+use tracing::{error, info};
 
 use crate::board::Board;
 use crate::call::{Call, CallError};
-use crate::children::Children;
+use crate::children::{Children, Exit};
 use crate::container::{Container, Workshop};
 use crate::request::{PodPlan, fingerprint};
 use crate::stream::Tokens;
@@ -71,7 +72,9 @@ pub(crate) struct Supervisor {
     null: Arc<OwnedFd>,
     board: Board,
     set_up: Option<SetUp>,
-    /// Setting up failed halfway.
+    /// Waits for the end of the pid namespace's init, where the pod has one.
+    holder: Option<JoinHandle<Exit>>,
+    /// Setting up failed halfway, or the pod's holder is gone.
     broken: bool,
     /// Boxed, like calls and news: maps and queues make room for many more than there usually are.
     containers: BTreeMap<ContainerId, Box<Container>>,
@@ -96,6 +99,7 @@ impl Supervisor {
             null: Arc::new(null),
             board: Board::default(),
             set_up: None,
+            holder: None,
             broken: false,
             containers: BTreeMap::new(),
             lives: 0,
@@ -103,8 +107,8 @@ impl Supervisor {
         }
     }
 
-    /// Serves until the pod is shut down, or could not be set up: a process that is half in the pod's namespaces cannot try
-    /// again.
+    /// Serves until the pod is shut down, or could not be set up (a process that is half in the pod's namespaces cannot try
+    /// again), or has lost its pid namespace.
     pub(crate) async fn run(mut self) -> End {
         let mut used = true;
         while !self.shutdown.is_over() {
@@ -119,6 +123,7 @@ impl Supervisor {
                     Some(call) => self.on_call(*call),
                     None => return End::ShutDown,
                 },
+                Some(exit) = end_of(&mut self.holder) => self.on_holder_end(exit),
                 () = sleep_until(idle), if used => {
                     sys::release_free_memory();
                     sys::release_stack();
@@ -176,17 +181,22 @@ impl Supervisor {
         self.broken = true;
         let (pod, warnings) = Pod::set_up(setup).map_err(|error| CallError::SetUp(Arc::new(error)))?;
         if let Some(holder) = pod.holder() {
-            let exit = self.children.own(holder);
-            tokio::spawn(async move {
-                let exit = exit.await;
-                info!(code = exit.code, "the holder of the pid namespace has ended");
-            });
+            self.holder = Some(tokio::spawn(self.children.own(holder)));
         }
         info!(pod = pod_id, "pod is set up");
         self.broken = false;
         let answer = SetUpPodResponse { warnings: warnings.clone() };
         self.set_up = Some(SetUp { fingerprint, pod_id, warnings, log_directory, pod: Arc::new(pod) });
         Ok(answer)
+    }
+
+    /// With its init all of the pid namespace has died, and it takes no new process: the pod is over. When the agent ends, too,
+    /// the daemon tells the kubelet, which makes a new pod.
+    fn on_holder_end(&mut self, exit: Exit) {
+        if !self.shutdown.was_asked_for() {
+            error!(code = exit.code, "the holder of the pod's pid namespace ended, so the pod is over");
+            self.broken = true;
+        }
     }
 
     fn describe(&self) -> DescribeResponse {
@@ -224,4 +234,11 @@ impl Supervisor {
             self.board.put(state);
         }
     }
+}
+
+/// None, at once, when there is no holder (any more).
+async fn end_of(holder: &mut Option<JoinHandle<Exit>>) -> Option<Exit> {
+    let exit = holder.as_mut()?.await;
+    *holder = None;
+    exit.ok()
 }

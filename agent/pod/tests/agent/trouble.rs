@@ -4,7 +4,9 @@ use std::fs;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use hartpod_proto::pod::v1::{ContainerState, Phase, ReopenLogRequest, SignalContainerRequest};
+use hartpod_proto::pod::v1::{
+    ContainerState, NamespaceMode, Phase, ReopenLogRequest, SignalContainerRequest,
+};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, pidfd_send_signal, waitid};
 use tonic::Code;
 
@@ -129,4 +131,17 @@ async fn nothing_is_left_in_an_agent_after_many_containers() {
     assert!(!status.is_empty());
     let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
     assert!(!mounts.contains("overlay"), "{mounts}");
+}
+
+/// A pid namespace without its init takes no new process, so no container of the pod could start any more.
+#[tokio::test]
+async fn a_pod_that_loses_its_pid_namespace_is_over() {
+    let mut agent = Agent::with_pod(|pod| pod.pid = NamespaceMode::Pod.into()).await;
+    let request = agent.command(1, &["sleep", "1000"]);
+    agent.run(request).await.unwrap();
+    let (holder, _) = children(&agent).into_iter().find(|(_, name)| name == "hartpod-holder").unwrap();
+    kill_process(Pid::from_raw(holder).unwrap(), Signal::KILL).unwrap();
+    assert_eq!(agent.exit_code().await, 1);
+    let log = agent.agent_log();
+    assert!(log.lines().last().unwrap().contains("the holder of the pod's pid namespace ended"), "{log}");
 }
