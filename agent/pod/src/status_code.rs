@@ -66,6 +66,7 @@ fn create_code(error: &CreateError) -> Code {
     match error {
         CreateError::Launch(source) => launch_code(source),
         CreateError::Log(source) => log_code(source),
+        CreateError::OutOfMemory => Code::ResourceExhausted,
         CreateError::Stdio(_) | CreateError::Watch(_) | CreateError::LogWriter(_) => Code::Internal,
     }
 }

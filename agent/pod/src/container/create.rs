@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use hartpod_container::cgroup::Leaf;
 use hartpod_container::{
     ContainerProcess, ContainerRequest, Created, Creating, Errno, LaunchError, PidNamespace, Pod, Stdio,
 };
@@ -29,6 +30,8 @@ pub(crate) enum CreateError {
     Log(#[from] LogError),
     #[error(transparent)]
     Launch(#[from] LaunchError),
+    #[error("the process that sets up the container was killed: its memory limit is too small to begin with")]
+    OutOfMemory,
 }
 
 impl CreateError {
@@ -38,6 +41,16 @@ impl CreateError {
 
     pub(crate) fn watch(error: io::Error) -> Self {
         Self::Watch(error.into())
+    }
+
+    /// Set-up runs within the container's limits. The kernel only kills; why, is written in the leaf.
+    pub(crate) fn explained_by(self, leaf: &Leaf) -> Self {
+        match self {
+            Self::Launch(LaunchError::Died) if leaf.oom_kills().is_ok_and(|kills| kills > 0) => {
+                Self::OutOfMemory
+            }
+            other => other,
+        }
     }
 }
 

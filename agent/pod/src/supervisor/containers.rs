@@ -62,11 +62,12 @@ impl Supervisor {
         let leaf =
             self.is_set_up()?.pod.container_leaf(&id).map_err(|error| CallError::Leaf(Arc::new(error)))?;
         self.lives += 1;
-        let mut container = Container::new(id.clone(), self.lives, fingerprint, leaf);
+        let mut container = Container::new(id.clone(), self.lives, fingerprint, leaf.clone());
         let about = About { id: id.clone(), life: self.lives };
         let newsdesk = self.newsdesk.clone();
         let creation = tokio::spawn(async move {
-            let made = container::create(workshop, plan, target).await.map(Box::new);
+            let made = container::create(workshop, plan, target).await;
+            let made = made.map(Box::new).map_err(|error| error.explained_by(&leaf));
             newsdesk.tell(about, Happened::Made(made));
         });
         container.creation = Some(creation.abort_handle());

@@ -96,6 +96,18 @@ async fn a_container_that_hits_its_memory_limit_is_known() {
 }
 
 #[tokio::test]
+async fn a_memory_limit_too_small_to_begin_with_is_told() {
+    let mut agent = Agent::with_pod(|_| {}).await;
+    let mut request = agent.command(1, &["true"]);
+    let spec = String::from_utf8(request.spec_json).unwrap();
+    let limit = r#""linux":{"resources":{"memory":{"limit":4096}},"#;
+    request.spec_json = spec.replace(r#""linux":{"#, limit).into_bytes();
+    let error = agent.run(request).await.unwrap_err();
+    assert_eq!(error.code(), Code::ResourceExhausted, "{error}");
+    assert!(error.message().ends_with("its memory limit is too small to begin with"), "{error}");
+}
+
+#[tokio::test]
 async fn a_container_begins_with_clean_signals_and_descriptors() {
     let mut agent = Agent::with_pod(|_| {}).await;
     let request = agent.shell(1, "cat /proc/self/status; echo fds $(ls /proc/self/fd | wc -l)");
