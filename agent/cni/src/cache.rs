@@ -36,6 +36,9 @@ pub(crate) struct Entry {
     pub(crate) capabilities: Map<String, Value>,
     /// The last plugin's result, once ADD is through.
     pub(crate) result: Option<Value>,
+    /// [`Planner::life`](crate::planner::Planner) of the client that ran ADD; another one's plugins may still be running.
+    #[serde(default)]
+    pub(crate) life: String,
 }
 
 /// What an [`Entry`] begins with, before there is a result.
@@ -52,7 +55,17 @@ pub(crate) struct Told {
 impl From<Told> for Entry {
     fn from(told: Told) -> Self {
         let Told { container_id, netns, ifname, network, args, capabilities } = told;
-        Self { version: VERSION, container_id, netns, ifname, network, args, capabilities, result: None }
+        Self {
+            version: VERSION,
+            container_id,
+            netns,
+            ifname,
+            network,
+            args,
+            capabilities,
+            result: None,
+            life: String::new(),
+        }
     }
 }
 

@@ -100,6 +100,7 @@ impl Cni {
 
     /// Takes a pod from the network it joined: every plugin's DEL, in reverse order and past errors, with the
     /// configuration, arguments and result of its ADD. Idempotent: a pod without a cache entry has nothing to leave.
+    /// When the pod joined through an earlier client, plugins that this one left running are waited for first.
     ///
     /// A pod that never finished joining leaves even when plugins refuse DEL, so that a wrong configuration cannot
     /// keep it for ever; a plugin that hangs, dies or is missing still keeps it.

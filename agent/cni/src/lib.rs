@@ -43,6 +43,7 @@ mod client;
 mod conf;
 mod conf_dir;
 mod error;
+mod leftovers;
 pub mod netns;
 mod offload;
 mod outcome;

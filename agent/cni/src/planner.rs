@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Map, Value};
 use tracing::{debug, warn};
@@ -13,6 +13,7 @@ use crate::client::CniConfig;
 use crate::conf::{Network, Plugin};
 use crate::conf_dir::ConfDir;
 use crate::error::{CniError, NotReady, chain};
+use crate::leftovers;
 use crate::netns;
 use crate::plan::{Plan, name_network};
 use crate::plugin::{self, Failure, Invocation, PluginError, Verb};
@@ -30,6 +31,8 @@ pub(crate) struct Planner {
     path: String,
     conf: ConfDir,
     cache: Cache,
+    /// Tells this client from those before it.
+    life: String,
     /// The last answer.
     status: Mutex<Option<Answer>>,
 }
@@ -42,6 +45,12 @@ struct Answer {
     verdict: Result<(), NotReady>,
 }
 
+/// Unlike that of any client before it on this node.
+fn new_life() -> String {
+    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    format!("{}-{}", std::process::id(), since_epoch.as_nanos())
+}
+
 impl Planner {
     pub(crate) fn new(config: CniConfig) -> Self {
         let dirs: Vec<_> = config.bin_dirs.iter().map(|dir| dir.to_string_lossy()).collect();
@@ -49,6 +58,7 @@ impl Planner {
             path: dirs.join(":"),
             conf: ConfDir::new(config.conf_dir.clone()),
             cache: Cache::new(config.cache_dir.clone()),
+            life: new_life(),
             status: Mutex::new(None),
             config,
         }
@@ -106,7 +116,9 @@ impl Planner {
         let netns = attachment.netns.as_deref().ok_or(CniError::Attachment(InvalidAttachment::NoNetns))?;
         let netns = netns.to_string_lossy().into_owned();
         let network = self.ready_blocking().map_err(CniError::NotReady)?;
-        let plan = self.plan(network, Entry::from_attachment(attachment), netns);
+        let mut entry = Entry::from_attachment(attachment);
+        entry.life.clone_from(&self.life);
+        let plan = self.plan(network, entry, netns);
         plan.planner.keep_blocking(&plan.entry).map_err(CniError::Cache)?;
         Ok(plan)
     }
@@ -134,6 +146,9 @@ impl Planner {
             }
             Err(error) => return Err(CniError::Cache(error)),
         };
+        if entry.life != self.life {
+            leftovers::wait_blocking(id, self.config.plugin_timeout);
+        }
         let netns = attachment.and_then(|a| a.netns.clone()).or_else(|| entry.netns.clone());
         // Plugins take an empty name for "gone" (spec, DEL); many fail on a file that is not a namespace any more.
         let netns = netns.filter(|path| netns::is_netns_blocking(path));
