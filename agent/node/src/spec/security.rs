@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use hartpod_proto::cri::v1::{self as cri, security_profile::ProfileType};
 use oci_spec::runtime::LinuxSeccomp;
+use rustix::fs::{Mode, OFlags};
 
 use super::{SpecError, SpecSettings};
 
@@ -73,7 +74,9 @@ pub(super) fn seccomp_blocking(
 
 fn read_profile(path: &Path) -> Result<LinuxSeccomp, SpecError> {
     let at = |source| SpecError::ReadProfile { path: path.to_owned(), source };
-    let file = std::fs::File::open(path).map_err(at)?;
+    // Nonblocking: opening a fifo waits for a writer otherwise, and the container's pod with it.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = std::fs::File::from(rustix::fs::open(path, flags, Mode::empty()).map_err(|e| at(e.into()))?);
     if !file.metadata().map_err(at)?.is_file() {
         return Err(at(std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is not a regular file")));
     }
@@ -236,6 +239,9 @@ mod tests {
         assert!(matches!(of(&path), SpecError::ParseProfile { .. }));
         assert!(matches!(of(&dir.path().join("none")), SpecError::ReadProfile { .. }));
         assert!(matches!(of(dir.path()), SpecError::ReadProfile { .. }));
+        let fifo = dir.path().join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, Mode::RUSR, 0).unwrap();
+        assert!(matches!(of(&fifo), SpecError::ReadProfile { .. }));
         assert!(matches!(of(Path::new("p.json")), SpecError::Invalid { .. }));
     }
 
