@@ -62,7 +62,7 @@ pub(crate) enum RunError {
     #[error("pod {id}: work of the daemon broke off")]
     BrokenOff { id: SandboxId, source: JoinError },
     /// Something of a pod that failed could not be given back: it is listed as not ready until StopPodSandbox succeeds.
-    #[error("{error}; what it left is kept as a sandbox that is not ready: {left}")]
+    #[error("{}; what it left is kept as a sandbox that is not ready: {left}", crate::chain(error))]
     Left { error: Arc<RunError>, left: TearDownError },
 }
 
