@@ -2,7 +2,7 @@
 
 use std::fs::{DirBuilder, File, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -34,10 +34,17 @@ pub(super) fn make(path: &Path, mode: u32) -> Result<(), FolderError> {
     made.map_err(|source| FolderError::Make { path: path.to_owned(), source })
 }
 
+/// For root alone: whoever can read a file can lock it, and so keep the next daemon from starting.
+fn open(path: &Path) -> io::Result<File> {
+    let file = File::options().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    Ok(file)
+}
+
 /// Takes the lock of a folder.
 pub(super) fn lock(folder: &Path) -> Result<Lock, FolderError> {
     let path = folder.join(LOCK);
-    let file = File::create(&path).map_err(|source| FolderError::Lock { path: path.clone(), source })?;
+    let file = open(&path).map_err(|source| FolderError::Lock { path: path.clone(), source })?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(Lock { _file: file }),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(FolderError::Taken { path: folder.to_owned() }),
@@ -56,6 +63,17 @@ mod tests {
         assert!(matches!(lock(dir.path()), Err(FolderError::Taken { .. })));
         drop(first);
         lock(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_lock_is_not_for_others_to_take() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(LOCK);
+        // As earlier versions made it.
+        std::fs::write(&path, "").unwrap();
+        std::fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+        let _lock = lock(dir.path()).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
     #[test]
