@@ -6,5 +6,6 @@ pub mod config;
 pub mod demo;
 mod interrupts;
 mod log_lines;
+mod proc_paths;
 pub mod run;
 mod units;

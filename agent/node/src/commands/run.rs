@@ -15,6 +15,7 @@ use hartpod_proto::cri::v1 as cri;
 
 use super::client::Client;
 use super::interrupts::Interrupts;
+use super::proc_paths::confined;
 use crate::config::{Config, Overrides};
 use crate::random;
 use output::Output;
@@ -223,11 +224,7 @@ fn container(args: &RunArgs, image: String) -> cri::ContainerConfig {
     if args.host_network {
         options.network = cri::NamespaceMode::Node.into();
     }
-    let security = cri::LinuxContainerSecurityContext {
-        namespace_options: Some(options),
-        seccomp: Some(cri::SecurityProfile::default()),
-        ..Default::default()
-    };
+    let security = confined(options);
     let env = |(key, value): &(String, String)| cri::KeyValue {
         key: key.clone(),
         value: value.clone().into_bytes(),

@@ -8,6 +8,7 @@ use hartpod_proto::cri::v1 as cri;
 
 use super::super::client::Client;
 use super::super::log_lines::Decoder;
+use super::super::proc_paths::confined;
 use super::place::{Daemon, Place};
 use super::registry::Registry;
 use super::show::{self, Show};
@@ -110,14 +111,10 @@ impl Steps {
         pod: &str,
         image: String,
     ) -> anyhow::Result<String> {
-        let security = cri::LinuxContainerSecurityContext {
-            namespace_options: Some(cri::NamespaceOption {
-                pid: cri::NamespaceMode::Container.into(),
-                ..Default::default()
-            }),
-            seccomp: Some(cri::SecurityProfile::default()),
+        let security = confined(cri::NamespaceOption {
+            pid: cri::NamespaceMode::Container.into(),
             ..Default::default()
-        };
+        });
         let config = cri::ContainerConfig {
             metadata: Some(cri::ContainerMetadata { name: "greeter".into(), attempt: 0 }),
             image: Some(cri::ImageSpec { image, ..Default::default() }),
