@@ -15,6 +15,8 @@ use hartpod_container::{
     Stdio,
 };
 use hartpod_proto::{ContainerId, SandboxId};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike as _;
 use oci_spec::runtime::Spec;
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -89,6 +91,7 @@ fn measure(layers_dir: &Path, containers_dir: &Path, pid: PodPid, containers: u8
     let begin = Instant::now();
     let (pod, _) = Pod::set_up(setup).unwrap();
     println!("{pid:?}: set up {} us", begin.elapsed().as_micros());
+    let before = cpu();
     let mut times: BTreeMap<&str, Vec<Duration>> = BTreeMap::new();
     for n in 0..containers {
         one(&pod, pid, n, &mut |what, time| times.entry(what).or_default().push(time));
@@ -97,6 +100,17 @@ fn measure(layers_dir: &Path, containers_dir: &Path, pid: PodPid, containers: u8
         times.sort();
         println!("  {what:<20} {:>7} us", times[times.len() / 2].as_micros());
     }
+    for ((what, after), before) in ["cpu of the agent", "cpu of its children"].iter().zip(cpu()).zip(before) {
+        println!("  {what:<20} {:>7} us", (after - before) / i64::from(containers));
+    }
+}
+
+/// User and system time of this process and of its reaped children, in microseconds.
+fn cpu() -> [i64; 2] {
+    [UsageWho::RUSAGE_SELF, UsageWho::RUSAGE_CHILDREN].map(|who| {
+        let usage = getrusage(who).unwrap();
+        usage.user_time().num_microseconds() + usage.system_time().num_microseconds()
+    })
 }
 
 fn one(pod: &Pod, pid: PodPid, n: u8, record: &mut dyn FnMut(&'static str, Duration)) {

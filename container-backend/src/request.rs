@@ -60,8 +60,8 @@ pub enum PodPid {
 pub struct ContainerRequest<'a> {
     /// Names its cgroup leaf.
     pub id: ContainerId,
-    /// Its net, ipc and uts namespaces are the pod's whatever it says; `root.path`, `hostname` and
-    /// `linux.cgroupsPath` are not used.
+    /// Its net, ipc and uts namespaces are the pod's whatever it says; `root.path`, `hostname`, `linux.sysctl`,
+    /// `linux.cgroupsPath` and `linux.rootfsPropagation` (each mount has its own) are not used.
     pub spec: Spec,
     /// What its root file system is made of.
     pub rootfs: Overlay,

@@ -7,7 +7,7 @@
 
 use std::convert::Infallible;
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io::Read as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -52,8 +52,7 @@ pub(super) fn start() -> Result<Holder, SetUpError> {
     let birth = Birth { new_pid: true, cgroup: None };
     let child = clone::fork(&birth, move || main(report)).map_err(failed("start the holder"))?;
     match wait_until_ready(listen) {
-        Ok(()) if child.try_wait().map_err(failed("start the holder"))?.is_none() => {}
-        Ok(()) => return Err(failed("start the holder")(io::ErrorKind::BrokenPipe.into())),
+        Ok(()) => {}
         Err(failure) => {
             // It is on its way out anyway.
             let _ = child.signal(libc::SIGKILL);
@@ -65,13 +64,13 @@ pub(super) fn start() -> Result<Holder, SetUpError> {
     Ok(Holder { child, pid_namespace: Arc::new(namespace) })
 }
 
-/// The end of the report without a word is success: the filter, loaded before, leaves no way to write one.
+/// It says that it is done when all is dropped and the filter is loaded; then it closes the pipe.
 fn wait_until_ready(listen: OwnedFd) -> Result<(), Failure> {
     let strange = |errno| Failure::Step { step: "wait for the holder".into(), errno };
     let mut text = Vec::new();
     File::from(listen).read_to_end(&mut text).map_err(|e| strange(e.into()))?;
     match crate::report::decode_all(text) {
-        Ok(None) => Ok(()),
+        Ok(Some(Told::HandedOver)) => Ok(()),
         Ok(Some(Told::Failed(failure))) => Err(failure),
         Ok(Some(Told::LastStage(step, errno))) => Err(Failure::Step { step: step.into(), errno }),
         _ => Err(strange(Errno::from_raw(libc::EPROTO))),
@@ -126,7 +125,7 @@ fn enter_empty_root() -> Result<(), Errno> {
     Ok(chdir("/")?)
 }
 
-/// Allows what a waiting process needs, and kills it for anything else, whoever made it call that.
+/// Allows what a waiting process needs (and the last word of one that starts to wait; later there is nothing to write to), and kills it for anything else, whoever made it call that.
 fn filter() -> Vec<Instruction> {
     // linux/audit.h
     #[cfg(target_arch = "x86_64")]
@@ -135,8 +134,9 @@ fn filter() -> Vec<Instruction> {
     const ARCHITECTURE: u32 = 0xc000_00f3;
     #[cfg(target_arch = "aarch64")]
     const ARCHITECTURE: u32 = 0xc000_00b7;
-    const ALLOWED: [libc::c_long; 6] = [
+    const ALLOWED: [libc::c_long; 7] = [
         libc::SYS_ppoll,
+        libc::SYS_write,
         libc::SYS_rt_sigreturn,
         libc::SYS_restart_syscall,
         libc::SYS_close_range,
@@ -157,7 +157,7 @@ fn filter() -> Vec<Instruction> {
         op(RETURN, KILL_PROCESS),
         op(LOAD, 0),
     ];
-    for (call, left) in ALLOWED.iter().zip((0..6).rev()) {
+    for (call, left) in ALLOWED.iter().zip((0..7).rev()) {
         // Over the calls that are left and the kill.
         let number = u32::try_from(*call).unwrap_or(u32::MAX);
         program.push(Instruction { jt: left + 1, ..op(JUMP_IF_EQUAL, number) });

@@ -113,7 +113,7 @@ pub(crate) fn exec_in_p2(program: &LastProgram<'_>, pipes: Pipes<'_>) -> io::Res
     leave(arena, code, flags, exec, pipes)
 }
 
-/// Steps 1 to 3 for the holder, which then closes the report pipe too (that is how it reports success) and waits for ever.
+/// Steps 1 to 3 for the holder, which then says so, closes the report pipe too, and waits for ever.
 /// Returns as [`exec_in_p2`] does.
 pub(crate) fn hold(seccomp: &[Instruction], pipes: Pipes<'_>) -> io::Result<Infallible> {
     leave(new_arena(seccomp, 0)?, seccomp, 0, Exec::default(), pipes)
@@ -327,6 +327,7 @@ fn exec(task: &Task) -> ! {
 
 fn hold_for_ever(task: &Task) -> ! {
     load_filter(task, task.report);
+    send(task.report, RawFrame::handed_over());
     // SAFETY: nothing uses any descriptor again.
     unsafe { syscall(libc::SYS_close_range, [0, u32::MAX as usize, 0, 0, 0, 0]) };
     loop {
