@@ -220,6 +220,9 @@ impl Failure {
             | Self::MountOption { .. }
             | Self::MountType { .. }
             | Self::User(_) => Blame::Request,
+            // A file where a folder must be, or the other way round.
+            Self::MountPoint { errno: Errno::NOTDIR | Errno::ISDIR | Errno::LOOP, .. }
+            | Self::Path { errno: Errno::NOTDIR, .. } => Blame::Request,
             Self::MountSource { errno, .. }
             | Self::MountPoint { errno, .. }
             | Self::Mount { errno, .. }
