@@ -98,6 +98,8 @@ fn failure_code(failure: &Failure) -> Code {
 
 fn log_code(error: &LogError) -> Code {
     match error {
+        // A link, a folder: the caller named a place that no log can be in.
+        LogError::Open(Errno::LOOP | Errno::ISDIR | Errno::NOTDIR) => Code::InvalidArgument,
         LogError::EnterHostMounts(_) | LogError::Execute(_) | LogError::Open(_) => Code::Internal,
         LogError::Gone => Code::FailedPrecondition,
         LogError::Stuck => Code::DeadlineExceeded,
@@ -134,6 +136,29 @@ mod tests {
     fn a_file_that_may_not_be_executed_is_permission_denied() {
         let refused = CommandError::Refused { name: "/etc/passwd".to_owned(), errno: Errno::ACCES };
         assert_eq!(started(refused.into()).code(), Code::PermissionDenied);
+    }
+
+    #[test]
+    fn a_path_of_the_wrong_kind_is_the_requests_fault() {
+        let log = |errno| CreateError::Log(LogError::Open(errno));
+        let launch = |failure| CreateError::Launch(LaunchError::Failed(failure));
+        let mount = |errno| launch(Failure::MountPoint { destination: "/etc".into(), errno });
+        let folder =
+            |errno| launch(Failure::Path { what: "working directory".into(), path: "/x".into(), errno });
+        for (error, code) in [
+            (log(Errno::LOOP), Code::InvalidArgument),
+            (log(Errno::ISDIR), Code::InvalidArgument),
+            (log(Errno::ACCES), Code::Internal),
+            (mount(Errno::ISDIR), Code::InvalidArgument),
+            (mount(Errno::NOTDIR), Code::InvalidArgument),
+            (mount(Errno::NOSPC), Code::ResourceExhausted),
+            (mount(Errno::PERM), Code::Internal),
+            (folder(Errno::NOTDIR), Code::InvalidArgument),
+            (folder(Errno::ACCES), Code::Internal),
+            (CreateError::OutOfMemory, Code::ResourceExhausted),
+        ] {
+            assert_eq!(create_code(&error), code, "{error:?}");
+        }
     }
 
     #[test]
