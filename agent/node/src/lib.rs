@@ -24,6 +24,7 @@ mod container;
 mod epoch;
 mod filter;
 mod image_use;
+mod laps;
 mod names;
 mod node;
 mod pod;

@@ -22,6 +22,7 @@ use super::{PodInfo, RunningAgent};
 use crate::agent_client::{AgentClient, AgentError};
 use crate::agent_process::AgentProcess;
 use crate::backend::{NoHandler, StartError, StartedAgent};
+use crate::laps::Laps;
 use crate::node::Node;
 use crate::records::{PodRecord, PodStage, RecordError, VERSION};
 use crate::spec::pod_hostname;
@@ -104,17 +105,23 @@ async fn undo(node: &Arc<Node>, held: Holdings) -> Result<(), TearDownError> {
 }
 
 async fn steps(node: &Arc<Node>, info: &Arc<PodInfo>, held: &mut Holdings) -> Result<Up, RunError> {
+    let mut laps = Laps::start();
     record(node, info, None, &[]).await?;
+    laps.note("record");
     // Both are awaited to their end even when one fails, so that there is something definite to undo.
     let (netns, agent) = tokio::join!(make_netns(info), start_agent(node, info));
     let agent = agent?;
     held.agent = HeldAgent::Running(agent.clone(), None);
     netns?;
+    laps.note("netns and start of the agent");
     let (ips, set_up) =
-        tokio::join!(attach(node, info, held.attachment.as_ref()), set_up(node, info, &agent.client),);
+        tokio::join!(attach(node, info, held.attachment.as_ref()), set_up(node, info, &agent.client));
     let ips = ips?;
     set_up?;
+    laps.note("network and setup");
     record(node, info, Some(&agent), &ips).await?;
+    laps.note("record");
+    tracing::debug!(sandbox = %info.id, %laps, "brought up");
     Ok(Up { agent, ips })
 }
 

@@ -14,6 +14,7 @@ use super::{PodInfo, RunningAgent, SandboxState};
 use crate::agent_client::AgentError;
 use crate::container::ContainerInfo;
 use crate::image_use::Busy;
+use crate::laps::Laps;
 use crate::node::Node;
 use crate::records::{ContainerRecord, RecordError, VERSION};
 use crate::scratch::{self, ScratchError};
@@ -93,6 +94,7 @@ pub(super) async fn make(node: Arc<Node>, making: Making) -> Result<Made, Create
 
 async fn steps(node: &Arc<Node>, making: &Making) -> Result<Made, CreateError> {
     let id = &making.info.id;
+    let mut laps = Laps::start();
     let (plan, json) = {
         let (node, making) = (node.clone(), making.clone());
         let planned = tokio::task::spawn_blocking(move || plan_blocking(&node, &making)).await;
@@ -101,9 +103,12 @@ async fn steps(node: &Arc<Node>, making: &Making) -> Result<Made, CreateError> {
     for warning in &plan.warnings {
         node.warn_once(&making.pod.id, warning);
     }
+    laps.note("plan and record");
     let stop_signal = plan.stop_signal;
     let answer = making.agent.client.create(request(making, plan, json)).await;
     let answer = answer.map_err(CreateError::Agent)?;
+    laps.note("agent");
+    tracing::debug!(container = %id, %laps, "made");
     for warning in answer.warnings {
         node.warn_once(&making.pod.id, &warning);
     }
