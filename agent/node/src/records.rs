@@ -249,17 +249,26 @@ impl Records {
             move |source| RecordError { what, path, source }
         };
         let temp = path.with_extension("new");
-        std::fs::write(&temp, bytes).map_err(fail("write", &temp))?;
+        write_private(&temp, bytes).map_err(fail("write", &temp))?;
         std::fs::rename(&temp, path).map_err(fail("replace", path))?;
         self.dirty.store(true, Ordering::Relaxed);
         Ok(())
     }
 }
 
-/// 0711: containers of pods with other users reach the files that are mounted into them, and nobody lists the folder.
+/// The files that containers see are mounted by root, so nobody else needs to pass through.
 fn make_dir(dir: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
-    std::fs::DirBuilder::new().mode(0o711).create(dir)
+    std::fs::DirBuilder::new().mode(0o700).create(dir)
+}
+
+/// Configurations hold what the pod's author put into environment variables, passwords too.
+fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let mut file =
+        std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    file.write_all(bytes)
 }
 
 fn remove_file(path: &Path) -> Result<(), RecordError> {

@@ -156,10 +156,9 @@ fn open_blocking(config: &Config) -> Result<Opened, ServeError> {
     folder::make(&layout.root, 0o711)?;
     folder::make(&layout.state, 0o711)?;
     let locks = [folder::lock(&layout.root)?, folder::lock(&layout.state)?];
-    for private in [layout.containers(), layout.agents(), layout.cni_cache()] {
+    for private in [layout.pods(), layout.containers(), layout.agents(), layout.cni_cache()] {
         folder::make(&private, 0o700)?;
     }
-    folder::make(&layout.pods(), 0o711)?;
     let listener = socket::bind(&config.socket)?;
     let (records, loaded) = Records::open_blocking(&layout.pods())?;
     let node = Node {

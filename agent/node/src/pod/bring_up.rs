@@ -182,10 +182,11 @@ fn start_agent_blocking(node: &Node, info: &PodInfo, dir: PathBuf) -> Result<Sta
     if let Err(source) = make_state_dir(&dir) {
         return Err(RunError::StateDir { path: dir, source });
     }
+    let leaf = own_leaf(node, info)?;
     let started = node
         .backends
         .of(&info.handler)?
-        .start_blocking(&dir)
+        .start_blocking(&dir, &leaf)
         .map_err(|source| RunError::Start { id: id(), source })?;
     // While the agent comes to life.
     let files = files::write_blocking(&node.records.pod_dir(&info.id), &info.config)

@@ -61,6 +61,23 @@ fn what_was_written_is_read_back() {
 }
 
 #[test]
+fn records_are_for_root_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let (records, _) = open(dir.path());
+    let (pod, container) = (pod(), container());
+    records.write_pod_blocking(&pod).unwrap();
+    records.write_container_blocking(&pod.id, &container).unwrap();
+    records.write_spec_blocking(&pod.id, &container.id, b"{}").unwrap();
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&records.pod_dir(&pod.id)), 0o700);
+    for entry in std::fs::read_dir(records.pod_dir(&pod.id)).unwrap() {
+        let path = entry.unwrap().path();
+        assert_eq!(mode(&path), 0o600, "{}", path.display());
+    }
+}
+
+#[test]
 fn an_unreadable_container_is_set_aside_and_its_pod_is_kept() {
     let dir = tempfile::tempdir().unwrap();
     let (records, _) = open(dir.path());
