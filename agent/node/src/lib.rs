@@ -5,8 +5,6 @@
 //!
 //! The binary is one call of the command line: [`cli::main`].
 
-#![forbid(unsafe_code)]
-
 pub mod cli;
 pub mod commands;
 pub mod config;
@@ -37,6 +35,7 @@ mod scratch;
 mod server;
 mod status_code;
 mod sweep;
+mod sys;
 
 /// An error with its causes, on one line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use load::{Loaded, LoadedPod};
 
 use crate::epoch::Epoch;
+use crate::sys;
 
 /// Version of both record formats; a file of another one is not understood.
 pub(crate) const VERSION: u32 = 1;
@@ -225,6 +226,8 @@ impl Records {
             }
             let dir = self.dir.clone();
             let flushed = tokio::task::spawn_blocking(move || {
+                // What pods came and went with is not needed until the next ones do.
+                sys::give_back_free_memory();
                 let folder = std::fs::File::open(&dir)?;
                 rustix::fs::syncfs(&folder).map_err(io::Error::from)
             });

@@ -34,6 +34,7 @@ use crate::registry::Registry;
 use crate::server::Server;
 use crate::spec::SpecSettings;
 use crate::sweep::{Claimed, sweep};
+use crate::sys;
 
 /// Calls are short; two threads keep the memory small and one of them free while the other is busy.
 const WORKERS: usize = 2;
@@ -88,6 +89,7 @@ impl From<RecordError> for ServeError {
 /// # Errors
 /// Threads or descriptors are short.
 pub fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    sys::limit_heaps();
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .max_blocking_threads(BLOCKING_THREADS)

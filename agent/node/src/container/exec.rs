@@ -117,9 +117,10 @@ impl Exec {
             timeout_ms: self.timeout.map_or(0, |t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX)),
             ..Default::default()
         };
-        self.agent.start_exec(request).await.map_err(ExecError::Agent)?;
+        self.bounded("StartExec", self.agent.start_exec(request)).await?;
+        let wait = self.agent.wait_exec(&self.container, id);
         let (stdout, stderr, end) =
-            tokio::try_join!(self.read(&out), self.read(&err), self.bounded_wait(id))?;
+            tokio::try_join!(self.read(&out), self.read(&err), self.bounded("WaitExec", wait))?;
         if end.timed_out {
             return Err(ExecError::TimedOut { command, after: self.timeout.unwrap_or_default() });
         }
@@ -127,13 +128,17 @@ impl Exec {
         Ok(ExecOutput { stdout, stderr, exit_code: end.exit_code })
     }
 
-    async fn bounded_wait(&self, id: &str) -> Result<pod::WaitExecResponse, ExecError> {
-        let wait = self.agent.wait_exec(&self.container, id);
-        let Some(timeout) = self.timeout else { return wait.await.map_err(ExecError::Agent) };
+    /// The agent ends an exec at its timeout; one that does not is not waited for much longer.
+    async fn bounded<T>(
+        &self,
+        call: &'static str,
+        answer: impl Future<Output = Result<T, AgentError>>,
+    ) -> Result<T, ExecError> {
+        let Some(timeout) = self.timeout else { return answer.await.map_err(ExecError::Agent) };
         let after = timeout.saturating_add(KILL_MARGIN);
-        match tokio::time::timeout(after, wait).await {
-            Ok(end) => end.map_err(ExecError::Agent),
-            Err(_) => Err(ExecError::Agent(AgentError::TimedOut { call: "WaitExec", after })),
+        match tokio::time::timeout(after, answer).await {
+            Ok(answer) => answer.map_err(ExecError::Agent),
+            Err(_) => Err(ExecError::Agent(AgentError::TimedOut { call, after })),
         }
     }
 

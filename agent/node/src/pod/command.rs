@@ -51,7 +51,8 @@ pub(super) enum Done {
     Start(ContainerId, Result<pod::ContainerState, AgentError>),
     /// The signal of a stop was sent, or could not be.
     Signal(ContainerId, Result<(), AgentError>),
-    Kill(ContainerId, Result<(), CgroupError>),
+    /// The kill of a stop; whether the container's cgroup is empty.
+    Kill(ContainerId, Result<bool, CgroupError>),
     Remove(ContainerId, Result<(), RemoveContainerError>),
     /// A batch of records was written.
     Recorded,

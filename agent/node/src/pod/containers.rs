@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::command::{Done, Reply};
 use super::make::{CreateError, Made, Making, make};
 use super::remove::{RemoveContainerError, remove_container};
-use super::stopping::{Step, StopContainerError, Stopping};
+use super::stopping::{self, Step, StopContainerError, Stopping};
 use super::task::{Deferred, PodTask};
 use super::{PodInfo, SandboxState};
 use crate::agent_client::AgentError;
@@ -468,7 +468,7 @@ impl PodTask {
     }
 
     pub(super) fn on_deadline(&mut self, now: Instant) {
-        let mut kills = Vec::new();
+        let (mut kills, mut presumed) = (Vec::new(), false);
         for (id, entry) in &mut self.containers {
             match entry.stopping.as_mut().and_then(|s| s.step(now)) {
                 Some(Step::Kill) => kills.push((id.clone(), entry.leaf.clone())),
@@ -477,21 +477,34 @@ impl PodTask {
                         stopping.finish(Err(StopContainerError::StillAlive { id: id.clone() }));
                     }
                 }
+                Some(Step::Presume) => {
+                    tracing::warn!(container = %id, "the agent does not tell of the end of a killed container");
+                    entry.end(Exit::killed("killed; the pod's agent did not tell of it"));
+                    presumed = true;
+                }
                 None => {}
             }
         }
         for (id, leaf) in kills {
-            self.start(async move {
-                let killed = tokio::task::spawn_blocking(move || leaf.kill()).await;
-                Done::Kill(id, killed.unwrap_or(Ok(())))
-            });
+            self.start(async move { Done::Kill(id, stopping::kill(leaf).await) });
+        }
+        if presumed {
+            self.publish();
+            self.record();
         }
     }
 
-    pub(super) fn on_killed(&mut self, id: &ContainerId, outcome: Result<(), CgroupError>) {
-        let (Err(source), Some(entry)) = (outcome, self.containers.get_mut(id)) else { return };
-        if let Some(stopping) = entry.stopping.take() {
-            stopping.finish(Err(StopContainerError::Kill { id: id.clone(), source }));
+    pub(super) fn on_killed(&mut self, id: &ContainerId, outcome: Result<bool, CgroupError>) {
+        let Some(entry) = self.containers.get_mut(id) else { return };
+        match (outcome, &mut entry.stopping) {
+            (Ok(true), Some(stopping)) => stopping.emptied(Instant::now()),
+            // What the kernel holds may still end before the stop is given up.
+            (Ok(false), _) | (_, None) => {}
+            (Err(source), stopping) => {
+                if let Some(stopping) = stopping.take() {
+                    stopping.finish(Err(StopContainerError::Kill { id: id.clone(), source }));
+                }
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hartpod_container::cgroup::CgroupError;
+use hartpod_container::cgroup::{CgroupError, Leaf};
 use hartpod_proto::ContainerId;
 use tokio::time::Instant;
 
@@ -12,6 +12,10 @@ use crate::container;
 
 /// For a killed container to be dead: longer than that and the kernel holds its processes.
 const KILL_LIMIT: Duration = Duration::from_secs(15);
+/// For the agent to tell of the end of a container whose cgroup is empty: longer than that and the agent hangs.
+const REPORT_LIMIT: Duration = Duration::from_secs(2);
+/// Between looks at a cgroup that was killed.
+const KILL_POLL: Duration = Duration::from_millis(10);
 
 /// A container was not stopped.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +43,8 @@ enum Due {
     Kill(Instant),
     /// When a kill counts as failed.
     GiveUp(Instant),
+    /// When a container whose cgroup is empty counts as ended, whatever its agent does.
+    Presume(Instant),
 }
 
 /// What the clock asks for.
@@ -46,6 +52,7 @@ enum Due {
 pub(super) enum Step {
     Kill,
     GiveUp,
+    Presume,
 }
 
 impl Stopping {
@@ -63,7 +70,7 @@ impl Stopping {
     /// When it wants to be looked at.
     pub(super) fn at(&self) -> Instant {
         match self.due {
-            Due::Kill(at) | Due::GiveUp(at) => at,
+            Due::Kill(at) | Due::GiveUp(at) | Due::Presume(at) => at,
         }
     }
 
@@ -75,8 +82,14 @@ impl Stopping {
                 Some(Step::Kill)
             }
             Due::GiveUp(at) if at <= now => Some(Step::GiveUp),
-            Due::Kill(_) | Due::GiveUp(_) => None,
+            Due::Presume(at) if at <= now => Some(Step::Presume),
+            Due::Kill(_) | Due::GiveUp(_) | Due::Presume(_) => None,
         }
+    }
+
+    /// Its cgroup is empty: the agent's word is all that is missing.
+    pub(super) fn emptied(&mut self, now: Instant) {
+        self.due = Due::Presume(later(now, REPORT_LIMIT));
     }
 
     /// Answers everyone.
@@ -86,6 +99,21 @@ impl Stopping {
             let _ = waiter.send(outcome.clone());
         }
     }
+}
+
+/// Kills everything in a container's leaf and waits for it to be empty; false when it does not become so in time.
+pub(super) async fn kill(leaf: Leaf) -> Result<bool, CgroupError> {
+    let deadline = Instant::now() + KILL_LIMIT;
+    let killer = leaf.clone();
+    tokio::task::spawn_blocking(move || killer.kill()).await.unwrap_or(Ok(()))?;
+    // A look is one read of a file in memory.
+    while leaf.populated()? {
+        if Instant::now() >= deadline {
+            return Ok(false);
+        }
+        tokio::time::sleep(KILL_POLL).await;
+    }
+    Ok(true)
 }
 
 /// A grace of centuries must not overflow the clock.
@@ -108,6 +136,16 @@ mod tests {
         assert_eq!(stop.step(now + 10 * SECOND), Some(Step::Kill));
         assert_eq!(stop.step(now + 10 * SECOND), None);
         assert_eq!(stop.step(now + 10 * SECOND + KILL_LIMIT), Some(Step::GiveUp));
+    }
+
+    #[test]
+    fn an_agent_that_does_not_tell_of_the_end_is_not_waited_for() {
+        let now = Instant::now();
+        let mut stop = Stopping::new(now, Duration::ZERO);
+        assert_eq!(stop.step(now), Some(Step::Kill));
+        stop.emptied(now + SECOND);
+        assert_eq!(stop.step(now + SECOND), None);
+        assert_eq!(stop.step(now + SECOND + REPORT_LIMIT), Some(Step::Presume));
     }
 
     #[test]
