@@ -1,7 +1,6 @@
 //! The agent starts a container or an exec: requests become plans, plans become children.
 
 use std::ffi::CString;
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -262,9 +261,7 @@ fn streams(stdio: Stdio) -> Result<(StreamPlan, Option<OwnedFd>), LaunchError> {
     match stdio {
         Stdio::Fds { stdin, stdout, stderr } => Ok((StreamPlan::Three([stdin, stdout, stderr]), None)),
         Stdio::Tty => {
-            let (ours, theirs) = console::socket().map_err(|e| {
-                agent("make a socket for the terminal")(io::Error::from_raw_os_error(e.raw()))
-            })?;
+            let (ours, theirs) = console::socket().map_err(agent("make a socket for the terminal"))?;
             Ok((StreamPlan::NewTerminal { socket: theirs }, Some(ours)))
         }
     }

@@ -61,11 +61,7 @@ impl Channel {
 
     /// The terminal, which was sent before the report that is being handled.
     pub(crate) fn take_console(&self) -> io::Result<Option<OwnedFd>> {
-        self.console
-            .as_ref()
-            .map(console::receive)
-            .transpose()
-            .map_err(|e| io::Error::from_raw_os_error(e.raw()))
+        self.console.as_ref().map(console::receive).transpose().map_err(Into::into)
     }
 
     /// The process that runs the program, once every writing end of the report is closed without a failure.

@@ -77,6 +77,12 @@ impl From<io::Error> for Errno {
     }
 }
 
+impl From<Errno> for io::Error {
+    fn from(errno: Errno) -> Self {
+        Self::from_raw_os_error(errno.0)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

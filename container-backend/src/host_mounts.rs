@@ -5,8 +5,10 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::container::root::open_confined;
 
 /// A way back to the host's mounts. Only forked children take it: the agent itself never touches a path that may hang.
 #[derive(Debug)]
@@ -36,7 +38,7 @@ impl HostMounts {
     pub fn open_beneath(dir: BorrowedFd<'_>, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         let mode = if flags.contains(OFlags::CREATE) { Mode::from_raw_mode(0o640) } else { Mode::empty() };
-        Ok(openat2(dir, path, flags | OFlags::CLOEXEC, mode, resolve)?)
+        Ok(open_confined(dir, path, flags, mode, resolve)?)
     }
 
     /// Opens a folder of the namespace that this process is in, following symlinks.

@@ -112,7 +112,7 @@ pub enum SetUpError {
     },
 }
 
-fn step<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> SetUpError {
+pub(crate) fn step<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> SetUpError {
     move |source| SetUpError::Step { what, source: source.into() }
 }
 
@@ -215,7 +215,7 @@ fn enter_namespaces(setup: &PodSetup) -> Result<(), SetUpError> {
     flags.set(UnshareFlags::NEWUTS, !setup.hostname.is_empty());
     flags.set(UnshareFlags::NEWIPC, setup.ipc == IpcMode::Pod);
     if !flags.is_empty() {
-        exec::unshare(flags).map_err(|e| step("make namespaces")(io::Error::from_raw_os_error(e.raw())))?;
+        exec::unshare(flags).map_err(step("make namespaces"))?;
     }
     if !setup.hostname.is_empty() {
         rustix::system::sethostname(setup.hostname.as_bytes()).map_err(step("set the host name"))?;

@@ -74,7 +74,8 @@ impl MountPlan {
     /// A type or option that is not supported.
     pub(crate) fn from_oci(mount: &Mount) -> Result<Self, Failure> {
         let options = mount.options().as_deref().unwrap_or_default();
-        let destination = mount.destination().clone();
+        // Without dots and slashes that say nothing: `/etc/hosts/` would have to be a folder.
+        let destination: PathBuf = mount.destination().components().collect();
         let bad_type =
             |fstype: &str| Failure::MountType { destination: destination.clone(), fstype: fstype.into() };
         let source = mount.source().clone().unwrap_or_default();
@@ -240,6 +241,15 @@ mod tests {
     fn a_later_access_time_mode_replaces_an_earlier_one() {
         let attr = plan("tmpfs", "t", "/t", &["noatime", "strictatime"]).unwrap().attr;
         assert_eq!((attr.set, attr.clear), (MOUNT_ATTR_STRICTATIME, MOUNT_ATTR_ATIME));
+    }
+
+    #[test]
+    fn a_trailing_slash_means_nothing() {
+        assert_eq!(
+            plan("bind", "/v", "/etc//./hosts/", &["bind"]).unwrap().destination.as_os_str(),
+            "/etc/hosts"
+        );
+        assert_eq!(plan("bind", "/v", "/a/../b", &["bind"]).unwrap().destination.as_os_str(), "/a/../b");
     }
 
     #[test]

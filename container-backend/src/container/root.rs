@@ -2,7 +2,7 @@
 //! with this folder as its root: a symlink of the image, absolute or full of `..`, cannot lead out.
 
 use std::ffi::OsStr;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, fstat, fstatfs, mkdirat, openat, openat2, readlinkat};
@@ -58,7 +58,7 @@ impl Root {
 
     fn resolve_with(&self, path: &Path, flags: OFlags, resolve: ResolveFlags) -> Result<OwnedFd, Errno> {
         let resolve = resolve | ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        Ok(openat2(&self.fd, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)?)
+        open_confined(self.fd.as_fd(), path, flags, Mode::empty(), resolve)
     }
 
     /// A reference to a path, which is made if it is missing: folders with mode 0755, files (empty) with 0644. A dangling
@@ -110,6 +110,26 @@ impl Root {
         let here = here.strip_prefix(&self.mounted_at).map_err(|_| Errno::NOENT)?;
         Ok(Path::new("/").join(here).join(target))
     }
+}
+
+/// `openat2(2)`. A `..` cannot be checked while anything is renamed or mounted anywhere on the node; the kernel then says
+/// EAGAIN and it has to be tried again.
+pub(crate) fn open_confined(
+    dir: BorrowedFd<'_>,
+    path: &Path,
+    flags: OFlags,
+    mode: Mode,
+    resolve: ResolveFlags,
+) -> Result<OwnedFd, Errno> {
+    /// More would be an attack.
+    const TRIES: usize = 128;
+    for _ in 1..TRIES {
+        match openat2(dir, path, flags | OFlags::CLOEXEC, mode, resolve) {
+            Err(rustix::io::Errno::AGAIN) => {}
+            other => return Ok(other?),
+        }
+    }
+    Ok(openat2(dir, path, flags | OFlags::CLOEXEC, mode, resolve)?)
 }
 
 /// Whether this is part of a procfs.

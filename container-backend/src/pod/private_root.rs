@@ -4,7 +4,6 @@
 //! has unmounted since. Only copies of single mounts come along, as private ones, so nothing propagates in or out.
 
 use std::fs;
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -18,7 +17,7 @@ use crate::container::mount_plan::{
 };
 use crate::errno::Errno;
 use crate::mount;
-use crate::pod::SetUpError;
+use crate::pod::{SetUpError, step};
 use crate::request::{DEFAULT_SHM_SIZE, IpcMode, PodSetup};
 use crate::sys::exec;
 use crate::sys::mount_attr::{self, MountAttr, Reach};
@@ -62,23 +61,17 @@ pub(crate) fn enter(setup: &PodSetup) -> Result<(), SetUpError> {
     let parts = collect(setup)?;
     exec::unshare(UnshareFlags::NEWNS).map_err(step("make a mount namespace"))?;
     let everything = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|e| step("open the host's root")(e.into()))?;
+        .map_err(step("open the host's root"))?;
     let private = MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() };
     mount_attr::set(everything.as_fd(), Reach::Tree, &private).map_err(step("make the mounts private"))?;
     replace_root().map_err(step("replace the root"))?;
     fill(parts)
 }
 
-fn step(what: &'static str) -> impl Fn(Errno) -> SetUpError {
-    move |errno| SetUpError::Step { what, source: io::Error::from_raw_os_error(errno.raw()) }
-}
-
 fn collect(setup: &PodSetup) -> Result<Parts, SetUpError> {
     let folder = |path: &Path| {
-        mount::clone_of(path, false).map_err(|errno| SetUpError::Folder {
-            path: path.to_owned(),
-            source: io::Error::from_raw_os_error(errno.raw()),
-        })
+        mount::clone_of(path, false)
+            .map_err(|errno| SetUpError::Folder { path: path.to_owned(), source: errno.into() })
     };
     let layers = folder(&setup.layers_dir)?;
     let read_only =
@@ -133,12 +126,12 @@ fn replace_root() -> Result<(), Errno> {
 
 fn fill(parts: Parts) -> Result<(), SetUpError> {
     for folder in FOLDERS {
-        mkdirat(CWD, folder, Mode::from_raw_mode(0o755)).map_err(|e| step("fill the root")(e.into()))?;
+        mkdirat(CWD, folder, Mode::from_raw_mode(0o755)).map_err(step("fill the root"))?;
     }
-    fs::write(NULL, "").map_err(|source| SetUpError::Step { what: "fill the root", source })?;
+    fs::write(NULL, "").map_err(step("fill the root"))?;
     for (path, part) in parts.0 {
         let point = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|e| step("fill the root")(e.into()))?;
+            .map_err(step("fill the root"))?;
         mount::attach(&part, &point).map_err(step("fill the root"))?;
     }
     Ok(())

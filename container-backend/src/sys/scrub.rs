@@ -311,7 +311,7 @@ fn clone_and_exec(task: &Task) -> ! {
 fn exec(task: &Task) -> ! {
     let program = &task.exec;
     // SAFETY: no memory involved. P2 has just been forked, so it leads no process group and this cannot fail.
-    unsafe { syscall(libc::SYS_setsid, [0; 6]) };
+    unsafe { syscall(libc::SYS_setsid, [0, 0, 0, 0, 0, 0]) };
     if program.terminal {
         // SAFETY: no memory involved.
         let got = unsafe { syscall(libc::SYS_ioctl, [0, TIOCSCTTY, 0, 0, 0, 0]) };
@@ -332,7 +332,7 @@ fn hold_for_ever(task: &Task) -> ! {
     unsafe { syscall(libc::SYS_close_range, [0, u32::MAX as usize, 0, 0, 0, 0]) };
     loop {
         // SAFETY: no descriptors, no time limit, no mask: waits for a signal, and all are blocked.
-        unsafe { syscall(libc::SYS_ppoll, [0; 6]) };
+        unsafe { syscall(libc::SYS_ppoll, [0, 0, 0, 0, 0, 0]) };
     }
 }
 
