@@ -262,7 +262,8 @@ impl Driver<'_> {
                 namespace: "bench".into(),
                 attempt: 0,
             }),
-            hostname: name.into(),
+            // A pod on the node's network has the node's name.
+            hostname: if matches!(network, Network::Pod) { name.into() } else { String::new() },
             log_directory: self.logs.join(uid).display().to_string(),
             linux: Some(cri::LinuxPodSandboxConfig {
                 security_context: Some(security),
