@@ -1,0 +1,80 @@
+//! What the parent hands a VMM: one message, and the descriptors that it names.
+//!
+//! The message is JSON in one packet on a `SOCK_SEQPACKET` socket pair (the VMM's descriptor 3), the descriptors come with it
+//! (`SCM_RIGHTS`) in the order in which the message names them.
+
+use serde::{Deserialize, Serialize};
+
+/// Index of a descriptor among those that came with a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Fd(pub usize);
+
+/// Everything of a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BootMessage {
+    /// RAM in MiB: the ceiling; pages are taken when the guest first touches them.
+    pub memory_mib: u32,
+    /// vCPUs, 1 to 64.
+    pub vcpus: u32,
+    /// /dev/kvm.
+    pub kvm: Fd,
+    /// An Image as the kernel's build makes it, uncompressed.
+    pub kernel: Fd,
+    pub initramfs: Fd,
+    /// At most 1023 bytes (COMMAND_LINE_SIZE of riscv).
+    pub command_line: String,
+    /// Where the exit reason is written, one JSON line per event: see `status`.
+    pub status: Fd,
+    /// The guest's console (SBI DBCN), appended up to `console_limit` bytes.
+    pub console: Fd,
+    pub console_limit: u64,
+    /// A listening `SOCK_SEQPACKET` unix socket for requests at run time: fill or empty a slot, power off.
+    pub control: Fd,
+    /// A listening unix stream socket: a connection that begins with `CONNECT <port>\n` is answered `OK <port>\n` and becomes a vsock stream.
+    pub vsock: Option<Fd>,
+    pub net: Option<Net>,
+    /// A balloon that only reports free pages.
+    pub balloon: bool,
+    /// MMIO slots that are empty at boot and can be filled at run time.
+    pub spare_slots: u32,
+    /// Disks that are there at boot.
+    pub disks: Vec<Disk>,
+    /// Which interrupt controller the guest gets.
+    pub interrupts: Interrupts,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Interrupts {
+    /// A PLIC in the VMM: runs everywhere.
+    Plic,
+    /// The AIA in the kernel: fewer exits, where a probe said that it works.
+    Aia,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Net {
+    /// A tap with IFF_VNET_HDR, opened in the pod's network namespace.
+    pub tap: Fd,
+    pub mac: [u8; 6],
+    pub mtu: u16,
+}
+
+/// A virtio-blk device of several files, seen by the guest as the partitions of one GPT disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Disk {
+    /// Partitions, the first is partition 1.
+    pub extents: Vec<Extent>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Extent {
+    pub file: Fd,
+    /// Writes fail with VIRTIO_BLK_S_IOERR.
+    pub read_only: bool,
+}

@@ -1,0 +1,12 @@
+//! Guests on the H extension: the VMM `hartpod-vmm`, the image that a guest boots from, and the launcher that the daemon starts
+//! a VMM with.
+//!
+//! What it does: KVM, interrupt controllers, FDT, virtio devices over MMIO, guest images. What it does not: anything CRI, layers,
+//! networks on the host (it is handed the tap), what runs inside (the pod agent).
+//!
+//! Everything that a VMM uses is opened by its parent and handed in over a socket with one [`boot::BootMessage`], so that it can run in an
+//! empty root without rights.
+
+pub mod boot;
+pub mod memory;
+pub mod virtio;
