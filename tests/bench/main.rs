@@ -12,15 +12,15 @@ mod samples;
 mod table;
 mod weigh;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Parser;
 
 use crate::drive::{Figures, Load};
 use crate::endpoint::Endpoint;
-use crate::own::Own;
+use crate::own::{Own, Parts};
 
 /// Times CRI calls and weighs a runtime's processes.
 #[derive(Debug, Parser)]
@@ -41,6 +41,9 @@ struct Args {
     /// Runtime handler of the pods
     #[arg(long, default_value = "")]
     handler: String,
+    /// CNI conflist of the hartpod that is started for this: the other endpoint's, or networks are compared rather than runtimes
+    #[arg(long, value_name = "FILE", conflicts_with = "endpoint")]
+    conflist: Option<PathBuf>,
     /// Exit with 1 where a floor of the design is missed
     #[arg(long)]
     check: bool,
@@ -61,8 +64,18 @@ fn main() -> ExitCode {
     }
 }
 
+fn read_conflist(file: &Path) -> Result<serde_json::Value> {
+    let text = std::fs::read(file).with_context(|| format!("read {}", file.display()))?;
+    serde_json::from_slice(&text).with_context(|| format!("{} is not a conflist", file.display()))
+}
+
 async fn bench(args: &Args) -> Result<bool> {
-    let own = Own::start(args.endpoint.is_none(), args.image.is_none()).await?;
+    let parts = Parts {
+        daemon: args.endpoint.is_none(),
+        registry: args.image.is_none(),
+        conflist: args.conflist.as_deref().map(read_conflist).transpose()?,
+    };
+    let own = Own::start(parts).await?;
     let measured = measure(args, &own).await;
     // Cleaned up even when it failed; the first error is the one that is told.
     let stopped = own.stop().await;

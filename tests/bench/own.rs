@@ -7,7 +7,17 @@ use anyhow::{Context, Result, ensure};
 use hartpod_tests::node::NodeBuilder;
 use hartpod_tests::registry::Registry;
 use hartpod_tests::{Node, cgroup, cni};
+use serde_json::Value;
 use tokio::process::Command;
+
+/// What is to be started.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) daemon: bool,
+    pub(crate) registry: bool,
+    /// The daemon's network, instead of the one that tests have.
+    pub(crate) conflist: Option<Value>,
+}
 
 /// The parts that were started, and where they keep their files.
 #[derive(Debug)]
@@ -20,20 +30,20 @@ pub(crate) struct Own {
 
 impl Own {
     /// Starts what is asked for.
-    pub(crate) async fn start(daemon: bool, registry: bool) -> Result<Self> {
+    pub(crate) async fn start(parts: Parts) -> Result<Self> {
         let id = std::process::id();
         let dir = std::env::temp_dir().join(format!("hartpod-bench-{id}"));
         std::fs::create_dir(&dir).with_context(|| format!("create {}", dir.display()))?;
         let mut own = Self { dir, cgroup: format!("/hartpod-bench-{id}"), registry: None, node: None };
-        if let Err(error) = own.fill(daemon, registry).await {
+        if let Err(error) = own.fill(parts).await {
             own.stop().await?;
             return Err(error);
         }
         Ok(own)
     }
 
-    async fn fill(&mut self, daemon: bool, registry: bool) -> Result<()> {
-        if registry {
+    async fn fill(&mut self, parts: Parts) -> Result<()> {
+        if parts.registry {
             // A port that is free now; nothing else on a bench machine takes ports meanwhile.
             let free = TcpListener::bind("127.0.0.1:0").context("find a free port")?;
             let address = free.local_addr().context("find a free port")?.to_string();
@@ -42,8 +52,12 @@ impl Own {
             registry.push_busybox().await?;
             self.registry = Some((registry, address));
         }
-        if daemon {
-            self.node = Some(NodeBuilder::new(&self.dir.join("node"), &self.cgroup)?.start().await?);
+        if parts.daemon {
+            let mut node = NodeBuilder::new(&self.dir.join("node"), &self.cgroup)?;
+            if let Some(conflist) = parts.conflist {
+                node = node.network(|_| Some(conflist));
+            }
+            self.node = Some(node.start().await?);
         }
         Ok(())
     }
