@@ -7,6 +7,12 @@
 //! Everything that a VMM uses is opened by its parent and handed in over a socket with one [`boot::BootMessage`], so that it can run in an
 //! empty root without rights.
 
+pub mod arch;
 pub mod boot;
+pub mod bus;
+pub mod channel;
+pub mod console;
 pub mod memory;
+pub mod status;
+mod sys;
 pub mod virtio;

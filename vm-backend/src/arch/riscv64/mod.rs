@@ -1,0 +1,11 @@
+//! riscv64 with the H extension.
+//!
+//! [`layout`], [`image`], [`fdt`], [`isa`], [`plic`] and [`sbi`] are pure, so they are tested on any machine; what calls KVM is built on
+//! riscv64 only.
+
+pub mod fdt;
+pub mod image;
+pub mod isa;
+pub mod layout;
+pub mod plic;
+pub mod sbi;

@@ -1,0 +1,42 @@
+//! System calls that need raw memory, typed.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd as _;
+
+use vm_memory::{GuestRegionMmap, VolatileSlice};
+
+/// `madvise(2)` on a whole region of guest RAM.
+pub(crate) fn advise(region: &GuestRegionMmap<()>, advice: libc::c_int) -> io::Result<()> {
+    // SAFETY: pointer and size are those of one live mapping that the region owns; the advices in use (NOHUGEPAGE, DONTDUMP) change
+    // no contents.
+    match unsafe { libc::madvise(region.as_ptr().cast(), region.size(), advice) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Fills all of `target` from `file` at `offset`.
+pub(crate) fn read_at(file: &File, offset: u64, target: &VolatileSlice<'_, ()>) -> io::Result<()> {
+    let mut done = 0;
+    while done < target.len() {
+        let rest = target.offset(done).map_err(io::Error::other)?;
+        let at = i64::try_from(offset + done as u64).map_err(io::Error::other)?;
+        let guard = rest.ptr_guard_mut();
+        // SAFETY: the guard keeps the slice's memory mapped and writable for its whole length; guest memory may be written by others
+        // at any time, so no reference to it exists anywhere.
+        let read = unsafe { libc::pread64(file.as_raw_fd(), guard.as_ptr().cast(), rest.len(), at) };
+        match usize::try_from(read) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => done += read,
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
+    Ok(())
+}
