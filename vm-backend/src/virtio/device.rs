@@ -65,3 +65,11 @@ pub trait Device: Send + std::fmt::Debug {
     /// Stop work and forget everything of the driver; once this returns nothing touches guest memory any more.
     fn reset(&mut self);
 }
+
+/// Copies the part of a device's configuration space that a driver asked for; past its end there are zeros.
+pub fn read_config_space(space: &[u8], offset: u64, data: &mut [u8]) {
+    data.fill(0);
+    let rest = usize::try_from(offset).ok().and_then(|offset| space.get(offset..)).unwrap_or_default();
+    let count = rest.len().min(data.len());
+    data[..count].copy_from_slice(&rest[..count]);
+}

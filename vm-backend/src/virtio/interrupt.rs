@@ -1,6 +1,6 @@
 //! The interrupt of a device on the MMIO transport.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// A wire to the guest's interrupt controller.
 ///
@@ -15,6 +15,7 @@ pub trait Line: Send + Sync + std::fmt::Debug {
 #[derive(Debug)]
 pub struct Interrupt {
     status: AtomicU32,
+    broken: AtomicBool,
     line: Box<dyn Line>,
 }
 
@@ -26,7 +27,7 @@ const CONFIG_CHANGE: u32 = 1 << 1;
 impl Interrupt {
     #[must_use]
     pub fn new(line: Box<dyn Line>) -> Self {
-        Self { status: AtomicU32::new(0), line }
+        Self { status: AtomicU32::new(0), broken: AtomicBool::new(false), line }
     }
 
     /// A buffer was put into a used ring.
@@ -37,6 +38,17 @@ impl Interrupt {
     /// The configuration space changed.
     pub fn config_changed(&self) {
         self.raise(CONFIG_CHANGE);
+    }
+
+    /// The device cannot go on (the driver broke its queue, say): the transport shows DEVICE_NEEDS_RESET until the driver resets it.
+    pub fn needs_reset(&self) {
+        self.broken.store(true, Ordering::SeqCst);
+        self.config_changed();
+    }
+
+    /// Whether [`needs_reset`](Self::needs_reset) was called since the last reset.
+    pub fn reset_needed(&self) -> bool {
+        self.broken.load(Ordering::SeqCst)
     }
 
     /// InterruptStatus.
@@ -57,6 +69,7 @@ impl Interrupt {
 
     /// Reset of the device.
     pub fn clear(&self) {
+        self.broken.store(false, Ordering::SeqCst);
         self.acknowledge(u32::MAX);
     }
 

@@ -1,7 +1,16 @@
 //! Virtio devices (VIRTIO 1.2) behind the MMIO transport, version 2.
 
+pub mod blk;
+pub mod chain;
 mod device;
 mod interrupt;
+pub mod queue;
+mod sys;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod test_driver;
+pub mod transport;
+pub mod worker;
 
-pub use device::{ActivateError, Activation, ActiveQueue, Device};
+pub use device::{ActivateError, Activation, ActiveQueue, Device, read_config_space};
 pub use interrupt::{Interrupt, Line};
+pub use transport::{QUEUES, Removal, Slot, SlotError};

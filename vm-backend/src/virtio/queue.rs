@@ -1,0 +1,78 @@
+//! Taking chains from a queue and giving them back.
+
+use std::sync::atomic::Ordering;
+
+use virtio_queue::{QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::chain::{Chain, QueueError};
+use super::{ActiveQueue, Interrupt};
+use crate::memory::GuestMemory;
+
+/// VIRTIO_F_RING_INDIRECT_DESC (VIRTIO 1.2 section 6): descriptors may stand in a table of their own.
+const INDIRECT_DESCRIPTORS: u64 = 1 << 28;
+/// VIRTIO_F_VERSION_1: no legacy interface.
+pub const VERSION_1: u64 = 1 << 32;
+
+/// What every device here offers besides its own features: the rings as this module reads them. VIRTIO_F_RING_EVENT_IDX is not offered: with
+/// interrupts and kicks held back by flag while a side is at work it has nothing left to save but one interrupt per batch.
+pub const RING_FEATURES: u64 = VERSION_1 | INDIRECT_DESCRIPTORS;
+
+/// VIRTQ_AVAIL_F_NO_INTERRUPT: the driver looks at the used ring by itself.
+const NO_INTERRUPT: u16 = 1;
+
+impl ActiveQueue {
+    /// The next chain that the driver made available.
+    ///
+    /// # Errors
+    /// The ring or the chain is broken: the device cannot go on.
+    pub fn next_chain<'m>(&mut self, memory: &'m GuestMemory) -> Result<Option<Chain<'m>>, QueueError> {
+        let head = match self.queue.iter(memory) {
+            Ok(mut available) => available.next().map(|chain| chain.head_index()),
+            Err(virtio_queue::Error::InvalidAvailRingIndex) => return Err(QueueError::AvailableIndex),
+            Err(_) => return Err(QueueError::Ring),
+        };
+        head.map(|head| Chain::walk(&self.queue, memory, head)).transpose()
+    }
+
+    /// Gives the chain `head` back to the driver, with `written` bytes in it.
+    ///
+    /// # Errors
+    /// [`QueueError::Ring`], or `head` is none of this queue.
+    pub fn complete(&mut self, memory: &GuestMemory, head: u16, written: u32) -> Result<(), QueueError> {
+        self.queue.add_used(memory, head, written).map_err(|_| QueueError::Ring)
+    }
+
+    /// Interrupts the driver for what was completed, unless it asked not to be.
+    ///
+    /// # Errors
+    /// [`QueueError::Ring`].
+    pub fn interrupt(&mut self, memory: &GuestMemory, interrupt: &Interrupt) -> Result<(), QueueError> {
+        // The fence between the used index and this flag is in here.
+        if !self.queue.needs_notification(memory).map_err(|_| QueueError::Ring)? {
+            return Ok(());
+        }
+        let flags = GuestAddress(self.queue.avail_ring());
+        let flags: u16 = memory.load(flags, Ordering::Relaxed).map_err(|_| QueueError::Ring)?;
+        if u16::from_le(flags) & NO_INTERRUPT == 0 {
+            interrupt.used_buffer();
+        }
+        Ok(())
+    }
+
+    /// Asks the driver to save itself the kicks: the queue is being looked at.
+    ///
+    /// # Errors
+    /// [`QueueError::Ring`].
+    pub fn mute_kicks(&mut self, memory: &GuestMemory) -> Result<(), QueueError> {
+        self.queue.disable_notification(memory).map_err(|_| QueueError::Ring)
+    }
+
+    /// Asks for kicks again. `true`: something came meanwhile without one.
+    ///
+    /// # Errors
+    /// [`QueueError::Ring`].
+    pub fn unmute_kicks(&mut self, memory: &GuestMemory) -> Result<bool, QueueError> {
+        self.queue.enable_notification(memory).map_err(|_| QueueError::Ring)
+    }
+}
