@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use hartpod_tests::cgroup::PodCgroup;
+use hartpod_tests::eventually::within;
 use hartpod_tests::log_file::text;
 use hartpod_tests::{Container, Lab, Node, Refused, cri, eventually, process, tests};
 use nix::sys::signal::Signal;
@@ -23,6 +24,7 @@ tests![
     a_dead_agent_makes_the_pod_not_ready,
     an_agent_that_died_with_the_daemon_is_noticed,
     a_stopped_agent_does_not_stop_the_node,
+    a_silent_agent_holds_nothing_back_and_its_pod_is_ready_when_it_answers,
     a_damaged_record_is_set_aside,
     a_restarted_machine_can_be_cleaned_up,
     others_pods_survive_the_sweep,
@@ -276,6 +278,39 @@ async fn a_stopped_agent_does_not_stop_the_node(lab: &Lab) -> Result<()> {
     // Stop never depends on a living helper.
     stuck.stop().await?;
     stuck.remove().await?;
+    Ok(())
+}
+
+async fn a_silent_agent_holds_nothing_back_and_its_pod_is_ready_when_it_answers(lab: &Lab) -> Result<()> {
+    let node = lab.node().await?;
+    let go = lab.dir().join("go");
+    fs::create_dir(&go)?;
+    let silent = node.pod("silent").run().await?;
+    let main = silent.container("main").idle().run().await?;
+    let job = silent.container("job").sh("while [ ! -e /go/now ]; do usleep 20000; done; exit 7");
+    let job = job.mount(&go, "/go").run().await?;
+    let other = node.pod("other").run().await?;
+    let second = other.container("main").idle().run().await?;
+    let agent = node.agent_of(main.pid().await?).await?;
+    node.kill().await?;
+    process::signal(agent.pid, Signal::SIGSTOP)?;
+    fs::write(go.join("now"), "")?;
+    let start = Instant::now();
+    node.start().await?;
+    assert!(other.is_ready().await?);
+    assert_eq!(second.exec(["echo", "hi"]).await?.stdout, "hi\n");
+    assert_eq!(node.client().pods().await?.len(), 2);
+    assert_eq!(main.state().await?, cri::ContainerState::ContainerRunning);
+    assert!(start.elapsed() < Duration::from_secs(5), "a silent agent held back the others");
+    let ready = async || Ok(silent.is_ready().await?);
+    within(Duration::from_secs(30), "the pod not to be ready", ready, |ready| !ready).await?;
+    let refused = silent.container("new").idle().create().await.refused("a container of a silent agent")?;
+    assert!(refused.message().contains("does not answer"), "{refused:?}");
+    process::signal(agent.pid, Signal::SIGCONT)?;
+    within(Duration::from_secs(30), "the pod to be ready again", ready, |ready| *ready).await?;
+    assert_eq!(job.exited().await?.exit_code, 7);
+    assert_eq!(main.exec(["echo", "hi"]).await?.stdout, "hi\n");
+    silent.container("new").idle().run().await?;
     Ok(())
 }
 

@@ -14,6 +14,7 @@ mod state;
 mod stopping;
 mod task;
 mod teardown;
+mod unheard;
 mod watch;
 
 pub(crate) use bring_up::{RunError, own_leaf};
@@ -27,9 +28,8 @@ pub(crate) use remove::{RemoveContainerError, RemovePodError};
 #[cfg(test)]
 pub(crate) use snapshot::test_pod;
 pub(crate) use snapshot::{PodSnapshot, RunningAgent};
-#[cfg(test)]
-pub(crate) use state::SandboxEvent;
-pub(crate) use state::SandboxState;
+pub(crate) use state::{SandboxEvent, SandboxState};
 pub(crate) use stopping::StopContainerError;
 pub(crate) use task::{Restored, RestoredContainer, StartError, StopError, new_pod, restored_pod, spawn};
 pub(crate) use teardown::{HeldAgent, Holdings, tear_down};
+pub(crate) use unheard::Word;

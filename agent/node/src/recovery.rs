@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hartpod_container::cgroup::Leaf;
-use hartpod_proto::ContainerId;
 use hartpod_proto::pod::v1 as agent;
+use hartpod_proto::{ContainerId, SandboxId};
 use tokio::task::JoinSet;
 
 use self::judge::{ContainerVerdict, PodFacts, PodVerdict};
@@ -23,7 +23,8 @@ use crate::container::{ContainerInfo, ContainerSnapshot, ContainerState, Exit, U
 use crate::names::{ConfigHash, Progress};
 use crate::node::Node;
 use crate::pod::{
-    self, HeldAgent, Holdings, PodInfo, Restored, RestoredContainer, RunningAgent, SandboxState, kill_leaves,
+    self, HeldAgent, Holdings, PodInfo, Restored, RestoredContainer, RunningAgent, SandboxState, Word,
+    kill_leaves,
 };
 use crate::records::{ContainerRecord, LoadedPod, PodRecord};
 use crate::scratch;
@@ -33,8 +34,12 @@ use hartpod_proto::cri::v1 as cri;
 const CLEARING: Duration = Duration::from_secs(10);
 /// For the processes of a leaf to be gone after they were killed.
 const LEAF_END: Duration = Duration::from_secs(10);
+/// For an agent to tell of its containers before the daemon answers its first call; all agents are asked at once. The pod's task
+/// waits for those that take longer.
+const FIRST_WORD: Duration = Duration::from_secs(1);
 
-/// Brings every recorded pod back. When it returns, lists and status calls tell the truth.
+/// Brings every recorded pod back. When it returns, lists and status calls tell the truth, or what the records say of pods whose
+/// agents do not answer.
 pub(crate) async fn recover(node: &Arc<Node>, pods: Vec<LoadedPod>) {
     let mut found = JoinSet::new();
     for pod in pods {
@@ -87,28 +92,28 @@ async fn examine(node: &Arc<Node>, pod: LoadedPod) -> Examined {
     let same_epoch = record.epoch == node.epoch;
     let agent = if same_epoch { adopt(node, &record) } else { None };
     let told = match &agent {
-        Some(agent) => agent.client.describe().await.inspect_err(|error| {
-            tracing::warn!(sandbox = %record.id, %error, "a running agent does not tell of its containers");
-        }),
-        None => Err(crate::agent_client::AgentError::Unreachable { call: "Describe", why: String::new() }),
+        Some(agent) => first_word(&record.id, agent).await,
+        None => None,
     };
-    let facts = PodFacts { same_epoch, agent_runs: agent.is_some(), agent_answers: told.is_ok() };
+    let facts = PodFacts { same_epoch, agent_runs: agent.is_some(), agent_answers: told.is_some() };
     let verdict = judge::pod(&record, facts);
     if verdict == PodVerdict::Undo {
         return Examined::Undo(info);
     }
+    // One that is silent would be waited for; the steps that undo a container do not depend on it.
+    let helper = agent.as_ref().filter(|_| told.is_some());
     let known = told.map(|t| by_id(t.containers)).unwrap_or_default();
     let leaves = containers.iter().filter_map(|c| node.leaf(info.cgroup_parent(), c.id.as_str()).ok());
     if verdict == PodVerdict::Lost {
         kill_leaves(leaves.collect()).await;
     }
     for id in lost_containers {
-        forget_container(node, &info, &id, agent.as_ref()).await;
+        forget_container(node, &info, &id, helper).await;
     }
     let mut restored = Vec::new();
     for container in containers {
         match judge::container(&container, verdict, known.get(&container.id)) {
-            ContainerVerdict::Undo => forget_container(node, &info, &container.id, agent.as_ref()).await,
+            ContainerVerdict::Undo => forget_container(node, &info, &container.id, helper).await,
             ContainerVerdict::Keep(state, exit) => {
                 let known = known.get(&container.id);
                 restored.extend(restore_container(node, &info, container, (state, exit), known));
@@ -120,10 +125,25 @@ async fn examine(node: &Arc<Node>, pod: LoadedPod) -> Examined {
         reason: verdict.reason().to_owned(),
         ips: if verdict.state() == SandboxState::Stopped { Vec::new() } else { record.ips },
         delivered: record.delivered,
+        word: verdict.word(),
         agent,
         containers: restored,
         info,
     }))
+}
+
+async fn first_word(sandbox: &SandboxId, agent: &RunningAgent) -> Option<agent::DescribeResponse> {
+    match tokio::time::timeout(FIRST_WORD, agent.client.describe()).await {
+        Ok(Ok(told)) => Some(told),
+        Ok(Err(error)) => {
+            tracing::warn!(%sandbox, %error, "a running agent does not tell of its containers");
+            None
+        }
+        Err(_) => {
+            tracing::warn!(%sandbox, "a running agent does not tell of its containers yet");
+            None
+        }
+    }
 }
 
 fn adopt(node: &Node, record: &PodRecord) -> Option<RunningAgent> {
@@ -212,6 +232,7 @@ async fn undo(node: Arc<Node>, info: Arc<PodInfo>) {
             ips: Vec::new(),
             delivered: true,
             agent: None,
+            word: Word::Heard,
             containers: Vec::new(),
         };
         return restore(&node, restored);

@@ -1,7 +1,7 @@
 //! The daemon's life from an empty process to the last answered call.
 //!
 //! Order matters: the socket is bound early, so that callers wait instead of failing, and answers nothing until recovery has
-//! made lists and status calls true.
+//! made lists and status calls true; an agent that does not answer is not waited for.
 
 mod folder;
 mod socket;

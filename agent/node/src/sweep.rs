@@ -22,6 +22,9 @@ use crate::scratch;
 /// For the processes of a leaf to be gone after they were killed.
 const LEAF_END: Duration = Duration::from_secs(10);
 
+/// For an agent to end its containers in order, before they are killed with it.
+const AGENT_END: Duration = Duration::from_secs(3);
+
 /// Ids that something on the node is named after.
 #[derive(Debug, Default)]
 struct Found {
@@ -57,7 +60,7 @@ pub(crate) async fn sweep(node: &Arc<Node>, lost: Vec<SandboxId>, claimed: Claim
     for id in &orphans.pods {
         let dir = node.layout.agent(id);
         if dir.exists() {
-            let _ = AgentClient::new(dir).shut_down().await;
+            let _ = tokio::time::timeout(AGENT_END, AgentClient::new(dir).shut_down()).await;
         }
     }
     destroy_leaves(node, &orphans).await;

@@ -1,5 +1,6 @@
 //! What the owning task of a pod is asked, and what it hears back from the work that it started.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -64,6 +65,8 @@ pub(super) enum Done {
 #[derive(Debug)]
 pub(super) enum News {
     Container(pod::ContainerState),
+    /// These are all the containers that it knows; it told the state of each before.
+    Synced(BTreeSet<ContainerId>),
     /// It ended; the text says how.
     Lost(String),
 }

@@ -70,7 +70,7 @@ pub(super) struct Entry {
     started_at: i64,
     exit: Option<Exit>,
     user: Option<User>,
-    delivered: bool,
+    pub(super) delivered: bool,
     /// Until it has ended: then its layers are not needed any more.
     image_use: Option<ImageUse>,
     dirty: bool,
@@ -509,23 +509,33 @@ impl PodTask {
     }
 
     pub(super) fn on_remove_container(&mut self, id: &ContainerId, reply: Reply<(), RemoveContainerError>) {
-        let Some(entry) = self.containers.get_mut(id) else { return drop(reply.send(Ok(()))) };
-        if entry.state == ContainerState::Removing {
-            return entry.remove_waiters.push(reply);
+        if !self.containers.contains_key(id) {
+            return drop(reply.send(Ok(())));
         }
-        match entry.state.on(ContainerEvent::RemoveAsked) {
-            Ok(state) => {
-                entry.state = state;
-                entry.remove_waiters.push(reply);
-                self.names.advance(&entry.info.name, id, Progress::Settled);
-                self.publish();
-                self.when_recorded(Deferred::RemoveContainer(id.clone()));
+        match self.begin_removal(id) {
+            Ok(()) => {
+                if let Some(entry) = self.containers.get_mut(id) {
+                    entry.remove_waiters.push(reply);
+                }
             }
             Err(source) => {
                 let error = RemoveContainerError::Refused { id: id.clone(), source };
                 let _ = reply.send(Err(Arc::new(error)));
             }
         }
+    }
+
+    /// Has a container removed; one that is being removed, or is not there, is success.
+    pub(super) fn begin_removal(&mut self, id: &ContainerId) -> Result<(), Refused> {
+        let Some(entry) = self.containers.get_mut(id) else { return Ok(()) };
+        if entry.state == ContainerState::Removing {
+            return Ok(());
+        }
+        entry.state = entry.state.on(ContainerEvent::RemoveAsked)?;
+        self.names.advance(&entry.info.name, id, Progress::Settled);
+        self.publish();
+        self.when_recorded(Deferred::RemoveContainer(id.clone()));
+        Ok(())
     }
 
     pub(super) fn remove_container_now(&mut self, id: &ContainerId) {

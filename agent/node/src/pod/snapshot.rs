@@ -37,7 +37,8 @@ impl PodSnapshot {
         match self.state {
             SandboxState::Starting => None,
             SandboxState::Ready => Some(cri::PodSandboxState::SandboxReady),
-            SandboxState::NotReady
+            SandboxState::Silent
+            | SandboxState::NotReady
             | SandboxState::Stopping
             | SandboxState::Stopped
             | SandboxState::Removing => Some(cri::PodSandboxState::SandboxNotready),

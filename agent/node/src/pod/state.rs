@@ -7,6 +7,9 @@ pub(crate) enum SandboxState {
     Starting,
     /// Its agent runs and takes containers.
     Ready,
+    /// Its agent runs and has not said a word to this daemon yet, so what became of its containers is not known. It is ready
+    /// again as soon as the agent answers.
+    Silent,
     /// It cannot take containers and still holds resources: the agent is gone, or a stop failed.
     NotReady,
     /// Its resources are being given back.
@@ -26,6 +29,10 @@ pub(crate) enum SandboxEvent {
     UpFailed,
     /// The pod agent ended or cannot be reached any more.
     AgentLost,
+    /// An agent that an earlier daemon started does not answer.
+    AgentSilent,
+    /// It answers after all.
+    AgentHeard,
     StopAsked,
     StopDone,
     StopFailed,
@@ -51,8 +58,14 @@ impl SandboxState {
             (S::Starting, E::UpFailed) => Ok(S::NotReady),
             // Whoever brings it up finds out by itself.
             (S::Starting, E::AgentLost) => Ok(S::Starting),
-            (S::Ready | S::NotReady, E::AgentLost) => Ok(S::NotReady),
-            (S::Ready | S::NotReady | S::Stopping, E::StopAsked) => Ok(S::Stopping),
+            (S::Ready | S::Silent | S::NotReady, E::AgentLost) => Ok(S::NotReady),
+            (S::Ready | S::Silent, E::AgentSilent) => Ok(S::Silent),
+            (S::Ready | S::Silent, E::AgentHeard) => Ok(S::Ready),
+            // Its word comes too late to make a difference.
+            (S::NotReady | S::Stopping | S::Stopped | S::Removing, E::AgentSilent | E::AgentHeard) => {
+                Ok(self)
+            }
+            (S::Ready | S::Silent | S::NotReady | S::Stopping, E::StopAsked) => Ok(S::Stopping),
             (S::Stopping, E::AgentLost) => Ok(S::Stopping),
             (S::Stopping, E::StopDone) => Ok(S::Stopped),
             (S::Stopping, E::StopFailed) => Ok(S::NotReady),
@@ -69,7 +82,7 @@ impl SandboxState {
         match self {
             Self::Starting => "starting",
             Self::Ready => "ready",
-            Self::NotReady => "not ready",
+            Self::Silent | Self::NotReady => "not ready",
             Self::Stopping => "stopping",
             Self::Stopped => "stopped",
             Self::Removing => "being removed",
@@ -82,6 +95,7 @@ impl SandboxEvent {
         match self {
             Self::Up | Self::UpFailed => "brought up",
             Self::AgentLost => "left by its agent",
+            Self::AgentSilent | Self::AgentHeard => "taken over",
             Self::StopAsked | Self::StopDone | Self::StopFailed => "stopped",
             Self::RemoveAsked | Self::RemoveFailed => "removed",
         }
@@ -91,24 +105,33 @@ impl SandboxEvent {
 #[cfg(test)]
 mod tests {
     use super::SandboxEvent::{
-        AgentLost, RemoveAsked, RemoveFailed, StopAsked, StopDone, StopFailed, Up, UpFailed,
+        AgentHeard, AgentLost, AgentSilent, RemoveAsked, RemoveFailed, StopAsked, StopDone, StopFailed, Up,
+        UpFailed,
     };
-    use super::SandboxState::{NotReady, Ready, Removing, Starting, Stopped, Stopping};
+    use super::SandboxState::{NotReady, Ready, Removing, Silent, Starting, Stopped, Stopping};
 
+    /// Every pair: rows are states, columns events.
     #[test]
     fn every_pair_of_state_and_event() {
         let no = None;
-        let events = [Up, UpFailed, AgentLost, StopAsked, StopDone, StopFailed, RemoveAsked, RemoveFailed];
+        let bringing_up = [Up, UpFailed];
+        let agent = [AgentLost, AgentSilent, AgentHeard];
+        let stop = [StopAsked, StopDone, StopFailed];
+        let removal = [RemoveAsked, RemoveFailed];
+        #[rustfmt::skip]
         let table = [
-            (Starting, [Some(Ready), Some(NotReady), Some(Starting), no, no, no, no, no]),
-            (Ready, [no, no, Some(NotReady), Some(Stopping), no, no, no, no]),
-            (NotReady, [no, no, Some(NotReady), Some(Stopping), no, no, no, no]),
-            (Stopping, [no, no, Some(Stopping), Some(Stopping), Some(Stopped), Some(NotReady), no, no]),
-            (Stopped, [no, no, Some(Stopped), Some(Stopped), no, no, Some(Removing), no]),
-            (Removing, [no, no, Some(Removing), Some(Removing), no, no, Some(Removing), Some(Stopped)]),
+            (Starting, [Some(Ready), Some(NotReady)], [Some(Starting), no, no], [no, no, no], [no, no]),
+            (Ready, [no, no], [Some(NotReady), Some(Silent), Some(Ready)], [Some(Stopping), no, no], [no, no]),
+            (Silent, [no, no], [Some(NotReady), Some(Silent), Some(Ready)], [Some(Stopping), no, no], [no, no]),
+            (NotReady, [no, no], [Some(NotReady), Some(NotReady), Some(NotReady)], [Some(Stopping), no, no], [no, no]),
+            (Stopping, [no, no], [Some(Stopping), Some(Stopping), Some(Stopping)], [Some(Stopping), Some(Stopped), Some(NotReady)], [no, no]),
+            (Stopped, [no, no], [Some(Stopped), Some(Stopped), Some(Stopped)], [Some(Stopped), no, no], [Some(Removing), no]),
+            (Removing, [no, no], [Some(Removing), Some(Removing), Some(Removing)], [Some(Removing), no, no], [Some(Removing), Some(Stopped)]),
         ];
-        for (state, row) in table {
-            for (event, after) in events.into_iter().zip(row) {
+        for (state, on_bringing_up, on_agent, on_stop, on_removal) in table {
+            let events = bringing_up.into_iter().chain(agent).chain(stop).chain(removal);
+            let after = on_bringing_up.into_iter().chain(on_agent).chain(on_stop).chain(on_removal);
+            for (event, after) in events.zip(after) {
                 assert_eq!(state.on(event).ok(), after, "{state:?} on {event:?}");
             }
         }

@@ -15,6 +15,7 @@ use super::containers::Entry;
 use super::remove::{RemovePodError, remove_pod};
 use super::state::{Refused, SandboxEvent, SandboxState};
 use super::teardown::{HeldAgent, Holdings, TearDownError, tear_down};
+use super::unheard::{Unheard, Word};
 use super::{PodHandle, PodInfo, PodSnapshot, RunningAgent, network, watch as news};
 use crate::container::{ContainerState, Exit};
 use crate::names::{ContainerName, Names, Progress};
@@ -41,6 +42,7 @@ pub(crate) struct Restored {
     pub(crate) ips: Vec<IpAddr>,
     pub(crate) delivered: bool,
     pub(crate) agent: Option<RunningAgent>,
+    pub(crate) word: Word,
     pub(crate) containers: Vec<RestoredContainer>,
 }
 
@@ -62,6 +64,8 @@ pub(super) struct PodTask {
     pub(super) agent: Option<RunningAgent>,
     /// Passes on the agent's news until the agent has ended.
     news: Option<JoinHandle<()>>,
+    /// Until the first word of an agent that an earlier daemon started.
+    pub(super) unheard: Option<Unheard>,
     delivered: bool,
     pub(super) containers: BTreeMap<ContainerId, Entry>,
     pub(super) names: Names<ContainerName, ContainerId>,
@@ -97,6 +101,7 @@ pub(crate) fn new_pod(info: Arc<PodInfo>) -> (PodHandle, Unborn) {
         ips: Vec::new(),
         delivered: false,
         agent: None,
+        word: Word::Heard,
         containers: Vec::new(),
     };
     restored_pod(restored)
@@ -138,6 +143,8 @@ pub(crate) fn spawn(node: Arc<Node>, unborn: Unborn) {
         ips: pod.ips,
         agent: pod.agent,
         news: None,
+        unheard: (pod.word == Word::Awaited)
+            .then(|| Unheard::new(Instant::now(), pod.containers.iter().map(|c| c.snapshot.info.id.clone()))),
         delivered: pod.delivered,
         containers: BTreeMap::new(),
         names: Names::default(),
@@ -167,11 +174,13 @@ pub(crate) fn spawn(node: Arc<Node>, unborn: Unborn) {
 impl PodTask {
     async fn run(mut self) {
         loop {
-            let due = self.next_deadline();
+            let due = self.next_deadline().into_iter().chain(self.unheard.as_ref().and_then(|u| u.until)).min();
             let message = tokio::select! {
                 message = self.messages.recv() => message,
                 () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
-                    self.on_deadline(Instant::now());
+                    let now = Instant::now();
+                    self.on_deadline(now);
+                    self.on_silence(now);
                     continue;
                 }
             };
@@ -230,6 +239,7 @@ impl PodTask {
     fn on_news(&mut self, news: News) -> Next {
         match news {
             News::Container(state) => self.on_container_news(state),
+            News::Synced(known) => self.on_synced(&known),
             News::Lost(how) => self.on_agent_lost(&how),
         }
         Next::Continue
@@ -360,7 +370,7 @@ impl PodTask {
         }
         self.remove_waiters.push(reply);
         match self.state {
-            SandboxState::Ready | SandboxState::NotReady => self.begin_stop(),
+            SandboxState::Ready | SandboxState::Silent | SandboxState::NotReady => self.begin_stop(),
             SandboxState::Stopped => self.remove_if_wanted(),
             SandboxState::Starting | SandboxState::Stopping | SandboxState::Removing => {}
         }
@@ -433,7 +443,7 @@ impl PodTask {
     }
 
     /// Moves the sandbox on; an event that does not fit was let through by a mistake of ours and changes nothing.
-    fn move_on(&mut self, event: SandboxEvent) {
+    pub(super) fn move_on(&mut self, event: SandboxEvent) {
         match self.state.on(event) {
             Ok(state) => self.state = state,
             Err(refused) => tracing::warn!(sandbox = %self.info.id, %refused, "ignored"),

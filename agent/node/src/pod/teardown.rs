@@ -17,6 +17,8 @@ use crate::node::Node;
 
 /// After its answer to ShutDown, or after a kill, an agent is gone within this.
 const AGENT_END: Duration = Duration::from_secs(3);
+/// For an agent that nobody knows the pid of to end by itself, before it is killed with its leaf.
+const UNKNOWN_END: Duration = Duration::from_secs(2);
 /// For the last news of the agent to be taken in.
 const NEWS_END: Duration = Duration::from_secs(1);
 /// For the processes of a leaf to be gone after they were killed.
@@ -117,7 +119,8 @@ async fn end_agent(agent: HeldAgent, state_dir: &std::path::Path) -> Vec<Fault> 
         HeldAgent::None => Vec::new(),
         HeldAgent::Unknown => {
             // Refused at once when nobody listens.
-            let _ = AgentClient::new(state_dir.to_owned()).shut_down().await;
+            let asked = AgentClient::new(state_dir.to_owned());
+            let _ = tokio::time::timeout(UNKNOWN_END, asked.shut_down()).await;
             Vec::new()
         }
         HeldAgent::Running(agent, news) => {

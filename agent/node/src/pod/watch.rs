@@ -1,7 +1,9 @@
 //! Follows the news of a pod's agent, for as long as the agent lives.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use hartpod_proto::ContainerId;
 use hartpod_proto::pod::v1 as pod;
 use hartpod_proto::pod::v1::watch_response::Change;
 use tokio::sync::mpsc;
@@ -40,11 +42,17 @@ pub(super) fn follow(agent: RunningAgent, to: mpsc::UnboundedSender<Message>) ->
 
 /// Until the stream ends.
 async fn pass_on(stream: &mut Streaming<pod::WatchResponse>, to: &mpsc::UnboundedSender<Message>) {
+    let mut known = BTreeSet::new();
     while let Ok(Some(news)) = stream.message().await {
         match news.change {
-            Some(Change::Container(state)) => tell(to, News::Container(state)),
+            Some(Change::Container(state)) => {
+                known.extend(state.container_id.parse::<ContainerId>());
+                tell(to, News::Container(state));
+            }
+            // Once per stream.
+            Some(Change::Synced(_)) => tell(to, News::Synced(std::mem::take(&mut known))),
             // A container is removed only when this side asks for it.
-            Some(Change::Removed(_) | Change::Synced(_)) | None => {}
+            Some(Change::Removed(_)) | None => {}
         }
     }
 }

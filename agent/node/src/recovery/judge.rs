@@ -3,7 +3,7 @@
 use hartpod_proto::pod::v1 as agent;
 
 use crate::container::{ContainerState, Exit};
-use crate::pod::SandboxState;
+use crate::pod::{SandboxState, Word};
 use crate::records::{ContainerRecord, PodRecord, PodStage};
 
 /// What was found of a pod.
@@ -22,7 +22,7 @@ pub(super) enum PodVerdict {
     Undo,
     /// Its agent runs and tells.
     Adopt,
-    /// Its agent runs and does not tell.
+    /// Its agent runs and has not told yet: until it does, the pod is what its records say.
     Mute,
     /// Its agent is gone; something else of it may run.
     Lost,
@@ -34,17 +34,21 @@ pub(super) enum PodVerdict {
 impl PodVerdict {
     pub(super) fn state(self) -> SandboxState {
         match self {
-            Self::Adopt => SandboxState::Ready,
-            Self::Undo | Self::Mute | Self::Lost | Self::Rebooted => SandboxState::NotReady,
+            Self::Adopt | Self::Mute => SandboxState::Ready,
+            Self::Undo | Self::Lost | Self::Rebooted => SandboxState::NotReady,
             Self::Stopped => SandboxState::Stopped,
         }
+    }
+
+    /// Whether its agent has told.
+    pub(super) fn word(self) -> Word {
+        if self == Self::Mute { Word::Awaited } else { Word::Heard }
     }
 
     /// Why it is not ready.
     pub(super) fn reason(self) -> &'static str {
         match self {
-            Self::Adopt | Self::Stopped | Self::Undo => "",
-            Self::Mute => "the pod's agent does not answer",
+            Self::Adopt | Self::Mute | Self::Stopped | Self::Undo => "",
             Self::Lost => "the pod's agent ended while hartpod was not running",
             Self::Rebooted => "the node was restarted",
         }
@@ -175,10 +179,11 @@ mod tests {
     }
 
     #[test]
-    fn only_an_adopted_pod_is_ready() {
+    fn a_pod_is_ready_when_its_agent_runs() {
         use PodVerdict::{Adopt, Lost, Mute, Rebooted, Stopped, Undo};
         for verdict in [Adopt, Lost, Mute, Rebooted, Stopped, Undo] {
-            assert_eq!(verdict.state() == SandboxState::Ready, verdict == Adopt, "{verdict:?}");
+            let ready = matches!(verdict, Adopt | Mute);
+            assert_eq!(verdict.state() == SandboxState::Ready, ready, "{verdict:?}");
         }
     }
 
@@ -198,6 +203,14 @@ mod tests {
             panic!("no exit");
         };
         assert_eq!((state, exit.code, exit.finished_at), (ContainerState::Exited, 3, 7));
+    }
+
+    #[test]
+    fn while_the_agent_is_silent_a_container_is_what_its_record_says() {
+        for (started_at, state) in [(0, ContainerState::Created), (5, ContainerState::Running)] {
+            let record = container_record(true, started_at, None);
+            assert_eq!(container(&record, PodVerdict::Mute, None), ContainerVerdict::Keep(state, None));
+        }
     }
 
     #[test]
