@@ -1,7 +1,7 @@
 //! Making a container: its stdio, its log writer, and its process up to the gate.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use hartpod_container::cgroup::Leaf;
@@ -11,9 +11,9 @@ use hartpod_container::{
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::Interest;
 
-use super::log::{Log, Opening};
+use super::log::{Log, LogSource};
 use crate::children::{Children, Starting};
-use crate::log_writer::{LogError, LogPlace, Sources};
+use crate::log_writer::{LogError, LogPlace, Opening};
 use crate::request::{ContainerPlan, PidPlan};
 use crate::sys::Watched;
 
@@ -84,18 +84,15 @@ pub(crate) async fn create(
     // From here on a child may exist whose end must not be taken for an orphan's.
     let starting = workshop.children.starting();
     let streams = Streams::make(&plan, &workshop.null).map_err(CreateError::stdio)?;
-    let started = streams.outputs.as_ref().zip(plan.log.as_ref()).map(|((stdout, stderr), place)| {
-        let sources = Sources { stdout: Some(stdout.as_fd()), stderr: Some(stderr.as_fd()) };
-        start_log(&workshop, sources, Some(place))
-    });
-    // The writer has its own copies: what is left of ours would keep the container from seeing its death.
-    drop(streams.outputs);
-    let (log, opening) = started.transpose()?.unzip();
     let place = plan.log.clone();
+    let started = streams
+        .outputs
+        .map(|(stdout, stderr)| start_log(&workshop, (Some(stdout), Some(stderr)), place.clone()));
+    let (log, opening) = started.transpose()?.unzip();
     match launch(&workshop, plan, streams.stdio, target, opening).await {
         Ok(created) => {
             let log = match (log, &created.console) {
-                (None, Some(console)) => Some(log_console(&workshop, console, place.as_ref()).await?),
+                (None, Some(console)) => Some(log_console(&workshop, console, place).await?),
                 (log, _) => log,
             };
             Ok(Made { created, log, stdin: streams.stdin, _starting: starting })
@@ -112,10 +109,11 @@ pub(crate) async fn create(
 
 fn start_log(
     workshop: &Workshop,
-    sources: Sources<'_>,
-    place: Option<&LogPlace>,
+    (stdout, stderr): (Option<OwnedFd>, Option<OwnedFd>),
+    place: Option<LogPlace>,
 ) -> Result<(Log, Opening), CreateError> {
-    Log::start(workshop.pod.host(), &workshop.children, sources, place)
+    let (pod, children) = (Arc::clone(&workshop.pod), workshop.children.clone());
+    Log::start(LogSource { pod, children, stdout, stderr, place })
         .map_err(|error| CreateError::LogWriter(error.into()))
 }
 
@@ -123,9 +121,10 @@ fn start_log(
 async fn log_console(
     workshop: &Workshop,
     console: &OwnedFd,
-    place: Option<&LogPlace>,
+    place: Option<LogPlace>,
 ) -> Result<Log, CreateError> {
-    let (log, opening) = start_log(workshop, Sources { stdout: Some(console.as_fd()), stderr: None }, place)?;
+    let console = console.try_clone().map_err(CreateError::stdio)?;
+    let (log, opening) = start_log(workshop, (Some(console), None), place)?;
     opened(Some(opening)).await?;
     Ok(log)
 }

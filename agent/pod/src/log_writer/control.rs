@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 /// A writer that has not answered by then sits on a disk that hangs. More than the time that it waits for lines to end, less than
 /// the 10 seconds that the node agent waits for this call.
-const ANSWER_WAIT: Duration = Duration::from_secs(8);
+pub(crate) const ANSWER_WAIT: Duration = Duration::from_secs(8);
 
 /// Reopens that may wait behind one another; each of them is a call of the node agent.
 const QUEUE: usize = 8;
@@ -95,6 +95,9 @@ pub(crate) fn report_failure(mut control: &StdUnixStream, step: Step, error: &io
 
 type Answer = oneshot::Sender<Result<(), LogError>>;
 
+/// How the opening of a log went, once that is known.
+pub(crate) type Opening = oneshot::Receiver<Result<(), LogError>>;
+
 /// The agent's end of a log writer. The writer lives on when this is dropped, until its streams end.
 #[derive(Debug, Clone)]
 pub(crate) struct LogHandle {
@@ -103,7 +106,7 @@ pub(crate) struct LogHandle {
 
 impl LogHandle {
     /// Takes the agent's end of the socket; the second value tells how the opening of the log went.
-    pub(crate) fn new(control: StdUnixStream) -> io::Result<(Self, oneshot::Receiver<Result<(), LogError>>)> {
+    pub(crate) fn new(control: StdUnixStream) -> io::Result<(Self, Opening)> {
         control.set_nonblocking(true)?;
         let control = UnixStream::from_std(control)?;
         let (opened, opening) = oneshot::channel();

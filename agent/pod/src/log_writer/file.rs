@@ -77,8 +77,9 @@ impl LogPlace {
             }
             at = fs::openat2(&at, name, folder, Mode::empty(), BENEATH)?;
         }
-        // A fifo would block the open, and then the reader would see half of the log: refused before and after.
-        let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        // A fifo is not waited for, and refused below: its reader would see half of the log.
+        // Read, too: to see whether the last writer was killed within a line.
+        let flags = OFlags::RDWR | OFlags::APPEND | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let opened = fs::openat2(&at, file, flags | OFlags::CLOEXEC | OFlags::NOCTTY, FILE_MODE, BENEATH)?;
         if FileType::from_raw_mode(fs::fstat(&opened)?.st_mode) != FileType::RegularFile {
             return Err(Errno::INVAL);
@@ -99,8 +100,15 @@ pub(crate) struct LogFile {
 }
 
 impl LogFile {
-    pub(crate) fn new(file: Option<OwnedFd>) -> Self {
+    #[cfg(test)]
+    fn new(file: Option<OwnedFd>) -> Self {
         Self { file, torn: false, dropped: 0 }
+    }
+
+    /// A file that another writer may have written before, and left within a line when it was killed.
+    pub(crate) fn opened(file: Option<OwnedFd>) -> Self {
+        let torn = file.as_ref().is_some_and(|file| ends_within_a_line(file).unwrap_or(false));
+        Self { file, torn, dropped: 0 }
     }
 
     /// Appends whole log lines in one write, as far as the disk takes them.
@@ -137,6 +145,14 @@ impl LogFile {
     fn dropped(&self) -> u64 {
         self.dropped
     }
+}
+
+fn ends_within_a_line(file: &OwnedFd) -> Result<bool, Errno> {
+    let Some(last) = u64::try_from(fs::fstat(file)?.st_size).ok().and_then(|size| size.checked_sub(1)) else {
+        return Ok(false);
+    };
+    let mut byte = [0];
+    Ok(rustix::io::pread(file, &mut byte, last)? == 1 && byte != *b"\n")
 }
 
 /// Writes all of `bytes`; on failure says how many went out before.
@@ -186,6 +202,17 @@ mod tests {
     }
 
     #[test]
+    fn a_line_that_a_killed_writer_left_unfinished_is_ended_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = place(dir.path(), "0.log");
+        for (before, after) in [("", "next\n"), ("whole\n", "whole\nnext\n"), ("to", "to\nnext\n")] {
+            stdfs::write(dir.path().join("0.log"), before).unwrap();
+            LogFile::opened(Some(log.open_blocking().unwrap())).append_blocking(b"next\n");
+            assert_eq!(stdfs::read_to_string(dir.path().join("0.log")).unwrap(), after);
+        }
+    }
+
+    #[test]
     fn links_and_odd_files_are_not_followed() {
         let dir = tempfile::tempdir().unwrap();
         let outside = tempfile::tempdir().unwrap();
@@ -203,7 +230,7 @@ mod tests {
         assert_eq!(place(dir.path(), "folder/0.log").open_blocking().unwrap_err(), Errno::LOOP);
         assert_eq!(place(dir.path(), "0.log").open_blocking().unwrap_err(), Errno::LOOP);
         assert_eq!(place(dir.path(), "1.log").open_blocking().unwrap_err(), Errno::ISDIR);
-        assert_eq!(place(dir.path(), "2.log").open_blocking().unwrap_err(), Errno::NXIO);
+        assert_eq!(place(dir.path(), "2.log").open_blocking().unwrap_err(), Errno::INVAL);
         assert_eq!(stdfs::read_dir(outside.path()).unwrap().count(), 0);
     }
 

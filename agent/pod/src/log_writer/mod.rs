@@ -15,7 +15,7 @@ mod role;
 mod stamp;
 mod writer;
 
-pub(crate) use control::{LogError, LogHandle};
+pub(crate) use control::{ANSWER_WAIT, LogError, LogHandle, Opening};
 pub(crate) use file::{InvalidPlace, LogPlace};
 pub(crate) use role::{NAME, become_log_writer, main};
 pub(crate) use writer::Sources;

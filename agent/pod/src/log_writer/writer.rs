@@ -53,7 +53,7 @@ pub(crate) fn write_logs(sources: Sources<'_>, place: Option<&LogPlace>, control
         ],
         batch: Batch { bytes: batch, used: 0 },
         buffers_used: false,
-        current: LogFile::new(opened),
+        current: LogFile::opened(opened),
         previous: None,
         place,
         control: Some(control),

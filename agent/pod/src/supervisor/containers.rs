@@ -227,16 +227,18 @@ impl Supervisor {
         let Some(container) = self.containers.get_mut(id) else { return };
         container.init = Init::None;
         let leaf = container.leaf.clone();
-        let log_ended = container.log.as_ref().map(container::Log::ended);
+        let log = container.log.as_ref().map(container::Log::watch);
         container.console = None;
         let (newsdesk, about) = (self.newsdesk.clone(), container.about());
         tokio::spawn(async move {
+            let mut watch = log.clone();
             let log_ended = async {
-                if let Some(ended) = log_ended {
-                    ended.await;
+                if let Some(log) = &mut watch {
+                    log.ended().await;
                 }
             };
-            let odd = container::settle(&leaf, log_ended).await;
+            let mut odd = container::settle(&leaf, log_ended).await;
+            odd.extend(log.and_then(|log| log.trouble()));
             newsdesk.tell(about, Happened::Settled(odd));
         });
     }
@@ -287,9 +289,9 @@ impl Supervisor {
         };
         // A container without a log has nothing to reopen.
         let Some(log) = &container.log else { return drop(reply.send(Ok(ReopenLogResponse {}))) };
-        let (handle, id) = (log.handle.clone(), id.clone());
+        let (log, id) = (log.watch(), id.clone());
         tokio::spawn(async move {
-            let outcome = handle.reopen().await.map(|()| ReopenLogResponse {});
+            let outcome = log.reopen().await.map(|()| ReopenLogResponse {});
             let _ = reply.send(outcome.map_err(|error| CallError::Reopen { id, source: Arc::new(error) }));
         });
     }

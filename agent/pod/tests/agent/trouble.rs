@@ -56,6 +56,38 @@ async fn a_log_that_hangs_holds_up_its_own_container_only() {
 }
 
 #[tokio::test]
+async fn a_log_writer_that_is_killed_is_replaced_and_the_container_runs_on() {
+    let mut agent = Agent::with_pod(|_| {}).await;
+    let request = agent.shell(1, "echo up; sleep 1000");
+    agent.run(request).await.unwrap();
+    eventually(|| agent.log(1) == ["stdout F up"]).await;
+    // What it has not taken is there for the next one.
+    let first = log_writer(&agent);
+    kill_process(first, Signal::STOP).unwrap();
+    agent.exec(1, "echo one >/proc/1/fd/1; echo two >/proc/1/fd/2", "").await;
+    kill_process(first, Signal::KILL).unwrap();
+    eventually(|| agent.log(1).len() == 3).await;
+    let mut log = agent.log(1);
+    log.sort_unstable();
+    assert_eq!(log, ["stderr F two", "stdout F one", "stdout F up"]);
+    // A reopen that finds it dead is met by the next one.
+    kill_process(log_writer(&agent), Signal::KILL).unwrap();
+    let (current, old) = (agent.path("logs/c/1.log"), agent.path("logs/c/1.log.old"));
+    fs::rename(&current, &old).unwrap();
+    let request = ReopenLogRequest { container_id: id(1).to_string() };
+    agent.client.reopen_log(request).await.unwrap();
+    agent.exec(1, "echo three >/proc/1/fd/1", "").await;
+    eventually(|| current.exists() && agent.log(1) == ["stdout F three"]).await;
+
+    kill(&mut agent, 1).await;
+    let end = agent.until(1, exited).await;
+    assert_eq!(end.exit_code, 137);
+    assert_eq!(end.message, "its log writer died 2 times and was replaced: output may be missing");
+    agent.remove(1).await.unwrap();
+    eventually(|| children(&agent).is_empty()).await;
+}
+
+#[tokio::test]
 async fn a_reopen_of_a_log_that_hangs_is_given_up() {
     let mut agent = Agent::with_pod(|_| {}).await;
     let request = agent.shell(1, "sleep 1000");
