@@ -1,5 +1,7 @@
 //! Requests that make no sense: a clear error each, and nothing left behind.
 
+use std::fs;
+
 use anyhow::Result;
 use hartpod_tests::{Lab, Pod, Refused, cri, tests, world};
 use tonic::Code;
@@ -19,6 +21,7 @@ tests![
     a_mount_on_a_path_that_climbs_stays_inside,
     a_user_that_does_not_exist_is_told,
     a_cgroup_parent_that_climbs_is_refused,
+    what_the_node_cannot_give_is_the_requests_fault,
     calls_of_later_versions_are_unimplemented,
 ];
 
@@ -286,6 +289,30 @@ async fn a_cgroup_parent_that_climbs_is_refused(lab: &Lab) -> Result<()> {
     }
     assert!(node.client().pods().await?.is_empty());
     Ok(())
+}
+
+async fn what_the_node_cannot_give_is_the_requests_fault(lab: &Lab) -> Result<()> {
+    let node = lab.node().await?;
+    let pod = node.pod("web").run().await?;
+    let before = lab.look(&node)?;
+    let cpus = pod.container("main").idle().with_resources(|r| r.cpuset_cpus = "0-999".into());
+    let status = cpus.create().await.refused("CPUs that the node does not have")?;
+    assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+    let file = lab.dir().join("file");
+    fs::write(&file, "")?;
+    // By hand: the kit makes the folder.
+    let logs = cri::PodSandboxConfig { log_directory: file.display().to_string(), ..node.pod("logs").config };
+    let status = node.client().run_pod_sandbox(logs, "").await.refused("a file for a folder")?;
+    assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+    let status = node.pod("ports").port(18083, 80).port(18083, 81).run().await.refused("one port for two")?;
+    assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+    let long = |c: &mut cri::PodSandboxConfig| {
+        let sysctls = &mut c.linux.get_or_insert_default().sysctls;
+        sysctls.insert("net.ipv4.ip_local_port_range".into(), "7".repeat(5000));
+    };
+    let status = node.pod("sysctl").with(long).run().await.refused("a port range of 5000 digits")?;
+    assert!(status.message().contains("ip_local_port_range") && status.message().len() < 500, "{status:?}");
+    world::must_return_to(&before, || lab.look(&node)).await
 }
 
 async fn calls_of_later_versions_are_unimplemented(lab: &Lab) -> Result<()> {

@@ -80,10 +80,11 @@ impl Coded for AgentError {
                 | Code::DeadlineExceeded
                 | Code::Unimplemented => *code,
                 Code::NotFound | Code::OutOfRange => Code::InvalidArgument,
+                // It was removed meanwhile, at somebody's request: no fault of the node.
+                Code::Aborted => Code::FailedPrecondition,
                 Code::Ok
                 | Code::Cancelled
                 | Code::Unknown
-                | Code::Aborted
                 | Code::Internal
                 | Code::Unavailable
                 | Code::DataLoss
@@ -114,6 +115,7 @@ impl Coded for RunError {
             Self::Network { source, .. } => cni(source),
             Self::SetUp(source) => source.code(),
             Self::Left { error, .. } => error.code(),
+            Self::Files { source, .. } if source.is_the_requests_fault() => Code::InvalidArgument,
             Self::Record { .. }
             | Self::StateDir { .. }
             | Self::Files { .. }
@@ -287,6 +289,7 @@ mod tests {
             (Box::new(StartError::Agent(answered(Code::NotFound))), Code::InvalidArgument),
             (Box::new(answered(Code::Internal)), Code::Internal),
             (Box::new(answered(Code::Unknown)), Code::Internal),
+            (Box::new(StartError::Agent(answered(Code::Aborted))), Code::FailedPrecondition),
             (Box::new(AgentError::Unreachable { call: "x", why: "y".into() }), Code::Unavailable),
             (Box::new(CreateError::NoImage { reference: "x".into() }), Code::NotFound),
             (Box::new(Busy::BeingRemoved { image: "i".into() }), Code::FailedPrecondition),

@@ -78,6 +78,7 @@ fn launch_code(error: &LaunchError) -> Code {
         | LaunchError::CgroupName(_)
         | LaunchError::Limit(_)
         | LaunchError::Seccomp(_) => Code::InvalidArgument,
+        LaunchError::Cgroup(error) if error.refuses_value() => Code::InvalidArgument,
         LaunchError::Cgroup(_) | LaunchError::Died | LaunchError::Garbled | LaunchError::Agent { .. } => {
             Code::Internal
         }
@@ -110,6 +111,7 @@ fn log_code(error: &LogError) -> Code {
 mod tests {
     use std::sync::Arc;
 
+    use hartpod_container::cgroup::CgroupError;
     use hartpod_proto::ContainerId;
 
     use super::*;
@@ -145,6 +147,11 @@ mod tests {
         let mount = |errno| launch(Failure::MountPoint { destination: "/etc".into(), errno });
         let folder =
             |errno| launch(Failure::Path { what: "working directory".into(), path: "/x".into(), errno });
+        let cpuset = |errno| {
+            let source = std::io::Error::from_raw_os_error(errno);
+            let (file, value) = ("/c/cpuset.cpus".into(), "0-999".to_owned());
+            CreateError::Launch(LaunchError::Cgroup(CgroupError::Write { file, value, source }))
+        };
         for (error, code) in [
             (log(Errno::LOOP), Code::InvalidArgument),
             (log(Errno::ISDIR), Code::InvalidArgument),
@@ -155,6 +162,9 @@ mod tests {
             (mount(Errno::PERM), Code::Internal),
             (folder(Errno::NOTDIR), Code::InvalidArgument),
             (folder(Errno::ACCES), Code::Internal),
+            (cpuset(libc::ERANGE), Code::InvalidArgument),
+            (cpuset(libc::EACCES), Code::InvalidArgument),
+            (cpuset(libc::ENOSPC), Code::Internal),
             (CreateError::OutOfMemory, Code::ResourceExhausted),
         ] {
             assert_eq!(create_code(&error), code, "{error:?}");

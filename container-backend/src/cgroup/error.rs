@@ -66,6 +66,21 @@ pub enum CgroupError {
     TooDeep { dir: PathBuf, limit: usize },
 }
 
+impl CgroupError {
+    /// The kernel refused a value as such: CPUs that the node (or the pod) does not have, a number out of range.
+    #[must_use]
+    pub fn refuses_value(&self) -> bool {
+        let Self::Write { file, source, .. } = self else { return false };
+        let is_cpuset = file.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"cpuset."));
+        match source.raw_os_error() {
+            Some(libc::EINVAL | libc::ERANGE) => true,
+            // What cgroup v1 says of CPUs that are not the parent's.
+            Some(libc::EACCES) => is_cpuset,
+            _ => false,
+        }
+    }
+}
+
 struct Pids<'a>(&'a [String]);
 
 impl fmt::Display for Pids<'_> {

@@ -28,11 +28,20 @@ pub(super) fn set_all(setup: &PodSetup) -> Result<(), SetUpError> {
         let file = PathBuf::from("/proc/sys").join(&path);
         fs::write(file, value).map_err(|source| SetUpError::Sysctl {
             key: key.clone(),
-            value: value.clone(),
+            value: shown(value),
             source,
         })?;
     }
     Ok(())
+}
+
+/// A value as an error repeats it: it is the request's, and may be of any length.
+fn shown(value: &str) -> String {
+    const MOST: usize = 64;
+    match value.char_indices().nth(MOST) {
+        Some((at, _)) => format!("{}.. ({} bytes)", &value[..at], value.len()),
+        None => value.to_owned(),
+    }
 }
 
 /// As sysctl(8) reads names: the first separator decides what separates; the other one stands for itself, so that both
@@ -77,6 +86,12 @@ mod tests {
             shm_size: 0,
             sysctls: std::collections::BTreeMap::new(),
         }
+    }
+
+    #[test]
+    fn an_error_does_not_repeat_a_value_of_any_length() {
+        assert_eq!(shown("1 2 3"), "1 2 3");
+        assert_eq!(shown(&"\u{e9}".repeat(2500)), format!("{}.. (5000 bytes)", "\u{e9}".repeat(64)));
     }
 
     #[test]

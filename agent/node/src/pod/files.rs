@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use hartpod_proto::cri::v1 as cri;
+use rustix::io::Errno;
 
 use super::info::uses_host_network;
 use crate::spec::pod_hostname;
@@ -20,6 +21,19 @@ pub(crate) struct FileError {
     path: PathBuf,
     #[source]
     source: io::Error,
+}
+
+/// What is tried with the folder of the pod's logs, the only one that the request names.
+const MAKE_LOG_FOLDER: &str = "make the log folder";
+
+impl FileError {
+    /// The request names a folder that cannot be one: there is a file, a loop of links, a name that is too long.
+    pub(crate) fn is_the_requests_fault(&self) -> bool {
+        let errno = Errno::from_io_error(&self.source);
+        let impossible =
+            matches!(errno, Some(Errno::EXIST | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG));
+        self.what == MAKE_LOG_FOLDER && impossible
+    }
 }
 
 fn fail(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileError {
@@ -65,7 +79,7 @@ pub(super) fn make_log_dir_blocking(config: &cri::PodSandboxConfig) -> Result<()
         return Ok(());
     }
     let path = Path::new(&config.log_directory);
-    std::fs::create_dir_all(path).map_err(fail("make the log folder", path))
+    std::fs::create_dir_all(path).map_err(fail(MAKE_LOG_FOLDER, path))
 }
 
 fn read_or_empty(path: &Path) -> Result<Vec<u8>, FileError> {
@@ -129,6 +143,22 @@ mod tests {
         let text = hosts("web-0", &["10.1.2.3".parse().unwrap(), "fd00::3".parse().unwrap()]);
         assert!(text.ends_with("10.1.2.3\tweb-0\nfd00::3\tweb-0\n"), "{text}");
         assert!(text.starts_with("127.0.0.1\tlocalhost\n"));
+    }
+
+    #[test]
+    fn a_log_folder_that_cannot_be_one_is_the_requests_fault() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let make = |path: PathBuf| {
+            let log_directory = path.to_str().unwrap().to_owned();
+            make_log_dir_blocking(&cri::PodSandboxConfig { log_directory, ..Default::default() })
+        };
+        for bad in [file.clone(), file.join("logs"), dir.path().join("x".repeat(300))] {
+            let error = make(bad).unwrap_err();
+            assert!(error.is_the_requests_fault(), "{error:?}");
+        }
+        make(dir.path().join("a/b")).unwrap();
     }
 
     #[test]

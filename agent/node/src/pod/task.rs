@@ -166,7 +166,7 @@ pub(crate) fn spawn(node: Arc<Node>, unborn: Unborn) {
         task.start(async move { Done::BringUp(bring_up(&node, &info).await) });
     }
     if let Some(agent) = task.agent.clone() {
-        task.news = Some(news::follow(agent, task.sender.clone()));
+        task.follow(agent);
     }
     tokio::spawn(task.run());
 }
@@ -174,7 +174,8 @@ pub(crate) fn spawn(node: Arc<Node>, unborn: Unborn) {
 impl PodTask {
     async fn run(mut self) {
         loop {
-            let due = self.next_deadline().into_iter().chain(self.unheard.as_ref().and_then(|u| u.until)).min();
+            let due =
+                self.next_deadline().into_iter().chain(self.unheard.as_ref().and_then(|u| u.until)).min();
             let message = tokio::select! {
                 message = self.messages.recv() => message,
                 () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
@@ -251,7 +252,7 @@ impl PodTask {
             Ok(up) => {
                 self.move_on(SandboxEvent::Up);
                 self.ips = up.ips;
-                self.news = Some(news::follow(up.agent.clone(), self.sender.clone()));
+                self.follow(up.agent.clone());
                 self.agent = Some(up.agent);
                 self.node.registry.advance(&self.info, Progress::Undelivered);
                 self.publish();
@@ -278,6 +279,11 @@ impl PodTask {
             let _ = waiter.send(Err(error.clone()));
         }
         next
+    }
+
+    fn follow(&mut self, agent: RunningAgent) {
+        let dir = self.node.layout.agent(&self.info.id);
+        self.news = Some(news::follow(agent, dir, self.sender.clone()));
     }
 
     fn on_stop(&mut self, reply: Reply<(), StopError>) {
@@ -418,14 +424,12 @@ impl PodTask {
     }
 
     fn on_agent_lost(&mut self, how: &str) {
-        let words = crate::backend::last_words_blocking(&self.node.layout.agent(&self.info.id));
         self.move_on(SandboxEvent::AgentLost);
         if self.state != SandboxState::NotReady {
             // Its end was wanted.
             return;
         }
-        let said = words.map(|w| format!(" (it last said: {w})")).unwrap_or_default();
-        self.reason = format!("the pod's agent is gone: {how}{said}");
+        self.reason = format!("the pod's agent is gone: {how}");
         tracing::error!(sandbox = %self.info.id, reason = self.reason, "sandbox not ready");
         self.agent = None;
         self.node.registry.advance(&self.info, Progress::Settled);

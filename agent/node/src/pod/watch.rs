@@ -1,6 +1,7 @@
 //! Follows the news of a pod's agent, for as long as the agent lives.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use hartpod_proto::ContainerId;
@@ -12,6 +13,7 @@ use tonic::Streaming;
 
 use super::RunningAgent;
 use super::command::{Message, News};
+use crate::backend::last_words_blocking;
 
 /// Between attempts to get a living agent to talk.
 const RETRY: Duration = Duration::from_millis(200);
@@ -19,7 +21,13 @@ const RETRY: Duration = Duration::from_millis(200);
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// Passes news on until the agent has ended; the loss itself is the last of them.
-pub(super) fn follow(agent: RunningAgent, to: mpsc::UnboundedSender<Message>) -> JoinHandle<()> {
+///
+/// `dir` is the agent's folder, with what it said outside of pod/v1.
+pub(super) fn follow(
+    agent: RunningAgent,
+    dir: PathBuf,
+    to: mpsc::UnboundedSender<Message>,
+) -> JoinHandle<()> {
     tokio::spawn(async move {
         let how = loop {
             if let Ok(mut stream) = agent.client.watch().await {
@@ -36,7 +44,9 @@ pub(super) fn follow(agent: RunningAgent, to: mpsc::UnboundedSender<Message>) ->
                 how = agent.process.ended() => break how,
             }
         };
-        tell(&to, News::Lost(how));
+        let words = tokio::task::spawn_blocking(move || last_words_blocking(&dir)).await;
+        let said = words.ok().flatten().map(|words| format!(" (it last said: {words})"));
+        tell(&to, News::Lost(how + &said.unwrap_or_default()));
     })
 }
 

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use hartpod_proto::{ContainerId, SandboxId};
@@ -12,6 +13,8 @@ use super::{ContainerRecord, POD_FILE, PodRecord, VERSION};
 
 /// Extension of the folder beside the records that holds those which were not understood.
 const ASIDE: &str = "bad";
+/// Files in it; the oldest go.
+pub(super) const ASIDE_MAX: usize = 32;
 
 /// A pod whose record was understood.
 #[derive(Debug)]
@@ -103,10 +106,28 @@ fn set_aside(records: &Path, path: &Path, error: &str) {
     let pod = short(path.parent().and_then(Path::file_name));
     let aside = folder.join(format!("{pod}-{}.json", short(path.file_stem())));
     let moved = std::fs::create_dir_all(&folder).and_then(|()| std::fs::rename(path, &aside));
+    forget_oldest(&folder);
     match moved {
         Err(e) => tracing::warn!(path = %path.display(), error, rename = %e, "unreadable record stays"),
         Ok(()) => {
             tracing::warn!(path = %path.display(), error, to = %aside.display(), "unreadable record set aside")
+        }
+    }
+}
+
+/// By the time of their last change, which setting them aside was.
+fn forget_oldest(folder: &Path) {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut files: Vec<_> = entries
+        .filter_map(|entry| {
+            let data = entry.metadata().ok()?;
+            Some(((data.ctime(), data.ctime_nsec()), entry.path()))
+        })
+        .collect();
+    files.sort_unstable();
+    for (_, path) in files.iter().take(files.len().saturating_sub(ASIDE_MAX)) {
+        if let Err(error) = std::fs::remove_file(path) {
+            tracing::warn!(path = %path.display(), %error, "an old unreadable record stays");
         }
     }
 }

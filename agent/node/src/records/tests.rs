@@ -126,3 +126,19 @@ fn removing_what_is_gone_succeeds() {
     }
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
+
+#[test]
+fn what_was_set_aside_does_not_pile_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let pods = dir.path().join("pods");
+    std::fs::create_dir(&pods).unwrap();
+    let (records, _) = open(&pods);
+    for _ in 0..load::ASIDE_MAX + 5 {
+        let pod = pod();
+        records.write_pod_blocking(&pod).unwrap();
+        std::fs::write(records.pod_dir(&pod.id).join(POD_FILE), "{").unwrap();
+    }
+    let (_, loaded) = open(&pods);
+    assert_eq!(loaded.lost_pods.len(), load::ASIDE_MAX + 5);
+    assert_eq!(std::fs::read_dir(dir.path().join("pods.bad")).unwrap().count(), load::ASIDE_MAX);
+}

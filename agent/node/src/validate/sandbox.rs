@@ -43,6 +43,7 @@ pub fn sandbox(config: &cri::PodSandboxConfig, handler: &str, handlers: &[&str])
     config.dns_config.as_ref().map_or(Ok(()), dns)?;
     for (index, mapping) in config.port_mappings.iter().enumerate() {
         port_mapping(index, mapping)?;
+        host_port_is_free(index, &config.port_mappings)?;
     }
     config.linux.as_ref().map_or(Ok(()), linux)
 }
@@ -113,6 +114,25 @@ fn port_mapping(index: usize, mapping: &cri::PortMapping) -> Checked {
         return Err(invalid(field("host_ip"), format!("{:?} is not an IP address", mapping.host_ip)));
     }
     Ok(())
+}
+
+/// Two containers of a pod behind one port of the node: only one of them would ever be reached.
+fn host_port_is_free(index: usize, mappings: &[cri::PortMapping]) -> Checked {
+    /// What a mapping without an address means.
+    const EVERY_ADDRESS: &str = "0.0.0.0";
+    let place = |m: &cri::PortMapping| {
+        let ip = if m.host_ip.is_empty() { EVERY_ADDRESS } else { &m.host_ip };
+        (m.host_port, m.protocol, ip.parse::<IpAddr>().ok())
+    };
+    let wanted = place(&mappings[index]);
+    let taken = mappings[..index].iter().position(|earlier| place(earlier) == wanted);
+    match taken {
+        Some(earlier) if mappings[index].host_port != 0 => Err(invalid(
+            format!("config.port_mappings[{index}].host_port"),
+            format!("{} is taken by config.port_mappings[{earlier}]", mappings[index].host_port),
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn linux(config: &cri::LinuxPodSandboxConfig) -> Checked {
@@ -192,6 +212,34 @@ mod tests {
         sandbox(&good(), "container", &["container"]).unwrap();
         let bare = cri::PodSandboxConfig { metadata: good().metadata, ..Default::default() };
         sandbox(&bare, "", &[]).unwrap();
+    }
+
+    #[test]
+    fn a_port_of_the_node_leads_to_one_place() {
+        let mapping = |host_port, host_ip: &str, protocol: cri::Protocol| cri::PortMapping {
+            host_port,
+            host_ip: host_ip.into(),
+            container_port: 80,
+            protocol: protocol.into(),
+        };
+        use cri::Protocol::{Tcp, Udp};
+        let with = |second| {
+            let mut config = good();
+            config.port_mappings = vec![mapping(0, "", Tcp), mapping(8080, "", Tcp), second];
+            sandbox(&config, "", &[])
+        };
+        for taken in ["", "0.0.0.0"] {
+            let error = with(mapping(8080, taken, Tcp)).unwrap_err().to_string();
+            assert_eq!(error, "config.port_mappings[2].host_port: 8080 is taken by config.port_mappings[1]");
+        }
+        for free in [
+            mapping(8081, "", Tcp),
+            mapping(8080, "", Udp),
+            mapping(8080, "10.0.0.1", Tcp),
+            mapping(0, "", Tcp),
+        ] {
+            with(free).unwrap();
+        }
     }
 
     #[test]

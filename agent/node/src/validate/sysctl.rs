@@ -16,10 +16,13 @@ const IPC: [&str; 8] = [
     "kernel.shm_rmid_forced",
 ];
 
+/// As much of a name as an error repeats; the longest that the kernel has are half as long.
+const SHOWN: usize = 128;
+
 /// Checks one parameter against the namespaces that the pod has of its own. Both ways of writing it are known:
 /// net.ipv4.ip_forward and net/ipv4/ip_forward (where an interface's name may have a dot).
 pub(super) fn check(key: &str, value: &str, options: &cri::NamespaceOption) -> Checked {
-    let field = || format!("config.linux.sysctls[{key:?}]");
+    let field = || format!("config.linux.sysctls[{:?}]", key.chars().take(SHOWN).collect::<String>());
     let slashed = key.contains('/') && !key[..key.find('/').unwrap_or(0)].contains('.');
     let parts: Vec<&str> = key.split(if slashed { '/' } else { '.' }).collect();
     let plain = |p: &&str| {
@@ -120,5 +123,7 @@ mod tests {
             assert!(error.ends_with("is not the name of a kernel parameter"), "{key}: {error}");
         }
         assert!(check("net.a", "1\n2", &cri::NamespaceOption::default()).is_err());
+        let error = check(&"x".repeat(5000), "1", &cri::NamespaceOption::default()).unwrap_err().to_string();
+        assert!(error.len() < 300, "{error}");
     }
 }
