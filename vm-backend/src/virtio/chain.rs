@@ -163,6 +163,12 @@ impl<'m> Buffers<'m> {
         self.length == 0
     }
 
+    /// How many pieces of memory that is.
+    #[must_use]
+    pub fn pieces(&self) -> usize {
+        self.slices.len()
+    }
+
     /// What is left, for a call that takes many pieces.
     pub fn slices(&mut self) -> &[VolatileSlice<'m>] {
         self.slices.make_contiguous()

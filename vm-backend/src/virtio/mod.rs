@@ -4,6 +4,7 @@ pub mod blk;
 pub mod chain;
 mod device;
 mod interrupt;
+pub mod net;
 pub mod queue;
 mod sys;
 #[cfg(any(test, feature = "fuzz"))]

@@ -21,6 +21,10 @@ pub const RING_FEATURES: u64 = VERSION_1 | INDIRECT_DESCRIPTORS;
 /// VIRTQ_AVAIL_F_NO_INTERRUPT: the driver looks at the used ring by itself.
 const NO_INTERRUPT: u16 = 1;
 
+/// Bytes before the elements of a used ring, and of each element (section 2.7.8).
+const USED_HEADER: u64 = 4;
+const USED_ELEMENT: u64 = 8;
+
 impl ActiveQueue {
     /// The next chain that the driver made available.
     ///
@@ -38,9 +42,32 @@ impl ActiveQueue {
     /// Gives the chain `head` back to the driver, with `written` bytes in it.
     ///
     /// # Errors
-    /// [`QueueError::Ring`], or `head` is none of this queue.
+    /// [`QueueError::Ring`].
     pub fn complete(&mut self, memory: &GuestMemory, head: u16, written: u32) -> Result<(), QueueError> {
-        self.queue.add_used(memory, head, written).map_err(|_| QueueError::Ring)
+        self.complete_together(memory, &[(head, written)])
+    }
+
+    /// Gives several chains back so that the driver sees all of them or none (section 5.1.6.4: the buffers of one packet).
+    ///
+    /// # Errors
+    /// [`QueueError::Ring`].
+    pub fn complete_together(
+        &mut self,
+        memory: &GuestMemory,
+        chains: &[(u16, u32)],
+    ) -> Result<(), QueueError> {
+        let ring = self.queue.used_ring();
+        let mut next = self.queue.next_used();
+        for (head, written) in chains {
+            let place = u64::from(next % self.queue.size()) * USED_ELEMENT + USED_HEADER;
+            let place = GuestAddress(ring.checked_add(place).ok_or(QueueError::Ring)?);
+            let element = [u32::from(*head).to_le(), written.to_le()];
+            memory.write_obj(element, place).map_err(|_| QueueError::Ring)?;
+            next = next.wrapping_add(1);
+        }
+        self.queue.set_next_used(next);
+        let index = GuestAddress(ring.checked_add(2).ok_or(QueueError::Ring)?);
+        memory.store(next.to_le(), index, Ordering::Release).map_err(|_| QueueError::Ring)
     }
 
     /// Interrupts the driver for what was completed, unless it asked not to be.

@@ -16,7 +16,6 @@ pub(crate) enum At {
     /// At this byte; the file's own position is neither used nor moved.
     Offset(i64),
     /// One packet of a tap or socket.
-    #[allow(dead_code)]
     Packet,
 }
 

@@ -137,6 +137,12 @@ impl DriverQueue {
         ActiveQueue { queue, kick: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).expect("eventfd") }
     }
 
+    /// Where the next chain begins.
+    #[must_use]
+    pub fn next_descriptor_index(&self) -> u16 {
+        self.next_descriptor
+    }
+
     /// Writes descriptor `index`.
     pub fn descriptor(&self, index: u16, (address, length): Piece, flags: u16, next: u16) {
         let descriptor = Descriptor::new(address, length, flags, next);
