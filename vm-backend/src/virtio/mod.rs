@@ -10,6 +10,7 @@ mod sys;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod test_driver;
 pub mod transport;
+pub mod vsock;
 pub mod worker;
 
 pub use device::{ActivateError, Activation, ActiveQueue, Device, read_config_space};

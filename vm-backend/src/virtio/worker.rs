@@ -1,6 +1,6 @@
 //! The thread of an active device.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -57,6 +57,13 @@ impl Drop for Worker {
 /// Tells a worker's body when to end.
 #[derive(Debug)]
 pub struct Stop(EventFd);
+
+/// For a body that waits by itself: readable once it must end.
+impl AsFd for Stop {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        sys::borrow(&self.0)
+    }
+}
 
 /// What ended a wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,7 +135,6 @@ pub fn take_kick(kick: &EventFd) {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
     use std::sync::mpsc;
 
     use super::*;
