@@ -12,6 +12,7 @@ pub mod boot;
 pub mod bus;
 pub mod channel;
 pub mod console;
+pub mod guest_image;
 pub mod memory;
 pub mod status;
 mod sys;

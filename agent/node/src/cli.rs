@@ -29,6 +29,8 @@ enum Command {
     Check(ConfigArg),
     /// Run one pod by hand through the daemon's socket, show its output, and pass on its exit code.
     Run(commands::run::RunArgs),
+    /// Build what guest pods boot.
+    Guest(commands::guest::GuestArgs),
     /// Print the configuration in effect, or the sample file, or check a file.
     Config(ConfigArgs),
 }
@@ -104,6 +106,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             logging::start(LevelFilter::WARN);
             runtime()?.block_on(commands::run::run(args))
         }
+        Command::Guest(args) => commands::guest::guest(args),
         Command::Config(args) => commands::config::config(&args.into()),
     }
 }

@@ -4,6 +4,7 @@ pub mod check;
 mod client;
 pub mod config;
 pub mod demo;
+pub mod guest;
 mod interrupts;
 mod log_lines;
 mod proc_paths;
