@@ -1,5 +1,6 @@
 //! Virtio devices (VIRTIO 1.2) behind the MMIO transport, version 2.
 
+pub mod balloon;
 pub mod blk;
 pub mod chain;
 mod device;

@@ -3,7 +3,9 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr::NonNull;
 
+use nix::sys::mman::{MmapAdvise, madvise};
 use vm_memory::VolatileSlice;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -48,6 +50,18 @@ pub(crate) fn write_from(fd: BorrowedFd<'_>, buffers: &[VolatileSlice<'_>], at: 
         // SAFETY: as above.
         At::Packet => retry(|| unsafe { libc::writev(fd, vectors, count) }),
     }
+}
+
+/// Tells the host that nothing in these pages is needed. They must be whole.
+///
+/// # Errors
+/// Those of madvise(2).
+pub(crate) fn give_back(pages: &VolatileSlice<'_>) -> io::Result<()> {
+    let Some(start) = NonNull::new(pages.ptr_guard_mut().as_ptr()) else { return Ok(()) };
+    // SAFETY: the range is guest memory that `pages` borrows. Its contents change, which a guest can do to them at any time: nobody holds
+    // a Rust reference to it.
+    unsafe { madvise(start.cast(), pages.len(), MmapAdvise::MADV_DONTNEED) }?;
+    Ok(())
 }
 
 /// An eventfd as what poll takes.
