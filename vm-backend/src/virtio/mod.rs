@@ -4,6 +4,8 @@ pub mod balloon;
 pub mod blk;
 pub mod chain;
 mod device;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz_entry;
 mod interrupt;
 pub mod net;
 pub mod queue;
