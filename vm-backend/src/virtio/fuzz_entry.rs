@@ -88,7 +88,7 @@ impl<'a> Input<'a> {
 }
 
 /// Writes descriptors and offers chains as the input says, sensible or not.
-fn play(input: &mut Input<'_>, memory: &GuestMemory, ring: &mut DriverQueue) {
+pub fn play(input: &mut Input<'_>, memory: &GuestMemory, ring: &mut DriverQueue) {
     for _ in 0..input.u8() % 24 {
         let (index, piece) = (u16::from(input.u8()), (input.address(), input.length()));
         let flags = match input.u8() % 8 {
@@ -425,6 +425,11 @@ mod tests {
     #[test]
     fn random_packets_do_no_harm() {
         run("network", 600, super::network);
+    }
+
+    #[test]
+    fn random_guests_and_clients_of_vsock_do_no_harm() {
+        run("vsock", 1500, super::super::vsock::fuzz::vsock);
     }
 
     #[test]

@@ -19,6 +19,11 @@ impl Leftover {
         self.bytes.is_empty()
     }
 
+    #[cfg(any(test, feature = "fuzz"))]
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// Copies all of `payload` out of guest memory.
     pub(super) fn keep(&mut self, payload: &mut Buffers<'_>) -> Result<(), QueueError> {
         let mut chunk = [0; 4096];

@@ -13,6 +13,8 @@
 mod connection;
 mod credit;
 mod device;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 mod greeting;
 mod leftover;
 mod limits;

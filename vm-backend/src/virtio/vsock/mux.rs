@@ -74,9 +74,9 @@ impl Mux {
         &self.poller
     }
 
-    /// Connections that the guest was told of, and clients that have not said what they want.
-    pub(super) fn connections(&self) -> usize {
-        self.clients.len()
+    /// There are connections that the guest may know of.
+    pub(super) fn has_streams(&self) -> bool {
+        self.clients.values().any(|client| matches!(client, Client::Stream { .. }))
     }
 
     /// When [`expire`](Self::expire) has something to do.
@@ -167,6 +167,21 @@ impl Mux {
         if let Some(Client::Stream { stream, .. }) = self.clients.remove(&port) {
             if stream.room() == self.limits.room {
                 self.promised -= self.limits.room;
+            }
+        }
+    }
+}
+
+#[cfg(any(test, feature = "fuzz"))]
+impl Mux {
+    /// Nothing has grown beyond its limit.
+    pub(super) fn assert_bounded(&self) {
+        assert!(self.clients.len() <= self.limits.connections, "{} connections", self.clients.len());
+        assert!(self.turns.resets() <= self.limits.resets, "{} resets", self.turns.resets());
+        assert!(self.promised <= self.limits.memory, "{} bytes promised", self.promised);
+        for client in self.clients.values() {
+            if let Client::Stream { stream, .. } = client {
+                stream.assert_bounded();
             }
         }
     }

@@ -333,3 +333,13 @@ impl Stream {
         }
     }
 }
+
+#[cfg(any(test, feature = "fuzz"))]
+impl Stream {
+    /// It keeps no more than it promised, and nothing for nobody.
+    pub(super) fn assert_bounded(&self) {
+        assert!(self.leftover.len() <= self.window.room() as usize, "{} bytes kept", self.leftover.len());
+        assert!(self.leftover.is_empty() || self.socket.is_some(), "bytes kept for a client that is gone");
+        assert!(!self.is_over(), "an end that was not noticed");
+    }
+}

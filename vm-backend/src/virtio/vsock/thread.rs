@@ -42,20 +42,27 @@ impl Session {
     /// # Errors
     /// The driver broke a queue.
     pub(super) fn run(self, stop: &Stop) -> Result<(), QueueError> {
+        self.with_rounds(|rounds| {
+            // Without the set nothing can be waited for; it fails only for want of kernel memory.
+            rounds.watch(stop).map_err(|_| QueueError::Ring)?;
+            let result = rounds.run();
+            if rounds.mux.has_streams() {
+                rounds.lost.store(true, Ordering::Release);
+            }
+            result
+        })
+    }
+
+    /// The session at work, as long as `body` takes.
+    pub(super) fn with_rounds<R>(self, body: impl FnOnce(&mut Rounds<'_>) -> R) -> R {
         let Self { memory, interrupt, mux, rx, tx, events, lost } = self;
         let rx = RxRing::new(&memory, rx);
-        let mut rounds = Rounds { memory: &memory, interrupt: &interrupt, mux, rx, tx, events, lost: &lost };
-        // Without the set nothing can be waited for; it fails only for want of kernel memory.
-        rounds.watch(stop).map_err(|_| QueueError::Ring)?;
-        let result = rounds.run();
-        if rounds.mux.connections() > 0 {
-            lost.store(true, Ordering::Release);
-        }
-        result
+        body(&mut Rounds { memory: &memory, interrupt: &interrupt, mux, rx, tx, events, lost: &lost })
     }
 }
 
-struct Rounds<'m> {
+/// What the thread does again and again.
+pub(super) struct Rounds<'m> {
     memory: &'m GuestMemory,
     interrupt: &'m Interrupt,
     mux: Mux,
@@ -91,7 +98,7 @@ impl Rounds<'_> {
     }
 
     /// Does some of everything that there is to do; `true` if there is more.
-    fn round(&mut self, ready: &[Ready], now: Instant) -> Result<bool, QueueError> {
+    pub(super) fn round(&mut self, ready: &[Ready], now: Instant) -> Result<bool, QueueError> {
         for ready in ready {
             match ready.token {
                 Token::Listener => self.mux.listener_is_ready(),
@@ -155,5 +162,18 @@ impl Rounds<'_> {
         let written = chain.writable.write(&TRANSPORT_RESET.to_le_bytes()).map_or(0, |()| u32::BITS / 8);
         self.events.complete(self.memory, chain.head, written)?;
         self.events.interrupt(self.memory, self.interrupt)
+    }
+}
+
+#[cfg(any(test, feature = "fuzz"))]
+impl Rounds<'_> {
+    /// What there is for the next round, without waiting.
+    pub(super) fn ready(&self) -> Vec<Ready> {
+        self.mux.poller().wait(Some(Duration::ZERO)).unwrap_or_default()
+    }
+
+    /// Nothing has grown beyond its limit.
+    pub(super) fn assert_bounded(&self) {
+        self.mux.assert_bounded();
     }
 }
