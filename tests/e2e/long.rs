@@ -65,6 +65,7 @@ async fn a_hundred_pods_leave_nothing(lab: &Lab) -> Result<()> {
 
     assert!(node.client().pods().await?.is_empty());
     assert!(node.client().containers().await?.is_empty());
+    node.trash_is_empty().await?;
     world::must_return_to(&before, || lab.look(&node)).await?;
     eventually("the daemon's files to be closed", async || process::open_files(daemon), |now| *now == files)
         .await?;
@@ -127,6 +128,7 @@ async fn a_daemon_killed_at_fifty_moments_leaves_nothing(lab: &Lab) -> Result<()
         for cgroup in PodCgroup::all_below(node.cgroup_root())? {
             cgroup.remove().with_context(|| step.clone())?;
         }
+        node.trash_is_empty().await.with_context(|| step.clone())?;
         world::must_return_to(&before, || lab.look(&node)).await.with_context(|| step.clone())?;
     }
     println!("50 kills, {ended_early} of them within a life of {} ms", life / 1000);

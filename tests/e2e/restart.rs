@@ -25,6 +25,7 @@ tests![
     an_agent_that_died_with_the_daemon_is_noticed,
     a_stopped_agent_does_not_stop_the_node,
     a_silent_agent_holds_nothing_back_and_its_pod_is_ready_when_it_answers,
+    what_a_killed_daemon_had_thrown_away_goes_at_the_next_start,
     a_damaged_record_is_set_aside,
     a_restarted_machine_can_be_cleaned_up,
     others_pods_survive_the_sweep,
@@ -311,6 +312,24 @@ async fn a_silent_agent_holds_nothing_back_and_its_pod_is_ready_when_it_answers(
     assert_eq!(job.exited().await?.exit_code, 7);
     assert_eq!(main.exec(["echo", "hi"]).await?.stdout, "hi\n");
     silent.container("new").idle().run().await?;
+    Ok(())
+}
+
+async fn what_a_killed_daemon_had_thrown_away_goes_at_the_next_start(lab: &Lab) -> Result<()> {
+    let node = lab.node().await?;
+    let pod = node.pod("web").run().await?;
+    let main = pod.container("main").sh("mkdir -p /a/b; echo x >/a/b/c; sleep 1000").run().await?;
+    let layer = node.root().join("containers").join(&main.id);
+    assert!(layer.is_dir());
+    main.remove().await?;
+    assert!(!layer.exists(), "removed, and its layer is in its place");
+    node.kill().await?;
+    for name in ["0", "1", "x"] {
+        fs::create_dir_all(node.trash().join(name).join("upper/a/b"))?;
+    }
+    node.start().await?;
+    node.trash_is_empty().await?;
+    pod.container("main").idle().run().await?;
     Ok(())
 }
 

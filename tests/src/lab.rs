@@ -88,6 +88,8 @@ impl Lab {
         // Made with the first network that a pod joins.
         scope.unlisted = vec![node.root().join("cni")];
         // host-local's lock and its note of the last address it gave.
+        // Emptied in its own time: a look before may find more in it than a look after.
+        scope.ignored.push(node.trash());
         scope.ignored.extend(
             ["lock", "last_reserved_ip.0", "last_reserved_ip.1"]
                 .map(|name| node.cni().reservations.join("pods").join(name)),
@@ -104,6 +106,7 @@ impl Lab {
                 node.start().await.context("start the daemon to clean up")?;
             }
             node.remove_all_pods().await?;
+            node.trash_is_empty().await?;
             let status = node.stop().await?;
             ensure!(status.success(), "the daemon ended with {status} when it was asked to");
             ids.extend(node.client().ids());

@@ -180,6 +180,18 @@ impl Node {
         self.state().join("hartpod.sock")
     }
 
+    /// Where the daemon puts what removed containers wrote; it is deleted behind the calls.
+    pub fn trash(&self) -> PathBuf {
+        self.root().join("containers/trash")
+    }
+
+    /// Waits until what removed containers wrote is deleted.
+    pub async fn trash_is_empty(&self) -> Result<()> {
+        let count = async || Ok(fs::read_dir(self.trash()).map_or(0, Iterator::count));
+        eventually("the trash to be empty", count, |count| *count == 0).await?;
+        Ok(())
+    }
+
     pub fn log_root(&self) -> PathBuf {
         self.inner.dir.join("logs")
     }

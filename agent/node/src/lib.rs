@@ -36,6 +36,7 @@ mod server;
 mod status_code;
 mod sweep;
 mod sys;
+mod trash;
 
 /// An error with its causes, on one line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {

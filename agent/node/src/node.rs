@@ -16,6 +16,7 @@ use crate::pulls::Pulls;
 use crate::records::Records;
 use crate::registry::Registry;
 use crate::spec::SpecSettings;
+use crate::trash::Trash;
 
 /// The folders and files that the daemon keeps.
 #[derive(Debug, Clone)]
@@ -44,6 +45,11 @@ impl Layout {
     /// Writable layers, a folder per container.
     pub(crate) fn containers(&self) -> PathBuf {
         self.root.join("containers")
+    }
+
+    /// Writable layers that nobody needs any more; beside the others, so that they can be renamed.
+    pub(crate) fn trash(&self) -> PathBuf {
+        self.containers().join("trash")
     }
 
     pub(crate) fn images(&self) -> PathBuf {
@@ -86,6 +92,7 @@ pub(crate) struct Node {
     pub(crate) cgroups: Tree,
     pub(crate) backends: Backends,
     pub(crate) records: Records,
+    pub(crate) trash: Arc<Trash>,
     pub(crate) registry: Registry,
     pub(crate) spec_settings: SpecSettings,
     /// Guards the texts that were warned about; held for one look-up.

@@ -27,7 +27,6 @@ use crate::pod::{
     kill_leaves,
 };
 use crate::records::{ContainerRecord, LoadedPod, PodRecord};
-use crate::scratch;
 use hartpod_proto::cri::v1 as cri;
 
 /// How long the daemon's start waits for leftovers to be cleared away; what takes longer goes on behind.
@@ -258,7 +257,7 @@ async fn forget_container(node: &Arc<Node>, pod: &PodInfo, id: &ContainerId, age
         if let Some(Err(error)) = leaf.ok().map(|l| l.destroy_blocking(Instant::now() + LEAF_END)) {
             tracing::warn!(container = %id, %error, "cgroup of an unfinished container stays");
         }
-        if let Err(error) = scratch::remove_blocking(&node.layout.scratch(&id)) {
+        if let Err(error) = node.trash.throw_blocking(&node.layout.scratch(&id)) {
             tracing::warn!(container = %id, error = %crate::chain(&error), "folder of an unfinished container stays");
         }
         if let Err(error) = node.records.remove_container_blocking(&pod_id, &id) {

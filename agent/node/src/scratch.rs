@@ -21,17 +21,23 @@ pub(crate) struct ScratchError {
     source: io::Error,
 }
 
+impl ScratchError {
+    pub(crate) fn new(what: &'static str, path: &Path, source: io::Error) -> Self {
+        Self { what, path: path.to_owned(), source }
+    }
+}
+
 /// Makes the folder of a container; only root enters it from the host.
 pub(crate) fn make_blocking(path: &Path) -> Result<(), ScratchError> {
     use std::os::unix::fs::DirBuilderExt as _;
     let made = std::fs::DirBuilder::new().mode(0o700).create(path);
-    made.map_err(|source| ScratchError { what: "make", path: path.to_owned(), source })
+    made.map_err(|source| ScratchError::new("make", path, source))
 }
 
 /// Deletes a folder with everything in it; a missing one is fine. Links are not followed, mounts are not entered, and a tree of
 /// any depth needs few descriptors and no stack: containers make trees on purpose that break a recursive walk.
 pub(crate) fn remove_blocking(path: &Path) -> Result<(), ScratchError> {
-    remove(path).map_err(|e| ScratchError { what: "remove", path: path.to_owned(), source: e.into() })
+    remove(path).map_err(|error| ScratchError::new("remove", path, error.into()))
 }
 
 fn remove(path: &Path) -> Result<(), Errno> {

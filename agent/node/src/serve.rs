@@ -35,6 +35,7 @@ use crate::server::Server;
 use crate::spec::SpecSettings;
 use crate::sweep::{Claimed, sweep};
 use crate::sys;
+use crate::trash::Trash;
 
 /// Calls are short; two threads keep the memory small and one of them free while the other is busy.
 const WORKERS: usize = 2;
@@ -111,6 +112,7 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
         (opened.locks, opened.listener, Arc::new(opened.node), opened.loaded)
     };
     tokio::spawn(node.records.clone().keep_flushed());
+    tokio::spawn(node.trash.clone().keep_empty());
     take_over(&node, loaded).await;
     let listener = UnixListener::from_std(listener)
         .map_err(|source| SocketError::Bind { path: socket.clone(), source })?;
@@ -158,7 +160,7 @@ fn open_blocking(config: &Config) -> Result<Opened, ServeError> {
     folder::make(&layout.root, 0o711)?;
     folder::make(&layout.state, 0o711)?;
     let locks = [folder::lock(&layout.root)?, folder::lock(&layout.state)?];
-    for private in [layout.pods(), layout.containers(), layout.agents(), layout.cni_cache()] {
+    for private in [layout.pods(), layout.containers(), layout.trash(), layout.agents(), layout.cni_cache()] {
         folder::make(&private, 0o700)?;
     }
     let listener = socket::bind(&config.socket)?;
@@ -177,6 +179,7 @@ fn open_blocking(config: &Config) -> Result<Opened, ServeError> {
         image_uses: Arc::new(ImageUses::default()),
         pulls: crate::pulls::Pulls::default(),
         registry: Registry::default(),
+        trash: Arc::new(Trash::new(layout.trash())),
         warned: Mutex::default(),
         spec_settings: SpecSettings::detect(config),
         records,

@@ -68,10 +68,10 @@ pub(crate) async fn sweep(node: &Arc<Node>, lost: Vec<SandboxId>, claimed: Claim
         sweep_pod(node, id).await;
     }
     for id in orphans.containers {
-        let path = node.layout.scratch(&id);
         tracing::warn!(container = %id, "removing a writable layer that no record claims");
-        let removed = tokio::task::spawn_blocking(move || scratch::remove_blocking(&path)).await;
-        if let Ok(Err(error)) = removed {
+        let (node, container) = (node.clone(), id.clone());
+        let thrown = move || node.trash.throw_blocking(&node.layout.scratch(&container));
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(thrown).await {
             tracing::warn!(container = %id, error = %crate::chain(&error), "writable layer stays");
         }
     }

@@ -194,7 +194,7 @@ async fn undo(node: Arc<Node>, making: Making) {
         if let Err(error) = making.leaf.destroy_blocking(Instant::now() + LEAF_END) {
             tracing::warn!(container = %id, %error, "cgroup of a container that failed stays");
         }
-        if let Err(error) = scratch::remove_blocking(&node.layout.scratch(id)) {
+        if let Err(error) = node.trash.throw_blocking(&node.layout.scratch(id)) {
             tracing::warn!(container = %id, error = %crate::chain(&error), "folder of a container that failed stays");
         }
         if let Err(error) = node.records.remove_container_blocking(&making.pod.id, id) {

@@ -12,7 +12,7 @@ use super::{PodInfo, RunningAgent, StopError};
 use crate::container;
 use crate::node::Node;
 use crate::records::RecordError;
-use crate::scratch::{self, ScratchError};
+use crate::scratch::ScratchError;
 
 /// For the processes of a leaf to be gone after they were killed.
 const LEAF_END: Duration = Duration::from_secs(10);
@@ -76,7 +76,8 @@ fn remove_container_blocking(
 ) -> Result<(), RemoveContainerError> {
     leaf.destroy_blocking(Instant::now() + LEAF_END)
         .map_err(|source| RemoveContainerError::Leaf { id: id.clone(), source })?;
-    scratch::remove_blocking(&node.layout.scratch(id))
+    node.trash
+        .throw_blocking(&node.layout.scratch(id))
         .map_err(|source| RemoveContainerError::Scratch { id: id.clone(), source })?;
     node.records
         .remove_container_blocking(&pod.id, id)
