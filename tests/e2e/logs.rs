@@ -75,8 +75,8 @@ async fn reopening_under_load_loses_no_line(lab: &Lab) -> Result<()> {
         fs::rename(main.log_path(), &old)?;
         match main.reopen_log().await {
             Ok(()) => assert!(main.log_path().exists(), "no new log after ReopenContainerLog"),
-            // It ended meanwhile; then there is nothing to reopen.
-            Err(_) => assert_ne!(main.state().await?, hartpod_tests::cri::ContainerState::ContainerRunning),
+            // It is ending, and its output is written to the end: there is nothing to reopen.
+            Err(_) => drop(main.exited().await?),
         }
         parts.push(old);
         rotations += 1;
