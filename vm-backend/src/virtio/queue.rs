@@ -14,8 +14,8 @@ const INDIRECT_DESCRIPTORS: u64 = 1 << 28;
 /// VIRTIO_F_VERSION_1: no legacy interface.
 pub const VERSION_1: u64 = 1 << 32;
 
-/// What every device here offers besides its own features: the rings as this module reads them. VIRTIO_F_RING_EVENT_IDX is not offered: with
-/// interrupts and kicks held back by flag while a side is at work it has nothing left to save but one interrupt per batch.
+/// What every device here offers besides its own features: the rings as this module reads them. VIRTIO_F_RING_EVENT_IDX is not offered:
+/// kicks and interrupts are held back by flag while the other side is at work, and a gain beyond that was not measured.
 pub const RING_FEATURES: u64 = VERSION_1 | INDIRECT_DESCRIPTORS;
 
 /// VIRTQ_AVAIL_F_NO_INTERRUPT: the driver looks at the used ring by itself.

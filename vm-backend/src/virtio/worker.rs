@@ -158,12 +158,12 @@ mod tests {
 
     #[test]
     fn a_wait_tells_which_descriptor_is_ready_and_which_is_hung_up() {
-        let (reader, writer) = std::io::pipe().unwrap();
-        let quiet = std::io::pipe().unwrap();
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let quiet = rustix::pipe::pipe().unwrap();
         let stop = Stop(EventFd::new(EFD_NONBLOCK).unwrap());
         let look = || stop.wait([Some(quiet.0.as_fd()), None, Some(reader.as_fd())], Patience::None);
         assert_eq!(look(), Some(Woken { readable: [false; 3], broken: [false; 3] }));
-        std::io::Write::write_all(&mut &writer, b"x").unwrap();
+        rustix::io::write(&writer, b"x").unwrap();
         assert_eq!(look(), Some(Woken { readable: [false, false, true], broken: [false; 3] }));
         drop(writer);
         assert!(look().unwrap().broken[2]);

@@ -20,6 +20,7 @@ use super::{ActivateError, Activation, Device, read_config_space, sys};
 
 /// Features (VIRTIO 1.2 section 5.2.3).
 pub(crate) mod feature {
+    pub(crate) const SIZE_MAX: u64 = 1 << 1;
     pub(crate) const SEG_MAX: u64 = 1 << 2;
     pub(crate) const READ_ONLY: u64 = 1 << 5;
     pub(crate) const BLK_SIZE: u64 = 1 << 6;
@@ -34,6 +35,9 @@ const QUEUE_SIZE: u16 = 128;
 
 /// A request's buffers besides its header and status, so that it fits the queue without an indirect table too.
 const MAX_SEGMENTS: u32 = QUEUE_SIZE as u32 - 2;
+
+/// Bytes of one of them. With their number it bounds a request to 15.75 MiB, and so how long a reset waits for one.
+const MAX_SEGMENT: u32 = 128 << 10;
 
 /// Ranges of one discard or write-zeroes request.
 pub(crate) const MAX_RANGES: u32 = 16;
@@ -60,7 +64,7 @@ pub enum BlockError {
 #[derive(Debug)]
 pub struct Block {
     disk: Arc<Disk>,
-    config: Vec<u8>,
+    config: [u8; 60],
     worker: Option<Worker>,
 }
 
@@ -75,26 +79,24 @@ impl Block {
     }
 }
 
-/// struct virtio_blk_config.
-fn config(disk: &Disk) -> Vec<u8> {
-    let mut config = Vec::with_capacity(60);
-    config.extend(disk.sectors().to_le_bytes());
-    config.extend(0_u32.to_le_bytes());
-    config.extend(MAX_SEGMENTS.to_le_bytes());
-    config.extend([0; 4]);
-    config.extend(512_u32.to_le_bytes());
+/// struct virtio_blk_config, field by field at its place.
+fn config(disk: &Disk) -> [u8; 60] {
+    let mut config = [0; 60];
+    let mut put = |at: usize, field: &[u8]| config[at..at + field.len()].copy_from_slice(field);
+    put(0, &disk.sectors().to_le_bytes());
+    put(8, &MAX_SEGMENT.to_le_bytes());
+    put(12, &MAX_SEGMENTS.to_le_bytes());
+    put(20, &512_u32.to_le_bytes());
     // 2^3 sectors are a physical block: guests align to 4 KiB, which O_DIRECT likes.
-    config.extend([3, 0, 0, 0, 0, 0, 0, 0]);
-    config.extend([0; 4]);
-    for _discard_then_write_zeroes in 0..2 {
-        config.extend(MAX_RANGE_SECTORS.to_le_bytes());
-        config.extend(MAX_RANGES.to_le_bytes());
-        if config.len() == 44 {
-            // Discards of less than a block free nothing.
-            config.extend(8_u32.to_le_bytes());
-        }
+    put(24, &[3]);
+    for discard_and_then_write_zeroes in [36, 48] {
+        put(discard_and_then_write_zeroes, &MAX_RANGE_SECTORS.to_le_bytes());
+        put(discard_and_then_write_zeroes + 4, &MAX_RANGES.to_le_bytes());
     }
-    config.extend([1, 0, 0, 0]);
+    // In sectors: discards of less than a block free nothing.
+    put(44, &8_u32.to_le_bytes());
+    // Zeroes may be holes.
+    put(56, &[1]);
     config
 }
 
@@ -104,7 +106,8 @@ impl Device for Block {
     }
 
     fn features(&self) -> u64 {
-        let common = RING_FEATURES | feature::SEG_MAX | feature::BLK_SIZE | feature::TOPOLOGY;
+        let limits = feature::SIZE_MAX | feature::SEG_MAX | feature::BLK_SIZE | feature::TOPOLOGY;
+        let common = RING_FEATURES | limits;
         match self.disk.writable() {
             true => common | feature::FLUSH | feature::DISCARD | feature::WRITE_ZEROES,
             false => common | feature::READ_ONLY,

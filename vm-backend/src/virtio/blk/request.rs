@@ -3,7 +3,7 @@
 use std::io;
 
 use super::gpt::SECTOR;
-use super::{Disk, MAX_RANGE_SECTORS, MAX_RANGES, feature};
+use super::{Disk, MAX_RANGE_SECTORS, MAX_RANGES, MAX_SEGMENT, MAX_SEGMENTS, feature};
 use crate::memory::GuestMemory;
 use crate::virtio::chain::{Buffers, Chain, QueueError};
 use crate::virtio::{ActiveQueue, Interrupt};
@@ -15,11 +15,11 @@ const GET_ID: u32 = 8;
 const DISCARD: u32 = 11;
 const WRITE_ZEROES: u32 = 13;
 
-/// Data of one request. What Linux sends ends at 126 segments; this only bounds how long a reset waits for one.
-const MAX_DATA: u64 = 64 << 20;
+/// Data of one request: what the limits that the driver was told come to.
+const MAX_DATA: u64 = MAX_SEGMENTS as u64 * MAX_SEGMENT as u64;
 
-/// Chains after which the driver hears of what is done while the queue is worked on.
-const BATCH: u16 = 16;
+/// Requests after which the driver hears of what is done, and a reset is heard.
+const BATCH: usize = 16;
 
 /// Bytes of the id that GET_ID tells.
 const ID_LENGTH: usize = 20;
@@ -36,7 +36,7 @@ enum Status {
     Unsupported = 2,
 }
 
-/// Works on at most a queue's length of requests. `true`: there are more.
+/// Works on at most a batch of requests. `true`: there are more.
 ///
 /// # Errors
 /// The driver broke the queue; the device cannot go on.
@@ -48,19 +48,15 @@ pub fn serve(
     interrupt: &Interrupt,
 ) -> Result<bool, QueueError> {
     queue.mute_kicks(memory)?;
-    let mut waiting = 0;
-    for _ in 0..super::QUEUE_SIZE {
+    let mut answered = 0;
+    while answered < BATCH {
         let Some(chain) = queue.next_chain(memory)? else { break };
         let head = chain.head;
         let written = answer(disk, features, chain);
         queue.complete(memory, head, written)?;
-        waiting += 1;
-        if waiting == BATCH {
-            queue.interrupt(memory, interrupt)?;
-            waiting = 0;
-        }
+        answered += 1;
     }
-    if waiting > 0 {
+    if answered > 0 {
         queue.interrupt(memory, interrupt)?;
     }
     queue.unmute_kicks(memory)

@@ -290,7 +290,7 @@ fn the_id_and_the_configuration_tell_the_disk() {
     let mut config = [0xff; 64];
     rig.driver.slot.read(0x100, &mut config);
     assert_eq!(u64_at(&config, 0), 4 * FIRST);
-    assert_eq!((u32_at(&config, 12), u32_at(&config, 20)), (126, 512));
+    assert_eq!((u32_at(&config, 8), u32_at(&config, 12), u32_at(&config, 20)), (128 << 10, 126, 512));
     assert_eq!(config[24], 3);
     assert_eq!((u32_at(&config, 36), u32_at(&config, 40), u32_at(&config, 44)), (1 << 21, 16, 8));
     assert_eq!((u32_at(&config, 48), u32_at(&config, 52), config[56]), (1 << 21, 16, 1));
@@ -310,6 +310,47 @@ fn requests_without_sense_are_answered_and_leave_the_device_working() {
     rig.driver.kick(0);
     assert_eq!(rig.driver.wait_used(0), (head, 0));
     assert_eq!(rig.read(FIRST, 512).0, OK);
+}
+
+#[test]
+fn many_requests_under_way_are_all_answered() {
+    let mut rig = Rig::new();
+    rig.driver.start(u64::MAX, 128);
+    let (header, status) = (rig.header(0, FIRST), rig.status());
+    for round in 0..20 {
+        let heads = (0..32).map(|index| {
+            let data = rig.data() + index * 4096;
+            rig.driver.poke(data, &[0xee; 512]);
+            rig.driver.queues[0].add(&[header], &[(data, 512), status])
+        });
+        let heads = heads.collect::<Vec<_>>();
+        rig.driver.kick(0);
+        let answered = heads.iter().map(|_| rig.driver.wait_used(0)).collect::<Vec<_>>();
+        assert_eq!(answered, heads.iter().map(|head| (*head, 513)).collect::<Vec<_>>(), "round {round}");
+        for index in 0..32 {
+            assert_eq!(rig.driver.peek(rig.data() + index * 4096, 512), rig.layer[..512]);
+        }
+    }
+}
+
+#[test]
+fn after_a_reset_nothing_touches_guest_memory() {
+    let mut rig = Rig::new();
+    for _ in 0..30 {
+        let (header, status) = (rig.header(0, FIRST), rig.status());
+        for index in 0..16 {
+            let data = (rig.data() + index * 0x4000, 0x4000);
+            rig.driver.queues[0].add(&[header], &[data, status]);
+        }
+        rig.driver.kick(0);
+        rig.driver.write32(0x070, 0);
+        let mine = vec![0xc3; 0x8_0000];
+        rig.driver.poke(RAM_START, &mine);
+        std::thread::yield_now();
+        assert!(rig.driver.peek(RAM_START, mine.len()) == mine);
+        rig.driver.start(u64::MAX, 64);
+        rig.driver.poke(RAM_START, &vec![0; usize::try_from(DriverQueue::BYTES).unwrap()]);
+    }
 }
 
 #[test]
@@ -378,8 +419,8 @@ fn disks_that_cannot_be_made_are_refused_with_the_reason() {
     assert!(Block::new(vec![extent(huge, true)]).is_ok(), "a sparse file of 1 TiB is nothing special");
     let many = (0..=gpt::MAX_PARTITIONS).map(|_| extent(file_of(b"x"), true)).collect();
     assert!(matches!(Block::new(many), Err(BlockError::TooLarge { extents: 129 })));
-    let (pipe, _) = std::io::pipe().unwrap();
-    let pipe = BlockExtent { file: pipe.into(), read_only: true };
+    let (pipe, _) = rustix::pipe::pipe().unwrap();
+    let pipe = BlockExtent { file: pipe, read_only: true };
     assert!(matches!(Block::new(vec![pipe]), Err(BlockError::File { index: 0, .. })));
 }
 

@@ -290,8 +290,8 @@ fn the_configuration_tells_address_and_mtu() {
 
 #[test]
 fn what_is_no_tap_for_packets_with_headers_is_refused() {
-    let (pipe, _) = std::io::pipe().unwrap();
-    assert!(matches!(Net::new(pipe.into(), MAC, 1500), Err(NetError::NoTap { .. })));
+    let (pipe, _) = rustix::pipe::pipe().unwrap();
+    assert!(matches!(Net::new(pipe, MAC, 1500), Err(NetError::NoTap { .. })));
     assert!(matches!(Net::new(tap().0, MAC, 67), Err(NetError::Mtu(67))));
 }
 
