@@ -1,9 +1,26 @@
 //! What the parent hands a VMM: one message, and the descriptors that it names.
 //!
-//! The message is JSON in one packet on a `SOCK_SEQPACKET` socket pair (the VMM's descriptor 3), the descriptors come with it
-//! (`SCM_RIGHTS`) in the order in which the message names them.
+//! The message is JSON in one packet on a `SOCK_SEQPACKET` socket pair (the VMM's standard input), the descriptors come with it
+//! (`SCM_RIGHTS`). A [`Guest`] is a message that was checked as a whole, with its descriptors.
+
+mod claims;
+mod guest;
 
 use serde::{Deserialize, Serialize};
+
+pub use claims::{ClaimError, Claims};
+pub use guest::{BootError, BootFiles, DeviceFiles, Guest, NetDevice, Refused, Reports};
+pub(crate) use guest::{FIXED_SLOTS, disk_extents};
+
+/// The VMM's first act: it keeps nothing that its parent did not mean to give, and leads a session of its own.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn leave_parent() -> std::io::Result<()> {
+    crate::sys::close_inherited()?;
+    rustix::process::setsid()?;
+    Ok(())
+}
 
 /// Index of a descriptor among those that came with a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,16 +31,17 @@ pub struct Fd(pub usize);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BootMessage {
-    /// RAM in MiB: the ceiling; pages are taken when the guest first touches them.
+    /// RAM in MiB, 32 to 1048576: the ceiling; pages are taken when the guest first touches them.
     pub memory_mib: u32,
     /// vCPUs, 1 to 64.
     pub vcpus: u32,
     /// /dev/kvm.
     pub kvm: Fd,
-    /// An Image as the kernel's build makes it, uncompressed.
+    /// An Image as the kernel's build makes it, uncompressed, in a regular file.
     pub kernel: Fd,
+    /// A regular file.
     pub initramfs: Fd,
-    /// At most 1023 bytes (COMMAND_LINE_SIZE of riscv).
+    /// At most 1023 printable bytes (COMMAND_LINE_SIZE of riscv).
     pub command_line: String,
     /// Where the exit reason is written, one JSON line per event: see `status`.
     pub status: Fd,
@@ -37,9 +55,9 @@ pub struct BootMessage {
     pub net: Option<Net>,
     /// A balloon that only reports free pages.
     pub balloon: bool,
-    /// MMIO slots that are empty at boot and can be filled at run time.
+    /// MMIO slots that are empty at boot and can be filled at run time; with the three first and the disks at most 32.
     pub spare_slots: u32,
-    /// Disks that are there at boot.
+    /// Disks that are there at boot, in slots 3 and up.
     pub disks: Vec<Disk>,
     /// Which interrupt controller the guest gets.
     pub interrupts: Interrupts,
@@ -67,7 +85,7 @@ pub struct Net {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Disk {
-    /// Partitions, the first is partition 1.
+    /// Partitions, the first is partition 1; 1 to 128.
     pub extents: Vec<Extent>,
 }
 

@@ -12,8 +12,14 @@ pub mod boot;
 pub mod bus;
 pub mod channel;
 pub mod console;
+pub mod control;
+pub mod devices;
 pub mod guest_image;
+pub mod launcher;
+#[cfg(target_arch = "riscv64")]
+pub mod machine;
 pub mod memory;
 pub mod status;
+pub mod stop;
 mod sys;
 pub mod virtio;

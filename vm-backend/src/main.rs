@@ -1,3 +1,50 @@
-//! `hartpod-vmm`: one guest. It is started by the daemon with a socket as descriptor 3, see `hartpod_vm::boot`.
+//! `hartpod-vmm`: one guest. It is started by hartpod with a socket as its standard input, on which the boot message comes: see
+//! `hartpod_vm::boot`.
 
-fn main() {}
+use std::process::ExitCode;
+
+const HELP: &str = "\
+hartpod-vmm runs one guest. It is started by hartpod, which hands it everything that it uses over a socket; there is nothing to call by
+hand. `hartpod check` says whether this machine can run guests.";
+
+fn main() -> ExitCode {
+    if std::env::args_os().len() > 1 {
+        println!("{HELP}");
+        return ExitCode::SUCCESS;
+    }
+    run()
+}
+
+#[cfg(not(target_arch = "riscv64"))]
+fn run() -> ExitCode {
+    eprintln!("hartpod-vmm: guests run on riscv64 only, by its H extension");
+    ExitCode::FAILURE
+}
+
+#[cfg(target_arch = "riscv64")]
+fn run() -> ExitCode {
+    use std::os::fd::AsFd as _;
+
+    use hartpod_vm::boot::{self, Guest, Refused};
+    use hartpod_vm::machine;
+    use hartpod_vm::status::{Event, Exit, ExitReason, StatusWriter};
+
+    if let Err(error) = boot::leave_parent() {
+        eprintln!("hartpod-vmm: close inherited descriptors: {error}");
+        return ExitCode::FAILURE;
+    }
+    match Guest::receive(std::io::stdin().as_fd()) {
+        Ok(guest) => match machine::run(guest) {
+            ExitReason::PowerOff | ExitReason::Reset | ExitReason::Panic => ExitCode::SUCCESS,
+            ExitReason::KvmFailure | ExitReason::SetUpFailure | ExitReason::Killed => ExitCode::FAILURE,
+        },
+        Err(Refused { error, status }) => {
+            let text = hartpod_vm::control::chain(&error);
+            eprintln!("hartpod-vmm: {text}");
+            if let Some(status) = status {
+                StatusWriter::new(status).write(&Event::Exited(Exit::new(ExitReason::SetUpFailure, &text)));
+            }
+            ExitCode::FAILURE
+        }
+    }
+}

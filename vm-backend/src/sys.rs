@@ -7,6 +7,15 @@ use std::os::fd::AsRawFd as _;
 
 use vm_memory::{GuestRegionMmap, VolatileSlice};
 
+/// Closes everything but standard input, output and error. Only for the very beginning of a program.
+pub(crate) fn close_inherited() -> io::Result<()> {
+    // SAFETY: nothing in the program owns a descriptor yet, so none is closed behind its owner's back.
+    match unsafe { libc::close_range(3, libc::c_uint::MAX, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// `madvise(2)` on a whole region of guest RAM.
 pub(crate) fn advise(region: &GuestRegionMmap<()>, advice: libc::c_int) -> io::Result<()> {
     // SAFETY: pointer and size are those of one live mapping that the region owns; the advices in use (NOHUGEPAGE, DONTDUMP) change

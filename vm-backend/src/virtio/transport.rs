@@ -89,6 +89,12 @@ impl Slot {
         &self.kicks
     }
 
+    /// How many queues its device has; 0 for an empty slot.
+    #[must_use]
+    pub fn queues(&self) -> usize {
+        self.queues.len()
+    }
+
     /// Whether there is a device in it.
     #[must_use]
     pub fn is_filled(&self) -> bool {

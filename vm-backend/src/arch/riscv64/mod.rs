@@ -9,3 +9,14 @@ pub mod isa;
 pub mod layout;
 pub mod plic;
 pub mod sbi;
+
+#[cfg(target_arch = "riscv64")]
+pub mod aia;
+#[cfg(target_arch = "riscv64")]
+pub mod registers;
+#[cfg(target_arch = "riscv64")]
+mod sys;
+#[cfg(target_arch = "riscv64")]
+pub mod vcpu;
+#[cfg(target_arch = "riscv64")]
+pub mod vm;

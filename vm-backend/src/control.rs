@@ -1,0 +1,167 @@
+//! Requests to a running VMM: packets of JSON with descriptors, on connections to a listening `SOCK_SEQPACKET` socket. Each is answered by
+//! one packet.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::{SocketFlags, accept_with};
+use serde::{Deserialize, Serialize};
+
+use crate::boot::{Claims, Disk, disk_extents};
+use crate::channel;
+use crate::stop::{Stop, StopSignal};
+use crate::virtio::blk::BlockExtent;
+
+/// Connections at a time; more are closed at once. The daemon has one.
+const MAX_CONNECTIONS: usize = 16;
+
+/// What the daemon may ask for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// Put a disk into an empty slot; its files come with the packet. The guest does not notice by itself.
+    Fill { slot: u32, disk: Disk },
+    /// Take the disk out of a slot; the driver in the guest must have let go of it.
+    Empty { slot: u32 },
+    /// End the guest at once. What is polite is asked of the agent inside before.
+    PowerOff {},
+}
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Response {
+    Ok {},
+    Error(String),
+}
+
+/// Slots whose disks come and go.
+pub trait Slots {
+    /// # Errors
+    /// There is no such slot, something is in it, or the files are no disk.
+    fn fill(&mut self, slot: u32, disk: Vec<BlockExtent>) -> Result<(), SlotRefused>;
+
+    /// # Errors
+    /// There is no such slot, nothing is in it, or the guest uses it.
+    fn empty(&mut self, slot: u32) -> Result<(), SlotRefused>;
+}
+
+/// Why a slot stays as it is.
+#[derive(Debug, thiserror::Error)]
+#[error("slot {slot}")]
+pub struct SlotRefused {
+    pub slot: u32,
+    #[source]
+    pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// Answers requests until the guest is to stop.
+///
+/// # Errors
+/// The listening socket or the kernel's poll fail; the guest cannot be told anything any more then.
+pub fn serve(listener: &OwnedFd, stop: &StopSignal, slots: &mut dyn Slots) -> io::Result<()> {
+    // Between poll and accept a client may go away.
+    rustix::io::ioctl_fionbio(listener, true)?;
+    let mut connections: Vec<OwnedFd> = Vec::new();
+    while !stop.is_requested() {
+        let ready = wait(listener, stop, &connections)?;
+        // From the last one on, so that places stay what they were.
+        for place in ready.connections.iter().rev() {
+            if !answer(connections[*place].as_fd(), stop, slots) {
+                connections.swap_remove(*place);
+            }
+        }
+        if ready.listener {
+            accept(listener, &mut connections);
+        }
+    }
+    Ok(())
+}
+
+struct Ready {
+    listener: bool,
+    /// Places, ascending.
+    connections: Vec<usize>,
+}
+
+fn wait(listener: &OwnedFd, stop: &StopSignal, connections: &[OwnedFd]) -> io::Result<Ready> {
+    let mut fds = vec![PollFd::new(stop, PollFlags::IN), PollFd::new(listener, PollFlags::IN)];
+    fds.extend(connections.iter().map(|c| PollFd::new(c, PollFlags::IN)));
+    rustix::io::retry_on_intr(|| poll(&mut fds, None))?;
+    let is_ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
+    let connections = fds[2..].iter().enumerate().filter(|(_, fd)| is_ready(fd)).map(|(place, _)| place);
+    Ok(Ready { listener: is_ready(&fds[1]), connections: connections.collect() })
+}
+
+fn accept(listener: &OwnedFd, connections: &mut Vec<OwnedFd>) {
+    // An error is the client's that went away, or of descriptors that are short: the next one may do better.
+    if let Ok(connection) = accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+        if connections.len() < MAX_CONNECTIONS {
+            connections.push(connection);
+        }
+    }
+}
+
+/// Reads one request and answers it; false when the connection is of no more use.
+fn answer(connection: BorrowedFd<'_>, stop: &StopSignal, slots: &mut dyn Slots) -> bool {
+    let response = match channel::receive(connection) {
+        Ok(Some(packet)) => handle(&packet.bytes, packet.fds, stop, slots),
+        Ok(None) => return false,
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            Response::Error("the packet is too large".to_owned())
+        }
+        Err(_) => return false,
+    };
+    // A client that does not read its answers is let go.
+    serde_json::to_vec(&response).is_ok_and(|bytes| channel::send(connection, &bytes, &[]).is_ok())
+}
+
+fn handle(message: &[u8], fds: Vec<OwnedFd>, stop: &StopSignal, slots: &mut dyn Slots) -> Response {
+    match try_handle(message, fds, stop, slots) {
+        Ok(()) => Response::Ok {},
+        Err(error) => Response::Error(chain(&*error)),
+    }
+}
+
+fn try_handle(
+    message: &[u8],
+    fds: Vec<OwnedFd>,
+    stop: &StopSignal,
+    slots: &mut dyn Slots,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let mut claims = Claims::new(fds);
+    match serde_json::from_slice(message)? {
+        Request::Fill { slot, disk } => {
+            let extents = disk_extents(disk, &mut claims)?;
+            claims.finish()?;
+            slots.fill(slot, extents)?;
+        }
+        Request::Empty { slot } => {
+            claims.finish()?;
+            slots.empty(slot)?;
+        }
+        Request::PowerOff {} => {
+            claims.finish()?;
+            stop.request(Stop::Asked);
+        }
+    }
+    Ok(())
+}
+
+/// An error with all its sources, in a line.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,183 @@
+//! A guest's slots, and the devices in them.
+//!
+//! Slot 0 is for vsock, 1 for the network, 2 for the balloon; disks follow, then empty slots that get disks while the guest runs.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::boot::{DeviceFiles, FIXED_SLOTS};
+use crate::bus::MmioDevice;
+use crate::control::{SlotRefused, Slots};
+use crate::memory::GuestRam;
+use crate::virtio::balloon::Balloon;
+use crate::virtio::blk::{Block, BlockError, BlockExtent};
+use crate::virtio::net::{Net, NetError};
+use crate::virtio::vsock::Vsock;
+use crate::virtio::{Device, Line, QUEUES, Removal, Slot, SlotError};
+
+/// Slots of a guest.
+#[derive(Debug)]
+pub struct Devices {
+    slots: Vec<Arc<Mutex<Slot>>>,
+}
+
+/// Why there are no devices.
+#[derive(Debug, thiserror::Error)]
+pub enum DevicesError {
+    #[error("make an event")]
+    Event {
+        #[source]
+        source: io::Error,
+    },
+    #[error("vsock")]
+    Vsock {
+        #[source]
+        source: io::Error,
+    },
+    #[error("the network")]
+    Net {
+        #[source]
+        source: NetError,
+    },
+    #[error("disk {index}")]
+    Disk {
+        index: usize,
+        #[source]
+        source: BlockError,
+    },
+    #[error("slot {slot}")]
+    Slot {
+        slot: usize,
+        #[source]
+        source: SlotError,
+    },
+}
+
+/// Called when the guest's agent says that it is up.
+pub type Ready = Box<dyn Fn() + Send>;
+
+/// The guest's address on vsock. It is alone with its host there, so all guests have the same, the first that is not reserved (vsock(7)).
+const GUEST_CID: u64 = 3;
+/// Queues of a disk: those that an empty slot expects.
+const DISK_QUEUES: usize = 1;
+
+impl Devices {
+    /// All slots, filled with what is there at boot. `ready` hears of the agent, `line` gives the wire of a slot.
+    ///
+    /// # Errors
+    /// A device cannot be made of its files.
+    pub fn new(
+        files: DeviceFiles,
+        memory: &GuestRam,
+        ready: Ready,
+        line: impl Fn(u32) -> Box<dyn Line>,
+    ) -> Result<Self, DevicesError> {
+        let slots = (0..files.slots).map(|slot| {
+            let kicks = kicks().map_err(|source| DevicesError::Event { source })?;
+            Ok(Arc::new(Mutex::new(Slot::new(line(slot), kicks, Arc::clone(memory)))))
+        });
+        let devices = Self { slots: slots.collect::<Result<_, _>>()? };
+        for (slot, device) in make(files, ready)?.into_iter().enumerate() {
+            if let (Some(device), Some(place)) = (device, devices.slots.get(slot)) {
+                lock(place).fill(device).map_err(|source| DevicesError::Slot { slot, source })?;
+            }
+        }
+        Ok(devices)
+    }
+
+    /// How many slots there are.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        u32::try_from(self.slots.len()).unwrap_or(u32::MAX)
+    }
+
+    /// For the bus, in the order of their places.
+    pub fn on_bus(&self) -> impl Iterator<Item = Arc<dyn MmioDevice>> + '_ {
+        self.slots.iter().map(|slot| Arc::clone(slot) as Arc<dyn MmioDevice>)
+    }
+
+    /// Calls `register` with each slot, queue and kick that a driver may notify: of empty slots those of a disk.
+    ///
+    /// # Errors
+    /// The first of `register`.
+    pub fn each_kick<E>(
+        &self,
+        mut register: impl FnMut(u32, u32, &EventFd) -> Result<(), E>,
+    ) -> Result<(), E> {
+        for (n, slot) in (0..).zip(&self.slots) {
+            let slot = lock(slot);
+            let queues = match (slot.queues(), n < FIXED_SLOTS) {
+                (0, false) => DISK_QUEUES,
+                (queues, _) => queues,
+            };
+            for (queue, kick) in (0..).zip(&slot.kicks()[..queues]) {
+                register(n, queue, kick)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A slot whose disk comes and goes.
+    fn disk_slot(&self, slot: u32) -> Result<MutexGuard<'_, Slot>, SlotRefused> {
+        let place = usize::try_from(slot).ok().filter(|_| slot >= FIXED_SLOTS);
+        let found = place.and_then(|place| self.slots.get(place));
+        found.map(lock).ok_or_else(|| refused(slot, "there is no such slot for disks"))
+    }
+}
+
+impl Slots for Devices {
+    fn fill(&mut self, slot: u32, disk: Vec<BlockExtent>) -> Result<(), SlotRefused> {
+        let mut place = self.disk_slot(slot)?;
+        let block = Block::new(disk).map_err(|e| refused(slot, e))?;
+        place.fill(Box::new(block)).map_err(|e| refused(slot, e))
+    }
+
+    fn empty(&mut self, slot: u32) -> Result<(), SlotRefused> {
+        self.disk_slot(slot)?.empty(Removal::Unbound).map_err(|e| refused(slot, e))
+    }
+}
+
+fn refused(slot: u32, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> SlotRefused {
+    SlotRefused { slot, source: source.into() }
+}
+
+/// Devices in the order of their slots.
+fn make(files: DeviceFiles, ready: Ready) -> Result<Vec<Option<Box<dyn Device>>>, DevicesError> {
+    let vsock = files.vsock.map(|listener| Vsock::new(listener, GUEST_CID, ready));
+    let vsock = vsock.transpose().map_err(|source| DevicesError::Vsock { source })?;
+    let net = files.net.map(|net| Net::new(net.tap, net.mac, net.mtu));
+    let net = net.transpose().map_err(|source| DevicesError::Net { source })?;
+    let balloon = files.balloon.then(Balloon::new);
+    let mut devices = vec![boxed(vsock), boxed(net), boxed(balloon)];
+    for (index, disk) in files.disks.into_iter().enumerate() {
+        let block = Block::new(disk).map_err(|source| DevicesError::Disk { index, source })?;
+        devices.push(boxed(Some(block)));
+    }
+    Ok(devices)
+}
+
+fn boxed(device: Option<impl Device + 'static>) -> Option<Box<dyn Device>> {
+    device.map(|device| Box::new(device) as Box<dyn Device>)
+}
+
+fn kicks() -> io::Result<[EventFd; QUEUES]> {
+    let kicks: Vec<EventFd> =
+        (0..QUEUES).map(|_| EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)).collect::<Result<_, _>>()?;
+    kicks.try_into().map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
+fn lock(slot: &Arc<Mutex<Slot>>) -> MutexGuard<'_, Slot> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl MmioDevice for Mutex<Slot> {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        self.lock().unwrap_or_else(PoisonError::into_inner).read(offset, data);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        self.lock().unwrap_or_else(PoisonError::into_inner).write(offset, data);
+    }
+}

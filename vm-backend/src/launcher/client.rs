@@ -1,0 +1,169 @@
+//! Connections to a VMM.
+
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use super::{CONTROL_SOCKET, VSOCK_SOCKET};
+use crate::boot::{Disk, Extent, Fd};
+use crate::channel;
+use crate::control::{Request, Response};
+
+/// Bytes of the answer to CONNECT at most: `OK 4294967295\n`.
+const MAX_ANSWER: usize = 32;
+
+/// Why a VMM did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error("connect to {}", .path.display())]
+    Connect {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("connect to port {port} of the guest")]
+    Port {
+        port: u32,
+        #[source]
+        source: io::Error,
+    },
+    #[error("talk to the VMM")]
+    Talk {
+        #[source]
+        source: io::Error,
+    },
+    #[error("the VMM refused: {0}")]
+    Refused(String),
+}
+
+/// A vsock stream to a port of the guest whose folder is `dir`. Shutting down one side half-closes the stream in the guest.
+///
+/// # Errors
+/// There is no VMM, nobody in the guest listens (`ConnectionRefused`), or `patience` is over (`TimedOut`).
+pub fn connect(dir: &Path, port: u32, patience: Duration) -> Result<UnixStream, ClientError> {
+    let socket = dial(dir, VSOCK_SOCKET, SocketType::STREAM)?;
+    let mut stream = UnixStream::from(socket);
+    greet(&mut stream, port, Instant::now() + patience)
+        .map_err(|source| ClientError::Port { port, source })?;
+    stream.set_read_timeout(None).map_err(|source| ClientError::Port { port, source })?;
+    Ok(stream)
+}
+
+fn greet(stream: &mut UnixStream, port: u32, deadline: Instant) -> io::Result<()> {
+    stream.write_all(format!("CONNECT {port}\n").as_bytes())?;
+    let mut answer = Vec::new();
+    // Byte by byte: what follows the line is the guest's.
+    while answer.last() != Some(&b'\n') {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        let mut byte = [0];
+        match stream.read(&mut byte) {
+            Ok(0) => return Err(io::ErrorKind::ConnectionRefused.into()),
+            Ok(_) if answer.len() < MAX_ANSWER => answer.push(byte[0]),
+            Ok(_) => return Err(io::ErrorKind::InvalidData.into()),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => {
+                return Err(io::ErrorKind::ConnectionRefused.into());
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    match answer.starts_with(b"OK ") {
+        true => Ok(()),
+        false => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// A connection for requests to a running VMM. Calls block until the VMM has answered, at most for [`Control::PATIENCE`].
+#[derive(Debug)]
+pub struct Control {
+    socket: OwnedFd,
+}
+
+impl Control {
+    /// The VMM answers from a thread that does nothing else.
+    pub const PATIENCE: Duration = Duration::from_secs(10);
+
+    /// Connects to the VMM whose folder is `dir`.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn connect(dir: &Path) -> Result<Self, ClientError> {
+        let socket = dial(dir, CONTROL_SOCKET, SocketType::SEQPACKET)?;
+        set_socket_timeout(&socket, Timeout::Recv, Some(Self::PATIENCE))
+            .and_then(|()| set_socket_timeout(&socket, Timeout::Send, Some(Self::PATIENCE)))
+            .map_err(|e| ClientError::Talk { source: e.into() })?;
+        Ok(Self { socket })
+    }
+
+    /// Puts a disk of these files (and whether each is read-only) into an empty slot.
+    ///
+    /// # Errors
+    /// The VMM refuses, or does not answer.
+    pub fn fill(&self, slot: u32, files: &[(BorrowedFd<'_>, bool)]) -> Result<(), ClientError> {
+        let extent = |(number, (_, read_only)): (usize, &(_, bool))| Extent {
+            file: Fd(number),
+            read_only: *read_only,
+        };
+        let disk = Disk { extents: files.iter().enumerate().map(extent).collect() };
+        let fds: Vec<BorrowedFd<'_>> = files.iter().map(|(fd, _)| *fd).collect();
+        self.ask(&Request::Fill { slot, disk }, &fds)
+    }
+
+    /// Takes the disk out of a slot, of which the guest has let go.
+    ///
+    /// # Errors
+    /// The VMM refuses, or does not answer.
+    pub fn empty(&self, slot: u32) -> Result<(), ClientError> {
+        self.ask(&Request::Empty { slot }, &[])
+    }
+
+    /// Ends the guest at once.
+    ///
+    /// # Errors
+    /// The VMM does not answer.
+    pub fn power_off(&self) -> Result<(), ClientError> {
+        self.ask(&Request::PowerOff {}, &[])
+    }
+
+    fn ask(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(), ClientError> {
+        match self.exchange(request, fds).map_err(|source| ClientError::Talk { source })? {
+            Response::Ok {} => Ok(()),
+            Response::Error(why) => Err(ClientError::Refused(why)),
+        }
+    }
+
+    fn exchange(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> io::Result<Response> {
+        channel::send(self.socket.as_fd(), &serde_json::to_vec(request)?, fds)?;
+        let packet = channel::receive(self.socket.as_fd())?;
+        let packet = packet.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
+        Ok(serde_json::from_slice(&packet.bytes)?)
+    }
+}
+
+fn dial(dir: &Path, name: &str, kind: SocketType) -> Result<OwnedFd, ClientError> {
+    let connect = || -> io::Result<OwnedFd> {
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
+        let (_folder, address) = address(dir, name)?;
+        rustix::net::connect(&socket, &address)?;
+        Ok(socket)
+    };
+    connect().map_err(|source| ClientError::Connect { path: dir.join(name), source })
+}
+
+/// A path for a socket that is short however long the folder's is, as long as the folder's descriptor is open.
+pub(super) fn address(dir: &Path, name: &str) -> io::Result<(OwnedFd, SocketAddrUnix)> {
+    let folder = rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let address = SocketAddrUnix::new(format!("/proc/self/fd/{}/{name}", folder.as_raw_fd()))?;
+    Ok((folder, address))
+}

@@ -1,0 +1,241 @@
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::time::Duration;
+
+use super::*;
+use crate::status::{Event, Exit, ExitReason, StatusWriter};
+
+const SOON: Duration = Duration::from_secs(20);
+
+fn spec(dir: &Path) -> GuestSpec {
+    let (kernel, initramfs) = (dir.join("kernel"), dir.join("initramfs"));
+    std::fs::write(&kernel, "k").unwrap();
+    std::fs::write(&initramfs, "i").unwrap();
+    GuestSpec {
+        memory_mib: 128,
+        vcpus: 1,
+        interrupts: Interrupts::Plic,
+        kernel,
+        initramfs,
+        command_line: "quiet".into(),
+        console_limit: 1000,
+        net: None,
+        balloon: false,
+        disks: vec![],
+        spare_slots: 2,
+    }
+}
+
+fn program(dir: &Path, script: &str) -> PathBuf {
+    let path = dir.join("program");
+    let mut file = File::create(&path).unwrap();
+    write!(file, "#!/bin/sh\n{script}\n").unwrap();
+    file.set_permissions(std::fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+fn null() -> OwnedFd {
+    open(Path::new("/dev/null"), OFlags::RDWR).unwrap()
+}
+
+fn reap(vmm: &VmmProcess) {
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+    waitid(WaitId::PidFd(vmm.pidfd.as_fd()), WaitIdOptions::EXITED).unwrap();
+}
+
+/// The message and the descriptors as the VMM would get them, but /dev/null for KVM, which is not everywhere.
+#[test]
+fn what_the_launcher_sends_the_vmm_accepts() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    let mut spec = spec(dir);
+    let extent = |read_only| BlockExtent { file: tempfile::tempfile().unwrap().into(), read_only };
+    spec.disks = vec![vec![extent(true), extent(false)], vec![extent(true)]];
+    spec.net = Some(NetDevice { tap: null(), mac: [2, 0, 0, 0, 0, 9], mtu: 1500 });
+    let files = Files {
+        kvm: null(),
+        kernel: open(&spec.kernel, OFlags::RDONLY).unwrap(),
+        initramfs: open(&spec.initramfs, OFlags::RDONLY).unwrap(),
+        status: create(&dir.join(STATUS_FILE)).unwrap(),
+        console: create(&dir.join(CONSOLE_FILE)).unwrap(),
+        control: bind(dir, CONTROL_SOCKET, SocketType::SEQPACKET).unwrap(),
+        vsock: bind(dir, VSOCK_SOCKET, SocketType::STREAM).unwrap(),
+    };
+    let (a, b) = channel::tests::pair();
+    let (message, fds) = message(spec, files);
+    send(&a, &message, &fds).unwrap();
+    let guest = crate::boot::Guest::receive(b.as_fd()).unwrap();
+    assert_eq!(guest.devices.slots, 7);
+    let kinds: Vec<Vec<bool>> =
+        guest.devices.disks.iter().map(|disk| disk.iter().map(|e| e.read_only).collect()).collect();
+    assert_eq!(kinds, [vec![true, false], vec![true]]);
+    let mode = std::fs::metadata(dir.join(CONTROL_SOCKET)).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[test]
+fn a_folder_that_holds_a_guest_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    create(&folder.path().join(STATUS_FILE)).unwrap();
+    assert!(matches!(create(&folder.path().join(STATUS_FILE)), Err(LaunchError::Open { .. })));
+    bind(folder.path(), CONTROL_SOCKET, SocketType::SEQPACKET).unwrap();
+    let again = bind(folder.path(), CONTROL_SOCKET, SocketType::SEQPACKET);
+    assert!(matches!(again, Err(LaunchError::Bind { .. })));
+}
+
+#[test]
+fn the_program_gets_the_socket_as_its_input_and_no_environment() {
+    let folder = tempfile::tempdir().unwrap();
+    let script =
+        "exec 2>/tmp/o.core; ls -l /proc/self/fd >&2; env >&2; set -x; [ -S /dev/stdin ] && [ -z \"$HOME\" ]";
+    let (ours, theirs) = channel::tests::pair();
+    let vmm = spawn(&program(folder.path(), script), theirs, null()).unwrap();
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+    let status = waitid(WaitId::PidFd(vmm.pidfd.as_fd()), WaitIdOptions::EXITED).unwrap().unwrap();
+    assert_eq!(status.exit_status(), Some(0));
+    drop(ours);
+}
+
+#[test]
+fn a_program_that_cannot_run_is_an_error() {
+    let (_ours, theirs) = channel::tests::pair();
+    assert!(spawn(Path::new("/nonexistent"), theirs, null()).is_err());
+}
+
+/// A VMM that ends only when told, and one status file.
+fn following(dir: &Path, script: &str) -> (VmmProcess, StatusWriter, Follower, OwnedFd) {
+    let (ours, theirs) = channel::tests::pair();
+    let vmm = spawn(&program(dir, script), theirs, null()).unwrap();
+    let status = StatusWriter::new(create(&dir.join(STATUS_FILE)).unwrap().into());
+    let follower = Follower::new(dir, vmm.pidfd.as_fd()).unwrap();
+    (vmm, status, follower, ours)
+}
+
+#[test]
+fn events_arrive_as_they_are_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let (vmm, status, mut follower, ours) = following(folder.path(), "cat");
+    assert_eq!(follower.next_blocking(Duration::ZERO).unwrap(), None);
+    let writer = std::thread::spawn(move || {
+        status.write(&Event::Running);
+        status.write(&Event::Ready);
+        status
+    });
+    assert_eq!(follower.next_blocking(SOON).unwrap(), Some(Event::Running));
+    assert_eq!(follower.next_blocking(SOON).unwrap(), Some(Event::Ready));
+    let exit = Event::Exited(Exit::new(ExitReason::PowerOff, "\u{1}".repeat(MAX_DETAIL_FOR_TEST).as_str()));
+    writer.join().unwrap().write(&exit);
+    assert_eq!(follower.next_blocking(SOON).unwrap(), Some(exit));
+    assert_eq!(follower.next_blocking(SOON).unwrap(), None, "nothing follows");
+    drop(ours);
+    reap(&vmm);
+}
+
+const MAX_DETAIL_FOR_TEST: usize = crate::status::MAX_DETAIL;
+
+#[test]
+fn a_vmm_that_dies_without_a_word_was_killed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (vmm, status, mut follower, _ours) = following(folder.path(), "kill -9 $$");
+    status.write(&Event::Running);
+    assert_eq!(follower.next_blocking(SOON).unwrap(), Some(Event::Running));
+    match follower.next_blocking(SOON).unwrap() {
+        Some(Event::Exited(exit)) => assert_eq!(exit.reason, ExitReason::Killed),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(follower.next_blocking(SOON).unwrap(), None);
+    reap(&vmm);
+}
+
+#[test]
+fn the_last_word_counts_though_the_vmm_has_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let (vmm, status, mut follower, _ours) = following(folder.path(), "exit 0");
+    reap(&vmm);
+    status.write(&Event::Running);
+    status.write(&Event::Exited(Exit::new(ExitReason::Reset, "")));
+    assert_eq!(follower.next_blocking(SOON).unwrap(), Some(Event::Running));
+    assert!(
+        matches!(follower.next_blocking(SOON).unwrap(), Some(Event::Exited(e)) if e.reason == ExitReason::Reset)
+    );
+}
+
+#[test]
+fn a_status_file_of_garbage_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let (vmm, _status, mut follower, ours) = following(folder.path(), "cat");
+    std::fs::write(folder.path().join(STATUS_FILE), "x".repeat(20_000)).unwrap();
+    assert!(follower.next_blocking(SOON).is_err());
+    drop(ours);
+    reap(&vmm);
+}
+
+mod clients {
+    use std::io::{BufRead as _, BufReader, Read as _};
+    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::thread;
+
+    use super::*;
+
+    /// Answers one connection as a VMM would.
+    fn vsock(dir: &Path, answer: &'static [u8]) -> thread::JoinHandle<(String, UnixStream)> {
+        let listener = UnixListener::from(bind(dir, VSOCK_SOCKET, SocketType::STREAM).unwrap());
+        thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            let mut line = String::new();
+            BufReader::new(stream.try_clone().unwrap()).read_line(&mut line).unwrap();
+            (&stream).write_all(answer).unwrap();
+            (line, stream)
+        })
+    }
+
+    #[test]
+    fn a_stream_begins_after_the_greeting() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = vsock(folder.path(), b"OK 1073741824\nhello");
+        let mut stream = connect(folder.path(), 1024, SOON).unwrap();
+        let (line, their_end) = server.join().unwrap();
+        assert_eq!(line, "CONNECT 1024\n");
+        drop(their_end);
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "hello");
+    }
+
+    #[test]
+    fn refusals_and_nonsense_are_told_apart() {
+        let kind = |answer| {
+            let folder = tempfile::tempdir().unwrap();
+            let server = vsock(folder.path(), answer);
+            // The server's end closes when it has answered.
+            let joined = thread::spawn(move || drop(server.join()));
+            let result = connect(folder.path(), 1, SOON);
+            joined.join().unwrap();
+            match result {
+                Err(ClientError::Port { source, .. }) => source.kind(),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(kind(b""), io::ErrorKind::ConnectionRefused);
+        assert_eq!(kind(b"NO\n"), io::ErrorKind::InvalidData);
+        assert_eq!(kind(&[b'x'; 100]), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn patience_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = vsock(folder.path(), b"OK");
+        let result = connect(folder.path(), 1, Duration::from_millis(50));
+        assert!(
+            matches!(result, Err(ClientError::Port { source, .. }) if source.kind() == io::ErrorKind::TimedOut)
+        );
+        drop(server.join().unwrap());
+    }
+
+    #[test]
+    fn without_a_vmm_there_is_no_connection() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(matches!(Control::connect(folder.path()), Err(ClientError::Connect { .. })));
+        assert!(matches!(connect(folder.path(), 1, SOON), Err(ClientError::Connect { .. })));
+    }
+}
