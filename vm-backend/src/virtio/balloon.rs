@@ -200,7 +200,8 @@ mod tests {
             driver.kick(u32::try_from(queue).unwrap());
             driver.wait_used(queue);
         }
-        // Read-only ranges are no reports either.
+        // Ranges in another queue, or to be read, are no reports.
+        report(&mut driver, 0, &[(RAM_START + 5 * MIB, 4096)]);
         driver.queues[2].add(&[(RAM_START + 5 * MIB, 4096)], &[]);
         driver.kick(2);
         driver.wait_used(2);

@@ -365,18 +365,21 @@ fn a_broken_chain_stops_the_device_until_a_reset() {
 }
 
 #[test]
-fn writes_of_a_guest_that_does_not_flush_are_flushed_at_once() {
-    for (features, dirty) in [(feature::FLUSH, true), (0, false)] {
-        let file = file_of(&[0; 512]);
-        let disk = Disk::new(vec![BlockExtent { file: file.into(), read_only: false }]).unwrap();
+fn changes_of_a_guest_that_does_not_flush_are_flushed_at_once() {
+    let (write, discard) = (1_u64, 11);
+    for (flushes, kind) in [(true, write), (false, write), (true, discard), (false, discard)] {
+        let disk =
+            Disk::new(vec![BlockExtent { file: file_of(&[0; 4096]).into(), read_only: false }]).unwrap();
         let driver = Driver::new(ram(1 << 20));
         let mut ring = DriverQueue::new(Arc::clone(&driver.memory), RAM_START, 16);
         let header = RAM_START + 0x4000;
-        driver.poke(header, &[&1_u64.to_le_bytes()[..], &FIRST.to_le_bytes()].concat());
-        ring.add(&[(header, 16), (header + 512, 512)], &[(header + 16, 1)]);
+        driver.poke(header, &[kind, FIRST, FIRST, 8].map(u64::to_le_bytes).concat());
+        let data = if kind == write { (header + 512, 512) } else { (header + 16, 16) };
+        ring.add(&[(header, 16), data], &[(header + 64, 1)]);
+        let features = feature::DISCARD | if flushes { feature::FLUSH } else { 0 };
         serve(&disk, features, &mut ring.device_side(), &driver.memory, &interrupt()).unwrap();
-        assert_eq!(driver.peek(header + 16, 1), [OK]);
-        assert_eq!(disk.is_dirty(), dirty, "{features:#x}");
+        assert_eq!(driver.peek(header + 64, 1), [OK]);
+        assert_eq!(disk.is_dirty(), flushes, "{kind}");
     }
 }
 

@@ -249,6 +249,9 @@ fn headers_that_ask_for_what_was_not_negotiated_are_dropped() {
     for start in [[1, 0], [0, 1], [1, 1], [1, 4], [0, 0x80], [2, 0], [0xff, 0xff], [0, 3], [0, 5]] {
         let mut header = [0; HEADER];
         header[..2].copy_from_slice(&start);
+        // A checksum that the kernel would take.
+        header[6] = 34;
+        header[8] = 16;
         rig.send(header, &frame(100));
     }
     rig.send([0; HEADER], &frame(61));

@@ -228,7 +228,7 @@ fn a_failed_driver_gets_nothing_but_a_reset() {
 #[test]
 fn status_bits_cannot_be_taken_back_or_made_up() {
     let (mut driver, _) = negotiated();
-    for value in [1, 3, 10, 11 | 16, 1 << 31 | 11] {
+    for value in [1, 3, 10, 1 | 4, 11 | 16, 1 << 31 | 11] {
         driver.write32(reg::STATUS, value);
         assert_eq!(driver.read32(reg::STATUS), 11, "{value:#x}");
     }
