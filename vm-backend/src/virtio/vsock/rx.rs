@@ -53,7 +53,10 @@ impl<'m> RxRing<'m> {
             if count == 0 {
                 break;
             }
-            room.append(&slot.payload.clone().take(count)?);
+            match count == slot.payload.len() {
+                true => room.append(&slot.payload),
+                false => room.append(&slot.payload.clone().take(count)?),
+            }
             left -= count;
         }
         Ok(room)

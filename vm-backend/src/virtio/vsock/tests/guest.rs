@@ -7,7 +7,7 @@ use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
 use std::time::{Duration, Instant};
 
 use super::super::limits::Limits;
@@ -132,7 +132,16 @@ impl Guest {
             let head = self.driver.queues[RX].add(&[], &[(place, RX_BUFFER)]);
             assert_eq!(self.rx_area + u64::from(head) * u64::from(RX_BUFFER), place);
         }
-        self.driver.kick(RX as u32);
+        self.kick(RX);
+    }
+
+    /// Tells the device of a queue unless it asked to be spared, as a driver does (VIRTIO 1.2 section 2.7.13.4).
+    fn kick(&mut self, queue: usize) {
+        fence(Ordering::SeqCst);
+        let flags = self.driver.peek(self.driver.queues[queue].used, 2);
+        if flags[0] & 1 == 0 {
+            self.driver.kick(queue as u32);
+        }
     }
 
     /// A packet, if one has come.
@@ -237,7 +246,7 @@ impl Guest {
         }
         self.driver.queues[TX].add(&pieces, &[]);
         self.tx_under_way.push_back(pieces.len() as u16);
-        self.driver.kick(TX as u32);
+        self.kick(TX);
     }
 
     /// Sends a packet, with its header in a descriptor of its own as Linux does.
@@ -251,7 +260,7 @@ impl Guest {
     pub(super) fn offer_event_buffer(&mut self) -> u64 {
         let place = self.tx_area + TX_BUFFERS * TX_BUFFER;
         self.driver.queues[EVENTS].add(&[], &[(place, 4)]);
-        self.driver.kick(EVENTS as u32);
+        self.kick(EVENTS);
         place
     }
 
