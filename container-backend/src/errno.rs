@@ -26,6 +26,10 @@ impl Errno {
     pub const NOTDIR: Self = Self(libc::ENOTDIR);
     /// Read-only file system.
     pub const ROFS: Self = Self(libc::EROFS);
+    /// No such device or address: nobody reads the fifo.
+    pub const NXIO: Self = Self(libc::ENXIO);
+    /// File name too long.
+    pub const NAMETOOLONG: Self = Self(libc::ENAMETOOLONG);
     /// No space left on device.
     pub const NOSPC: Self = Self(libc::ENOSPC);
 

@@ -21,8 +21,8 @@ pub const CONTROL_SOCKET: &str = "agent.sock";
 pub const STREAM_SOCKET: &str = "stream.sock";
 /// Variables that an agent inherits from the daemon; nothing else.
 const INHERITED_VARIABLES: [&str; 2] = ["RUST_LOG", "RUST_BACKTRACE"];
-/// Pending connections of an agent that is not up yet.
-const BACKLOG: i32 = 128;
+/// Pending connections of an agent that is not up yet, or busy: an exec opens two, and 256 may begin at once.
+const BACKLOG: i32 = 1024;
 
 /// Why no agent was started.
 #[derive(Debug, thiserror::Error)]

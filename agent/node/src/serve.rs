@@ -105,6 +105,7 @@ pub fn runtime() -> io::Result<tokio::runtime::Runtime> {
 /// See [`ServeError`]; nothing was changed on the node but folders made and leftovers cleared away.
 pub async fn serve(config: Config) -> Result<(), ServeError> {
     let end = end_signal().map_err(ServeError::Signals)?;
+    answer_hangups().map_err(ServeError::Signals)?;
     let socket = config.socket.clone();
     // Held until the end: no two daemons share a root or a state folder.
     let (_locks, listener, node, loaded) = {
@@ -207,6 +208,19 @@ async fn take_over(node: &Arc<Node>, loaded: Loaded) {
     }
     recover(node, loaded.pods).await;
     sweep(node, loaded.lost_pods, claimed).await;
+}
+
+/// SIGHUP asks for new settings. Those of registries and networks are read anew at each use; the rest only by a new daemon.
+fn answer_hangups() -> io::Result<()> {
+    let mut hangups = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangups.recv().await.is_some() {
+            tracing::warn!(
+                "SIGHUP: config.toml is read at the start only; restart for new settings, pods run on"
+            );
+        }
+    });
+    Ok(())
 }
 
 /// Resolves at the first of the signals. Listening begins at once.

@@ -26,15 +26,46 @@ pub(crate) trait Coded: std::error::Error {
 }
 
 /// The answer that tells an error, with its causes.
-pub(crate) fn status(error: &impl Coded) -> Status {
-    let text = crate::chain(error);
-    let code = error.code();
+pub(crate) fn status(error: &(impl Coded + 'static)) -> Status {
+    let text = shorten(crate::chain(error));
+    let code = match error.code() {
+        Code::Internal if is_shortage(error) => Code::ResourceExhausted,
+        code => code,
+    };
     if matches!(code, Code::Internal | Code::Unavailable) {
         tracing::error!(error = text, "request failed");
     } else {
         tracing::debug!(error = text, ?code, "request refused");
     }
     Status::new(code, text)
+}
+
+/// Longest message: gRPC clients drop a whole status whose metadata exceeds some 8 KiB, and it is percent-encoded on the way.
+const MESSAGE_MAX: usize = 2048;
+
+/// Cuts in the middle: a message begins with what was tried and ends with the cause, and in between callers hear their own words.
+fn shorten(text: String) -> String {
+    if text.len() <= MESSAGE_MAX {
+        return text;
+    }
+    let (mut head, mut tail) = (MESSAGE_MAX / 2, text.len() - MESSAGE_MAX / 2);
+    while !text.is_char_boundary(head) {
+        head -= 1;
+    }
+    while !text.is_char_boundary(tail) {
+        tail += 1;
+    }
+    format!("{} [{} bytes left out] {}", &text[..head], tail - head, &text[tail..])
+}
+
+/// Whether disk space or descriptors ran out on the node: no fault of the request, but one that passes.
+fn is_shortage(error: &(dyn std::error::Error + 'static)) -> bool {
+    let shortage = |errno: i32| matches!(errno, libc::ENOSPC | libc::EDQUOT | libc::EMFILE | libc::ENFILE);
+    std::iter::successors(Some(error), |error| error.source()).any(|error| {
+        let io = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+        let errno = error.downcast_ref::<rustix::io::Errno>().map(|errno| errno.raw_os_error());
+        io.or(errno).is_some_and(shortage)
+    })
 }
 
 impl Coded for LookupError {
@@ -272,6 +303,26 @@ impl Coded for RemoveError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_message_keeps_what_was_tried_and_the_cause() {
+        let error =
+            LookupError::NotFound { what: "container", id: format!("é{}the end", "é".repeat(5000)) };
+        let message = status(&error).message().to_owned();
+        assert!(message.len() < MESSAGE_MAX + 40, "{}", message.len());
+        assert!(message.starts_with("container") && message.contains("bytes left out"), "{message}");
+        assert!(message.contains("the end"), "{message}");
+    }
+
+    #[test]
+    fn a_full_disk_is_no_bug() {
+        let full = std::io::Error::from_raw_os_error(libc::ENOSPC);
+        let error = RunError::StateDir { path: "/x".into(), source: full };
+        assert_eq!(status(&error).code(), Code::ResourceExhausted);
+        let other =
+            RunError::StateDir { path: "/x".into(), source: std::io::Error::from_raw_os_error(libc::EIO) };
+        assert_eq!(status(&other).code(), Code::Internal);
+    }
 
     #[test]
     fn what_callers_look_at() {

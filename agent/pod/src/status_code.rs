@@ -99,8 +99,10 @@ fn failure_code(failure: &Failure) -> Code {
 
 fn log_code(error: &LogError) -> Code {
     match error {
-        // A link, a folder: the caller named a place that no log can be in.
-        LogError::Open(Errno::LOOP | Errno::ISDIR | Errno::NOTDIR) => Code::InvalidArgument,
+        // A link, a folder, a fifo, a name too long: the caller named a place that no log can be in.
+        LogError::Open(
+            Errno::LOOP | Errno::ISDIR | Errno::NOTDIR | Errno::INVAL | Errno::NXIO | Errno::NAMETOOLONG,
+        ) => Code::InvalidArgument,
         LogError::EnterHostMounts(_) | LogError::Execute(_) | LogError::Open(_) => Code::Internal,
         LogError::Gone => Code::FailedPrecondition,
         LogError::Stuck => Code::DeadlineExceeded,

@@ -35,7 +35,9 @@ pub(super) fn read_if_there(file: &Path) -> Result<Option<String>, CgroupError> 
 }
 
 pub(super) fn is_gone(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
+    // What has too long a path was never made.
+    error.kind() == io::ErrorKind::NotFound
+        || matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENAMETOOLONG))
 }
 
 /// The value of `key` in a file of `key value` lines.

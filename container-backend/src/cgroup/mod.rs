@@ -51,7 +51,7 @@ pub use leaf::Leaf;
 pub use limits::{LimitError, Limits};
 pub use node::is_populated;
 pub use oom::{OomWatch, Readiness};
-pub use path::DEFAULT_PARENT;
+pub use path::{DEFAULT_PARENT, check_parent};
 pub use tree::{Controller, Mode, Tree};
 pub use usage::Usage;
 

@@ -5,11 +5,24 @@ use super::error::PathError;
 /// Where leaves go when the caller names no parent.
 pub const DEFAULT_PARENT: &str = "/hartpod";
 
+/// Longest parent, bytes. A kubelet's are some 100; below /sys/fs/cgroup and with what is added, all paths stay below PATH_MAX.
+const PARENT_MAX: usize = 1024;
+/// Deepest parent. A kubelet in a container of a kubelet has ten levels; each costs a folder per hierarchy and pod.
+const DEPTH_MAX: usize = 32;
+
 /// A cgroup's name is a file name.
 const NAME_MAX: usize = 255;
 
 /// How systemd would call the scope of a container (`<prefix>-<name>.scope`), in the words of CRI runtimes.
 const SCOPE_PREFIX: &str = "cri-hartpod-";
+
+/// Whether leaves can be below `parent`.
+///
+/// # Errors
+/// [`PathError::Parent`] with the reason.
+pub fn check_parent(parent: &str) -> Result<(), PathError> {
+    leaf_path(parent, "x").map(drop)
+}
 
 /// The path of a leaf: absolute, below the hierarchy's root as this process sees it.
 pub(super) fn leaf_path(parent: &str, id: &str) -> Result<String, PathError> {
@@ -23,6 +36,12 @@ pub(super) fn leaf_path(parent: &str, id: &str) -> Result<String, PathError> {
     }
     let parent = if parent.is_empty() { DEFAULT_PARENT } else { parent };
     let refuse = |reason| PathError::Parent { parent: parent.to_owned(), reason };
+    if parent.len() > PARENT_MAX {
+        return Err(refuse("is longer than 1024 bytes"));
+    }
+    if parent.split('/').filter(|p| !p.is_empty()).count() > DEPTH_MAX {
+        return Err(refuse("is deeper than 32 levels"));
+    }
     let mut path = String::with_capacity(parent.len() + id.len() + 2);
     for part in parent.split('/').filter(|p| !p.is_empty()) {
         check_name(part).map_err(refuse)?;
@@ -118,6 +137,17 @@ mod tests {
         }
         assert!(leaf_path("/x", &"a".repeat(256)).is_err());
         assert!(exec_name(&"a".repeat(251)).is_err());
+    }
+
+    #[test]
+    fn parents_have_an_end() {
+        assert!(check_parent(&"/abc".repeat(DEPTH_MAX)).is_ok());
+        assert!(matches!(check_parent(&"/a".repeat(DEPTH_MAX + 1)), Err(PathError::Parent { .. })));
+        assert!(check_parent(&format!("/{}", "/".repeat(PARENT_MAX))).is_err());
+        let long = format!("/{}", "a".repeat(NAME_MAX)).repeat(5);
+        assert!(
+            matches!(check_parent(&long), Err(PathError::Parent { reason, .. }) if reason.contains("1024"))
+        );
     }
 
     #[test]

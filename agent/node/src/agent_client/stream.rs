@@ -2,14 +2,20 @@
 
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fd::AsRawFd as _;
 use rustix::fs::{Mode, OFlags};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
+use tokio::time::Instant;
 
 use super::{AgentClient, STREAM_SOCKET};
 use crate::random;
+
+/// For a place in the queue of an agent that others connect to at the same time.
+const BACKLOG_WAIT: Duration = Duration::from_secs(10);
+const BACKLOG_PAUSE: Duration = Duration::from_millis(2);
 
 /// Opens one stream, once.
 #[derive(Debug, Clone)]
@@ -43,7 +49,17 @@ impl AgentClient {
 /// Connects to the socket `name` in `dir`, by way of the folder's descriptor: an address holds 107 bytes of path.
 pub(super) async fn connect(dir: &Path, name: &str) -> io::Result<UnixStream> {
     let folder = rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    UnixStream::connect(format!("/proc/self/fd/{}/{name}", folder.as_raw_fd())).await
+    let path = format!("/proc/self/fd/{}/{name}", folder.as_raw_fd());
+    let deadline = Instant::now() + BACKLOG_WAIT;
+    loop {
+        match UnixStream::connect(&path).await {
+            // connect(2) of a non-blocking unix socket does not wait while the listener's queue is full.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {
+                tokio::time::sleep(BACKLOG_PAUSE).await;
+            }
+            connected => return connected,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -94,7 +94,7 @@ impl Exec {
                 return;
             }
         };
-        if matches!(outcome, Err(ExecError::Agent(AgentError::TimedOut { .. }))) {
+        if outcome.as_ref().is_err_and(may_run_on) {
             self.kill(&id).await;
         }
         let _ = reply.send(outcome);
@@ -160,6 +160,15 @@ impl Exec {
         }
         let forgotten = self.agent.wait_exec(&self.container, id);
         let _ = tokio::time::timeout(KILL_MARGIN, forgotten).await;
+    }
+}
+
+/// Whether the process may still run after this: nobody would wait for it.
+fn may_run_on(error: &ExecError) -> bool {
+    match error {
+        // The agent has killed it, or says that there is none.
+        ExecError::TimedOut { .. } | ExecError::Agent(AgentError::Answered { .. }) => false,
+        _ => true,
     }
 }
 

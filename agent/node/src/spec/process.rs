@@ -118,6 +118,9 @@ pub(super) fn cwd(container: &cri::ContainerConfig, image: &ImageConfig) -> Resu
     Ok(PathBuf::from("/").join(of_image))
 }
 
+/// Most supplemental groups of a request. The kernel takes 65536 (NGROUPS_MAX), but they travel in every report of the process.
+const GROUPS_MAX: usize = 4096;
+
 /// Who runs it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Identity {
@@ -145,6 +148,12 @@ pub(super) fn identity(
             ));
         }
     };
+    if security.supplemental_groups.len() > GROUPS_MAX {
+        return Err(SpecError::invalid(
+            "config.linux.security_context.supplemental_groups",
+            format!("has {} groups, at most {GROUPS_MAX} are allowed", security.supplemental_groups.len()),
+        ));
+    }
     let mut groups = security
         .supplemental_groups
         .iter()

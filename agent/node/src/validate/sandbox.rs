@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::path::Path;
 
+use hartpod_container::cgroup::PathError;
 use hartpod_proto::cri::v1::{self as cri, NamespaceMode as Mode};
 
 use super::{Checked, annotations, invalid, labels, name, plain_path, sysctl};
@@ -170,7 +171,10 @@ fn cgroup_parent(text: &str) -> Checked {
         );
         return Err(invalid(FIELD, problem));
     }
-    Ok(())
+    match hartpod_container::cgroup::check_parent(text) {
+        Err(PathError::Parent { reason, .. }) => Err(invalid(FIELD, reason)),
+        Err(PathError::Id { .. }) | Ok(()) => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -285,6 +289,8 @@ mod tests {
         );
         let parent = |text: &str| refusal(|c| c.linux.as_mut().unwrap().cgroup_parent = text.into());
         assert_eq!(parent("/kubepods/../x"), "config.linux.cgroup_parent: /kubepods/../x contains ..");
+        assert_eq!(parent("/kubepods/./x"), "config.linux.cgroup_parent: has a `.` or `..` in it");
+        assert_eq!(parent(&"/x".repeat(3000)), "config.linux.cgroup_parent: is longer than 1024 bytes");
         assert!(parent("kubepods-pod1.slice").contains("is a systemd slice"));
     }
 

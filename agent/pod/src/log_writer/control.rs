@@ -32,7 +32,11 @@ pub(crate) enum LogError {
     EnterHostMounts(#[source] hartpod_container::Errno),
     #[error("execute the log writer")]
     Execute(#[source] hartpod_container::Errno),
-    #[error("open the log file")]
+    #[error("{}", match *.0 {
+        // Its paths are opened so that no link is followed.
+        hartpod_container::Errno::LOOP => "a part of the log's path is a symbolic link",
+        _ => "open the log file",
+    })]
     Open(#[source] hartpod_container::Errno),
     #[error("the log writer has ended")]
     Gone,

@@ -43,8 +43,29 @@ fn judge_space(free: u64, root: &Path) -> Finding {
 
 pub(super) fn pod_agent(config: &Config) -> Finding {
     match config.pod.agent_path() {
-        Ok(path) => Fine(path.display().to_string()),
+        Ok(path) => judge_program(&path),
         Err(error) => Fail(in_one_line(&error)),
+    }
+}
+
+/// Class, byte order and machine of an ELF header: the agent's must be those of the running program.
+fn judge_program(path: &Path) -> Finding {
+    const IDENT: usize = 6;
+    const MACHINE: std::ops::Range<usize> = 18..20;
+    let header = |path: &Path| -> std::io::Result<[u8; 20]> {
+        let mut header = [0; 20];
+        std::io::Read::read_exact(&mut std::fs::File::open(path)?, &mut header)?;
+        Ok(header)
+    };
+    let own = header(Path::new("/proc/self/exe"));
+    match (header(path), own) {
+        (Ok(agent), Ok(own)) if agent[..IDENT] == own[..IDENT] && agent[MACHINE] == own[MACHINE] => {
+            Fine(path.display().to_string())
+        }
+        (Err(error), _) if error.kind() != std::io::ErrorKind::UnexpectedEof => {
+            Fail(format!("read {}: {error}", path.display()))
+        }
+        _ => Fail(format!("{} is not a program for this machine", path.display())),
     }
 }
 
@@ -87,6 +108,19 @@ mod tests {
     fn a_folder_that_is_not_there_yet_counts_where_it_will_be() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(existing(&dir.path().join("a/b")).as_deref(), Some(dir.path()));
+    }
+
+    #[test]
+    fn an_agent_that_is_no_program_is_a_blocker() {
+        let dir = tempfile::tempdir().unwrap();
+        for text in ["", "#!/bin/sh\nexec true # longer than a header"] {
+            let path = dir.path().join("agent");
+            std::fs::write(&path, text).unwrap();
+            let Fail(told) = judge_program(&path) else { panic!("{text:?}") };
+            assert!(told.ends_with("is not a program for this machine"), "{told}");
+        }
+        assert!(matches!(judge_program(Path::new("/proc/self/exe")), Fine(_)));
+        assert!(matches!(judge_program(Path::new("/nonexistent")), Fail(_)));
     }
 
     #[test]
