@@ -310,7 +310,7 @@ mod tests {
             LookupError::NotFound { what: "container", id: format!("é{}the end", "é".repeat(5000)) };
         let message = status(&error).message().to_owned();
         assert!(message.len() < MESSAGE_MAX + 40, "{}", message.len());
-        assert!(message.starts_with("container") && message.contains("bytes left out"), "{message}");
+        assert!(message.starts_with("no container") && message.contains("bytes left out"), "{message}");
         assert!(message.contains("the end"), "{message}");
     }
 
