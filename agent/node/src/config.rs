@@ -68,8 +68,8 @@ sections! {
     Cgroup {
         /// How the kubelet names cgroups: "cgroupfs", or "auto" which is "cgroupfs" today.
         driver: CgroupDriver = CgroupDriver::Auto,
-        /// Where the control group file systems are mounted.
-        root: PathBuf = "/sys/fs/cgroup".into(),
+        /// Where the control group file systems are mounted. There is no other place: pod agents and containers know it too.
+        root: PathBuf = hartpod_container::cgroup::ROOT.into(),
     }
 
     /// Pods and their agents.

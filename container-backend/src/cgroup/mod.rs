@@ -55,5 +55,8 @@ pub use path::{DEFAULT_PARENT, check_parent};
 pub use tree::{Controller, Mode, Tree};
 pub use usage::Usage;
 
+/// Where the kernel's users expect cgroups to be mounted, in pods as on the node (file-hierarchy(7)).
+pub const ROOT: &str = "/sys/fs/cgroup";
+
 #[cfg(test)]
 mod tests;

@@ -12,6 +12,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{chdir, fchdir, pivot_root};
 use rustix::thread::UnshareFlags;
 
+use crate::cgroup;
 use crate::container::mount_plan::{
     MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY,
 };
@@ -37,7 +38,7 @@ pub(crate) const POD_PROC: &str = "/pod-proc";
 /// Masks files.
 pub(crate) const NULL: &str = "/dev/null";
 /// Where cgroups are, inside and outside.
-pub(crate) const CGROUPS: &str = "/sys/fs/cgroup";
+pub(crate) const CGROUPS: &str = cgroup::ROOT;
 
 const FOLDERS: [&str; 11] = [
     "layers",

@@ -4,6 +4,8 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::{Component, Path};
 
+use hartpod_container::cgroup;
+
 use super::{CgroupDriver, Config};
 
 /// One key and what is wrong with its value.
@@ -54,7 +56,13 @@ impl Config {
         self.folders(&mut found);
         self.cni(&mut found);
         self.images(&mut found);
-        found.absolute("cgroup.root", &self.cgroup.root);
+        if self.cgroup.root != Path::new(cgroup::ROOT) {
+            let root = self.cgroup.root.display().to_string();
+            found.add(
+                "cgroup.root",
+                format!("{root:?} is not supported: control groups must be at {}", cgroup::ROOT),
+            );
+        }
         if self.cgroup.driver == CgroupDriver::Systemd {
             found.add(
                 "cgroup.driver",
@@ -141,6 +149,10 @@ mod tests {
             ("[images]\npinned = ['a*b']", "images.pinned: \"a*b\": * is understood at the end only"),
             ("[images]\npinned = ['']", "images.pinned: has an empty entry"),
             ("[pod]\nagent = 'bin/agent'", "pod.agent: \"bin/agent\" is not an absolute path"),
+            (
+                "[cgroup]\nroot = '/cgroup'",
+                "cgroup.root: \"/cgroup\" is not supported: control groups must be at /sys/fs/cgroup",
+            ),
             (
                 "[cgroup]\ndriver = 'systemd'",
                 "cgroup.driver: \"systemd\" is not supported yet: set cgroupDriver: cgroupfs in the kubelet's \
