@@ -6,7 +6,9 @@
 
 use std::fmt::{self, Write as _};
 use std::io::Write as _;
+use std::os::fd::AsFd;
 
+use rustix::fs::{FileType, OFlags};
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
@@ -18,6 +20,9 @@ const OURS: &str = "hartpod";
 
 /// Longest line; what is longer is cut.
 const LINE_MAX: usize = 1024;
+
+/// Bytes that the log may grow to before it begins anew. It lies in a file system in memory, and a pod lives for months.
+const FILE_MAX: u64 = 256 * 1024;
 
 /// Starts logging at the level that `directives` (the value of `RUST_LOG`) ask for.
 pub(crate) fn start(directives: Option<&str>) {
@@ -78,7 +83,13 @@ struct Line {
 
 impl Line {
     /// Writes it at once, so that lines of log writers and agent do not mix; nothing may break a line in two.
-    fn finish(mut self) {
+    fn finish(self) {
+        begin_anew_when_full(std::io::stderr(), FILE_MAX);
+        // There is no other place to tell of a failure.
+        let _ = std::io::stderr().write_all(&self.into_bytes());
+    }
+
+    fn into_bytes(mut self) -> Vec<u8> {
         while self.text.len() >= LINE_MAX {
             self.text.pop();
         }
@@ -89,8 +100,19 @@ impl Line {
             }
         }
         bytes.push(b'\n');
-        // There is no other place to tell of a failure.
-        let _ = std::io::stderr().write_all(&bytes);
+        bytes
+    }
+}
+
+/// The agent and its log writers append to one file: whoever finds it full empties it, and the others go on at its new end.
+/// Anything but a file is left alone, and so is a file that is not appended to.
+fn begin_anew_when_full(log: impl AsFd, most: u64) {
+    let Ok(data) = rustix::fs::fstat(&log) else { return };
+    let is_file = FileType::from_raw_mode(data.st_mode) == FileType::RegularFile;
+    let is_full = u64::try_from(data.st_size).is_ok_and(|size| size > most);
+    let appends = || rustix::fs::fcntl_getfl(&log).is_ok_and(|flags| flags.contains(OFlags::APPEND));
+    if is_file && is_full && appends() && rustix::fs::ftruncate(&log, 0).is_ok() {
+        let _ = rustix::io::write(&log, b"INFO hartpod-pod: the log was full, earlier lines are gone\n");
     }
 }
 
@@ -106,6 +128,26 @@ impl Visit for Line {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_full_log_begins_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("agent.log");
+        let open = || std::fs::OpenOptions::new().create(true).append(true).open(&path).unwrap();
+        let (mut agent, mut writer) = (open(), open());
+        agent.write_all(&[b'x'; 100]).unwrap();
+        begin_anew_when_full(&agent, 100);
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 100, "not full yet");
+        writer.write_all(b"y").unwrap();
+        begin_anew_when_full(&agent, 100);
+        writer.write_all(b"next\n").unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text, "INFO hartpod-pod: the log was full, earlier lines are gone\nnext\n");
+        // A pipe has no size, and a file that somebody else writes at an offset would get a hole.
+        std::fs::write(&path, [b'x'; 200]).unwrap();
+        begin_anew_when_full(std::fs::OpenOptions::new().write(true).open(&path).unwrap(), 100);
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 200);
+    }
 
     #[test]
     fn rust_log_as_far_as_it_goes() {
