@@ -21,6 +21,10 @@ export HARTPOD_BIN_DIR := $(BIN)
 STATIC     := -C target-feature=+crt-static
 AGENT      := $(STATIC) -C panic=abort -C relocation-model=static
 
+# The lab's scripts build the same for another architecture.
+export STATIC_FLAGS := $(STATIC)
+export AGENT_FLAGS  := $(AGENT)
+
 BUILD_PACKAGES := gcc libc6-dev
 TEST_PACKAGES  := $(BUILD_PACKAGES) docker-registry containernetworking-plugins iproute2 iptables busybox-static protobuf-compiler
 # The client of the tests is the k8s-cri crate, which is built with protoc.
@@ -30,7 +34,7 @@ INSTALL := tests/setup/install
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: run
 run: as-root build ## build hartpod and run one pod from the image inside it (needs root)
@@ -49,6 +53,22 @@ build: build-packages ## build the daemon and the pod agent into target/hartpod
 .PHONY: test
 test: as-root test-packages build attacker ## run every test: unit tests and the end-to-end suite (needs root)
 	tests/setup/run-tests
+
+.PHONY: lab
+lab: as-root ## run the tests inside an emulated riscv64 machine with the H extension (needs root)
+	@tests/setup/need-rust
+	@tests/setup/stage 'lab: packages' tests/lab/install
+	@tests/setup/stage 'lab: root disk' tests/lab/root
+	@tests/setup/stage 'lab: cross chroot' tests/lab/cross
+	@tests/setup/stage 'lab: build' tests/lab/build
+	@tests/setup/stage 'lab' tests/lab/run $(LAB_ARGS)
+
+.PHONY: lab-shell
+lab-shell: as-root ## a prompt in such a machine: LAB_MACHINE=aia, plain or plic
+	@tests/setup/need-rust
+	@tests/lab/install
+	@tests/lab/build
+	@tests/lab/machine $(or $(LAB_MACHINE),aia) shell
 
 .PHONY: bench
 bench: as-root test-packages build ## time every CRI call and weigh the processes; BENCH_ARGS='--against SOCKET' compares

@@ -5,9 +5,12 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result, ensure};
 use futures_util::future::try_join_all;
 use hartpod_tests::cgroup::PodCgroup;
-use hartpod_tests::{Lab, Node, cri, eventually, process, tests, world};
+use hartpod_tests::{Lab, Need, Node, cri, eventually, process, tests, world};
 
-tests![a_hundred_pods_leave_nothing, a_daemon_killed_at_fifty_moments_leaves_nothing];
+tests![
+    a_hundred_pods_leave_nothing needs Need::Speed,
+    a_daemon_killed_at_fifty_moments_leaves_nothing needs Need::Speed,
+];
 
 /// One whole life, as the kubelet drives it.
 async fn one_life(node: &Node, name: &str, number: u32) -> Result<()> {

@@ -32,6 +32,8 @@ pub enum Need {
     Binaries,
     /// `hartpod-attacker` there (`make attacker`).
     Attacker,
+    /// Processors that are no programs themselves: `HARTPOD_LAB` says that they are.
+    Speed,
 }
 
 /// Where Debian puts CNI plugins.
@@ -64,6 +66,7 @@ impl Need {
             }
             Self::Binaries => binary("hartpod").and(binary("hartpod-pod")),
             Self::Attacker => binary("hartpod-attacker"),
+            Self::Speed => (std::env::var_os("HARTPOD_LAB").is_none(), "takes too long on an emulated machine".into()),
         };
         (!met).then_some(reason)
     }
