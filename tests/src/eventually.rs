@@ -7,6 +7,18 @@ use anyhow::{Result, bail};
 
 /// How long [`eventually`] waits: far more than anything here takes on a busy two-core machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+/// How much longer everything may take on a machine that is emulated itself.
+const EMULATED: u32 = 6;
+
+/// Whether this machine is one of the lab's (`HARTPOD_LAB`): right, but slow.
+pub fn emulated() -> bool {
+    std::env::var_os("HARTPOD_LAB").is_some()
+}
+
+/// What a limit for an ordinary machine is on this one.
+pub fn patient(limit: Duration) -> Duration {
+    if emulated() { limit * EMULATED } else { limit }
+}
 
 /// Asks again until `accept` likes the answer; fails with the last answer after [`PATIENCE`].
 pub async fn eventually<T: Debug>(
@@ -17,13 +29,14 @@ pub async fn eventually<T: Debug>(
     within(PATIENCE, what, ask, accept).await
 }
 
-/// [`eventually`] with a patience of its own.
+/// [`eventually`] with a limit of its own; an emulated machine gets more.
 pub async fn within<T: Debug>(
-    patience: Duration,
+    limit: Duration,
     what: &str,
     mut ask: impl AsyncFnMut() -> Result<T>,
     accept: impl Fn(&T) -> bool,
 ) -> Result<T> {
+    let patience = patient(limit);
     let start = Instant::now();
     let mut pause = Duration::from_millis(2);
     loop {

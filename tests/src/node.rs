@@ -14,7 +14,7 @@ use tokio::process::{Child, Command};
 
 use crate::client::Client;
 use crate::cni::{CniDir, SUBNET};
-use crate::eventually::{eventually, within};
+use crate::eventually::{eventually, patient, within};
 use crate::pod::PodBuilder;
 use crate::process;
 use crate::registry;
@@ -287,8 +287,9 @@ impl Node {
     async fn end(&self, signal: Signal) -> Result<ExitStatus> {
         process::signal(self.daemon_pid()?, signal)?;
         let mut child = self.daemon().take().context("the daemon does not run")?;
-        let end = tokio::time::timeout(DAEMON_PATIENCE, child.wait()).await;
-        end.with_context(|| format!("the daemon did not end within {DAEMON_PATIENCE:?} of {signal}"))?
+        let limit = patient(DAEMON_PATIENCE);
+        let end = tokio::time::timeout(limit, child.wait()).await;
+        end.with_context(|| format!("the daemon did not end within {limit:?} of {signal}"))?
             .context("wait for the daemon")
     }
 

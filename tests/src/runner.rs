@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use libtest_mimic::{Arguments, Trial};
 
+use crate::eventually::patient;
 use crate::isolation;
 use crate::lab::Lab;
 use crate::skip::Need;
@@ -96,7 +97,7 @@ fn run_test(tests: &[Test]) -> Result<ExitCode> {
     let name = std::env::var(isolation::TEST).context(isolation::TEST)?;
     let dir = PathBuf::from(std::env::var(isolation::DIR).context(isolation::DIR)?);
     let test = tests.iter().find(|test| test.short_name() == name).context("no such test")?;
-    let limit = if name.starts_with("long::") { LONG_TIME_LIMIT } else { TIME_LIMIT };
+    let limit = patient(if name.starts_with("long::") { LONG_TIME_LIMIT } else { TIME_LIMIT });
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let body = test.body;
     let run = std::panic::AssertUnwindSafe(|| {

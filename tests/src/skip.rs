@@ -66,7 +66,7 @@ impl Need {
             }
             Self::Binaries => binary("hartpod").and(binary("hartpod-pod")),
             Self::Attacker => binary("hartpod-attacker"),
-            Self::Speed => (std::env::var_os("HARTPOD_LAB").is_none(), "takes too long on an emulated machine".into()),
+            Self::Speed => (!crate::eventually::emulated(), "takes too long on an emulated machine".into()),
         };
         (!met).then_some(reason)
     }

@@ -8,6 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::eventually::{PATIENCE, patient};
 use crate::{cgroup, process};
 
 /// Where to look.
@@ -169,11 +170,11 @@ fn walk(dir: &Path, scope: &Scope, files: &mut BTreeSet<String>) {
     }
 }
 
-/// Fails, naming every difference, unless the node comes to look like `before` within [`crate::eventually::PATIENCE`].
+/// Fails, naming every difference, unless the node comes to look like `before` within [`PATIENCE`].
 ///
 /// Waiting is right: what a reply promises is tested where it is promised; here the question is whether something stays.
 pub async fn must_return_to(before: &World, look: impl Fn() -> Result<World>) -> Result<()> {
-    let mut patience = crate::eventually::PATIENCE;
+    let mut patience = patient(PATIENCE);
     loop {
         let difference = before.difference(&look()?);
         if difference.is_empty() {
