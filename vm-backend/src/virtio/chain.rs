@@ -337,6 +337,17 @@ mod tests {
     }
 
     #[test]
+    fn the_longest_indirect_table_is_taken() {
+        let (memory, ring) = rig(4);
+        let flags = |next| if next < MAX_DESCRIPTORS { NEXT } else { 0 };
+        let entries =
+            (1..=MAX_DESCRIPTORS).map(|next| (BUFFER, 1, flags(next), u16::try_from(next).unwrap()));
+        table(&memory, RAM_START + 0x1_0000, &entries.collect::<Vec<_>>());
+        ring.descriptor(0, (RAM_START + 0x1_0000, 16 * 1024), INDIRECT, 0);
+        assert_eq!(walk(&ring, &memory), Ok((1024, 0)));
+    }
+
+    #[test]
     fn addresses_outside_of_ram_are_found() {
         let end = RAM_START + (1 << 20);
         for (address, length) in [

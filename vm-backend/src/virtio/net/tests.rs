@@ -4,6 +4,7 @@ mod sys;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
 
@@ -220,6 +221,45 @@ fn without_buffers_nothing_is_read_and_the_kick_is_awaited() {
     assert_eq!(ring.take_used(), Some((0, 100)));
     ring.add(&[], &[(RAM_START + 0x8000, 200)]);
     assert_eq!(receive(), Received::Empty);
+}
+
+#[test]
+fn the_thread_sleeps_while_a_packet_waits_for_buffers_and_after_the_tap_is_gone() {
+    let memory = ram(1 << 20);
+    let mut rings = [0, 0x4000].map(|at| DriverQueue::new(Arc::clone(&memory), RAM_START + at, 16));
+    let [receive, send] = rings.each_ref().map(DriverQueue::device_side);
+    let kick = receive.kick.try_clone().unwrap();
+    let (host, tap) = std::os::unix::net::UnixDatagram::pair().unwrap();
+    tap.set_nonblocking(true).unwrap();
+    let link = Link {
+        tap: Arc::new(tap.into()),
+        memory: Arc::clone(&memory),
+        features: u64::MAX,
+        interrupt: interrupt(),
+    };
+    host.send(&[7; 100]).unwrap();
+    let (sender, spent) = std::sync::mpsc::channel();
+    let worker = Worker::spawn("net", interrupt(), move |stop| {
+        let result = link.run(stop, receive, send);
+        sender.send(nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap()).unwrap();
+        result
+    });
+    thread::sleep(Duration::from_millis(150));
+    rings[0].add(&[], &[(RAM_START + 0x8000, 200)]);
+    kick.write(1).unwrap();
+    let end = Instant::now() + Duration::from_secs(10);
+    while rings[0].take_used().is_none() {
+        assert!(Instant::now() < end, "the kick is heard");
+        thread::sleep(Duration::from_millis(1));
+    }
+    drop(host);
+    rings[0].add(&[], &[(RAM_START + 0x8000, 200)]);
+    kick.write(1).unwrap();
+    thread::sleep(Duration::from_millis(150));
+    drop(worker.unwrap());
+    // A thread that does not sleep takes all that the machine gives it.
+    let spent = Duration::from(spent.recv().unwrap());
+    assert!(spent < Duration::from_millis(50), "{spent:?} of CPU time");
 }
 
 #[test]

@@ -79,3 +79,34 @@ fn may_send(header: &[u8; HEADER], features: u64) -> bool {
     let ecn = kind & GSO_ECN == 0 || features & feature::HOST_ECN != 0;
     flags & !NEEDS_CHECKSUM == 0 && (!checksum || features & feature::CSUM != 0) && segmentation && ecn
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_demand_needs_its_feature() {
+        let cases = [
+            (0, GSO_NONE, 0),
+            (NEEDS_CHECKSUM, GSO_NONE, feature::CSUM),
+            (NEEDS_CHECKSUM, GSO_TCP4, feature::CSUM | feature::HOST_TSO4),
+            (NEEDS_CHECKSUM, GSO_TCP6, feature::CSUM | feature::HOST_TSO6),
+            (NEEDS_CHECKSUM, GSO_TCP4 | GSO_ECN, feature::CSUM | feature::HOST_TSO4 | feature::HOST_ECN),
+        ];
+        for (flags, kind, needed) in cases {
+            let mut header = [0; HEADER];
+            header[..2].copy_from_slice(&[flags, kind]);
+            assert!(may_send(&header, needed), "{flags} {kind:#x}");
+            for bit in (0..64).map(|bit| 1 << bit).filter(|bit| needed & bit != 0) {
+                assert!(!may_send(&header, feature::ALL & !bit), "{flags} {kind:#x} without {bit:#x}");
+            }
+        }
+        for [flags, kind] in
+            [[0, GSO_TCP4], [0, GSO_ECN], [1, GSO_ECN], [2, 0], [4, 0], [1, 3], [1, 5], [0, 0x7f]]
+        {
+            let mut header = [0; HEADER];
+            header[..2].copy_from_slice(&[flags, kind]);
+            assert!(!may_send(&header, u64::MAX), "{flags} {kind:#x}");
+        }
+    }
+}
