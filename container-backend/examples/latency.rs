@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use hartpod_container::cgroup::Tree;
 use hartpod_container::{
     Child, ContainerRequest, ExecRequest, GroupPolicy, IpcMode, Overlay, PidNamespace, Pod, PodPid, PodSetup,
-    Stdio,
+    RootFs, Stdio,
 };
 use hartpod_proto::{ContainerId, SandboxId};
 use nix::sys::resource::{UsageWho, getrusage};
@@ -119,7 +119,7 @@ fn one(pod: &Pod, pid: PodPid, n: u8, record: &mut dyn FnMut(&'static str, Durat
     let request = ContainerRequest {
         id: id.clone(),
         spec: spec(),
-        rootfs: Overlay { layers: vec!["one".into()], scratch: format!("{pid:?}{n}") },
+        rootfs: RootFs::Overlay(Overlay { layers: vec!["one".into()], scratch: format!("{pid:?}{n}") }),
         user: String::new(),
         groups: GroupPolicy::Merge,
         pid: if pid == PodPid::Shared { PidNamespace::Pod } else { PidNamespace::Container },

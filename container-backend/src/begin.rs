@@ -21,7 +21,7 @@ use crate::failure::Failure;
 use crate::launch::{Creating, Draft, DraftPid, Execing, LaunchError, agent};
 use crate::pod::Pod;
 use crate::report::Listener;
-use crate::request::{ContainerRequest, ExecRequest, Overlay, PidNamespace, ResolvedUser, Stdio};
+use crate::request::{ContainerRequest, ExecRequest, PidNamespace, ResolvedUser, RootFs, Stdio};
 use crate::sys::clone::{self, Birth};
 use crate::sys::mailbox::Mailbox;
 
@@ -43,7 +43,7 @@ impl Pod {
             agent_mounts: self.mounts.as_fd(),
             leaf: leaf.clone(),
             keyring: keyring(request.id.as_str())?,
-            overlay: request.rootfs,
+            rootfs: request.rootfs,
             overlay_api: self.overlay_api,
             mounts: lowered.mounts,
             devices: devices::plan(request.spec.linux().as_ref().and_then(|linux| linux.devices().as_ref())),
@@ -181,7 +181,7 @@ struct Lowered {
 impl Lowered {
     fn new(request: &ContainerRequest<'_>) -> Result<Self, LaunchError> {
         let spec = &request.spec;
-        check_overlay(&request.rootfs)?;
+        check_root(&request.rootfs)?;
         let process = spec.process().as_ref();
         let terminal = process.and_then(|p| p.terminal()).unwrap_or(false);
         if terminal != matches!(request.stdio, Stdio::Tty) {
@@ -217,25 +217,29 @@ impl Lowered {
 }
 
 /// Names become parts of paths and of mount options.
-fn check_overlay(overlay: &Overlay) -> Result<(), LaunchError> {
+fn check_root(root: &RootFs) -> Result<(), LaunchError> {
     let plain = |name: &str| {
         let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
         !name.is_empty() && !name.starts_with('.') && name.len() <= 128 && name.bytes().all(good)
     };
-    match overlay.layers.iter().chain([&overlay.scratch]).find(|name| !plain(name)) {
-        Some(name) => {
-            Err(LaunchError::Spec { why: format!("`{name}` is not the name of a layer or scratch folder") })
+    let layers = match root {
+        RootFs::Overlay(overlay) => {
+            if let Some(name) = overlay.layers.iter().chain([&overlay.scratch]).find(|name| !plain(name)) {
+                let why = format!("`{name}` is not the name of a layer or scratch folder");
+                return Err(LaunchError::Spec { why });
+            }
+            overlay.layers.len()
         }
-        None if overlay.layers.is_empty() => Err(LaunchError::Spec { why: "the image has no layers".into() }),
-        None if overlay.layers.len() > rootfs::MAX_LAYERS => {
-            let why = format!(
-                "{} layers are more than the {} that overlayfs takes",
-                overlay.layers.len(),
-                rootfs::MAX_LAYERS
-            );
+        RootFs::Disk(disk) => usize::try_from(disk.layers).unwrap_or(usize::MAX),
+    };
+    match layers {
+        0 => Err(LaunchError::Spec { why: "the image has no layers".into() }),
+        1..=rootfs::MAX_LAYERS => Ok(()),
+        _ => {
+            let why =
+                format!("{layers} layers are more than the {} that overlayfs takes", rootfs::MAX_LAYERS);
             Err(LaunchError::Spec { why })
         }
-        None => Ok(()),
     }
 }
 

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 pub struct Errno(i32);
 
 impl Errno {
+    /// No such device.
+    pub const NODEV: Self = Self(libc::ENODEV);
     /// No such file or directory.
     pub const NOENT: Self = Self(libc::ENOENT);
     /// Permission denied.

@@ -8,6 +8,7 @@ use hartpod_proto::{ContainerId, SandboxId};
 use oci_spec::runtime::Spec;
 
 use crate::container_process::ContainerProcess;
+use crate::virtio_slot::Slot;
 
 /// How this process becomes the agent of a pod. Paths are the host's.
 #[derive(Debug, Clone)]
@@ -24,14 +25,21 @@ pub struct PodSetup {
     pub pid: PodPid,
     /// Parent of the pod's cgroup leaves; leaves are named by id.
     pub cgroup_parent: String,
-    /// Holds the layer folders; containers can only read them.
+    /// Holds the layer folders; containers can only read them. Empty in a guest, where each container brings its disk.
     pub layers_dir: PathBuf,
-    /// Holds a folder per container for what it writes.
+    /// Holds a folder per container for what it writes. Empty in a guest.
     pub containers_dir: PathBuf,
     /// Size of the pod's /dev/shm in bytes; 0 means [`DEFAULT_SHM_SIZE`].
     pub shm_size: u64,
     /// Kernel parameters of the pod's own namespaces.
     pub sysctls: BTreeMap<String, String>,
+}
+
+impl PodSetup {
+    /// The pod has a machine of its own: no folders of a host, and the only network namespace is the pod's.
+    pub(crate) fn is_guest(&self) -> bool {
+        self.layers_dir.as_os_str().is_empty()
+    }
 }
 
 /// Same as containerd's (pkg/cri: `defaultShmSize`).
@@ -64,7 +72,7 @@ pub struct ContainerRequest<'a> {
     /// `linux.cgroupsPath` and `linux.rootfsPropagation` (each mount has its own) are not used.
     pub spec: Spec,
     /// What its root file system is made of.
-    pub rootfs: Overlay,
+    pub rootfs: RootFs,
     /// Empty: `process.user` of the spec. Else `USER[:GROUP]` by name or number, looked up in the image.
     pub user: String,
     /// How its additional groups are put together.
@@ -73,6 +81,24 @@ pub struct ContainerRequest<'a> {
     pub pid: PidNamespace<'a>,
     /// Its standard streams; must be [`Stdio::Tty`] when the spec says `terminal`.
     pub stdio: Stdio,
+}
+
+/// What a root file system is made of.
+#[derive(Debug, Clone)]
+pub enum RootFs {
+    /// Folders of the host.
+    Overlay(Overlay),
+    /// A disk of the guest.
+    Disk(DiskRoot),
+}
+
+/// A disk whose first partitions are the image's layers (EROFS, the bottom first), and whose last one the container writes to (ext4).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskRoot {
+    /// Where the host has put it.
+    pub slot: Slot,
+    /// Number of layers.
+    pub layers: u32,
 }
 
 /// An overlay of layer folders.

@@ -4,17 +4,18 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use hartpod_proto::pod::v1::pod_agent_server::PodAgentServer;
-use tokio::net::UnixListener;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tonic::transport::Server;
 use tracing::error;
 
+use crate::Way;
 use crate::children::Children;
-use crate::peer::Incoming;
+use crate::peer::{Incoming, Listener};
+use crate::request::Place;
 use crate::service::Service;
 use crate::stream::{self, Tokens};
-use crate::supervisor::{End, Supervisor};
+use crate::supervisor::{End, Outside, Supervisor};
 
 /// Calls that may wait for the supervisor, which never waits for anything itself.
 const CALLS: usize = 64;
@@ -32,13 +33,19 @@ const REQUEST_MAX: usize = 4 << 20;
 /// How long the last answers may take to reach their callers.
 const FLUSH: Duration = Duration::from_secs(2);
 
+/// What the agent listens on.
+#[derive(Debug)]
+pub(crate) struct Sockets {
+    /// pod/v1
+    pub(crate) control: Listener,
+    /// Raw streams.
+    pub(crate) streams: Listener,
+}
+
 /// Serves until the pod is shut down or could not be set up.
-pub(crate) async fn serve(
-    control: UnixListener,
-    streams: UnixListener,
-    null: OwnedFd,
-) -> Result<End, tonic::transport::Error> {
+pub(crate) async fn serve(way: Way, sockets: Sockets, null: OwnedFd) -> Result<End, tonic::transport::Error> {
     let children = Children::default();
+    let (place, prepared) = prepare(way, &children);
     let burial = children.clone();
     tokio::spawn(async move {
         if let Err(error) = burial.bury_forever().await {
@@ -46,16 +53,16 @@ pub(crate) async fn serve(
         }
     });
     let tokens = Tokens::default();
-    tokio::spawn(stream::serve(streams, tokens.clone()));
+    tokio::spawn(stream::serve(sockets.streams, tokens.clone()));
     let (calls, queue) = mpsc::channel(CALLS);
-    let supervisor = tokio::spawn(Supervisor::new(queue, children, tokens, null).run());
+    let supervisor = tokio::spawn(Supervisor::new(queue, children, tokens, Outside { null, place }).run());
     let (over, is_over) = oneshot::channel::<()>();
-    let service = PodAgentServer::new(Service::new(calls)).max_decoding_message_size(REQUEST_MAX);
+    let service = PodAgentServer::new(Service::new(calls, prepared)).max_decoding_message_size(REQUEST_MAX);
     let server = Server::builder()
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(WINDOW)
         .max_concurrent_streams(STREAMS)
-        .serve_with_incoming_shutdown(service, Incoming::new(control), async {
+        .serve_with_incoming_shutdown(service, Incoming::new(sockets.control), async {
             let _ = is_over.await;
         });
     let mut server = std::pin::pin!(server);
@@ -68,4 +75,23 @@ pub(crate) async fn serve(
     // A peer that does not take its answer does not keep the agent.
     let _ = timeout(FLUSH, server).await;
     Ok(end)
+}
+
+/// Where the agent is, and what turns true once a pod can be set up there.
+fn prepare(way: Way, children: &Children) -> (Place, watch::Receiver<bool>) {
+    match way {
+        Way::Host => (Place::Host, watch::channel(true).1),
+        Way::Guest { modules } => {
+            let (sender, prepared) = watch::channel(false);
+            let exit = children.own(&modules);
+            tokio::spawn(async move {
+                let missing = exit.await.code;
+                if missing != 0 {
+                    error!(missing, "modules are missing");
+                }
+                let _ = sender.send(true);
+            });
+            (Place::Guest, prepared)
+        }
+    }
 }

@@ -55,6 +55,8 @@ pub(crate) enum CallError {
     Removed(ContainerId),
     #[error("container {id} is {}", refused.phase.name())]
     Refused { id: ContainerId, refused: Refused },
+    #[error("slot {slot} has the disk of container {by}")]
+    SlotTaken { slot: u8, by: ContainerId },
     #[error("exec `{0}` is unknown")]
     UnknownExec(String),
     #[error("exec `{0}` exists and was started by a different request")]
@@ -63,6 +65,8 @@ pub(crate) enum CallError {
     ExecTimedOut,
     #[error("{what}: the limit of {limit} is reached")]
     TooMany { what: &'static str, limit: usize },
+    #[error("set the clock")]
+    Clock(#[source] Arc<std::io::Error>),
     #[error("set up the pod")]
     SetUp(#[source] Arc<SetUpError>),
     #[error("name a cgroup")]

@@ -1,7 +1,8 @@
 //! `hartpod-pod`: the agent of one pod. It makes the pod's containers, holds their stdio, reaps them and reports.
 //!
 //! It is started by the daemon, without arguments, with two listening unix sockets: descriptor 3 for pod/v1, descriptor 4 for raw
-//! streams; stderr is its log (`RUST_LOG`). It serves root only.
+//! streams; stderr is its log (`RUST_LOG`). It serves root only. In a guest it is /init, see `guest`: it listens on vsock and serves the
+//! host only.
 //!
 //! It has exactly one thread, so that a child that it clones may run ordinary Rust until its execve. Whatever could block
 //! (a slow disk, a dead mount) happens in such a child, never here. It ends with ShutDown and with nothing else: the
@@ -15,6 +16,7 @@ mod children;
 mod clock;
 mod container;
 mod exec;
+mod guest;
 mod log_writer;
 mod peer;
 mod request;
@@ -28,14 +30,14 @@ mod sys;
 mod test_random;
 
 use std::io;
-use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
 
-use hartpod_container::launcher;
+use hartpod_container::{Child, launcher};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{DumpableBehavior, getpid, set_child_subreaper, set_dumpable_behavior};
 use tracing::error;
 
+use crate::peer::Listener;
 use crate::supervisor::End;
 
 fn main() -> ExitCode {
@@ -44,10 +46,20 @@ fn main() -> ExitCode {
         stderr_log::start(std::env::var("RUST_LOG").ok().as_deref());
         return ExitCode::from(u8::try_from(log_writer::main(&arguments)).unwrap_or(u8::MAX));
     }
+    if guest::is_modprobe(&arguments) {
+        return guest::modprobe(&arguments);
+    }
+    if guest::is_init(&arguments) {
+        return guest::main();
+    }
     // Before anything else opens a descriptor.
     let sockets = launcher::take_sockets();
     stderr_log::start(std::env::var("RUST_LOG").ok().as_deref());
-    let end = sockets.map_err(|source| StartError::Sockets { source }).and_then(run);
+    let end = sockets.map_err(|source| StartError::Sockets { source }).and_then(|(control, streams)| {
+        run(Way::Host, || {
+            Ok(agent::Sockets { control: Listener::unix(control)?, streams: Listener::unix(streams)? })
+        })
+    });
     match end {
         Ok(End::ShutDown) => ExitCode::SUCCESS,
         Ok(End::Broken) => ExitCode::FAILURE,
@@ -63,13 +75,25 @@ fn main() -> ExitCode {
 enum StartError {
     #[error("descriptors 3 and 4 must be listening unix sockets")]
     Sockets { source: io::Error },
+    #[error("make the guest ready")]
+    Guest { source: guest::BootError },
     #[error("{what}")]
     Step { what: &'static str, source: io::Error },
     #[error("serve pod/v1")]
     Serve(#[source] tonic::transport::Error),
 }
 
-fn run((control, streams): (UnixListener, UnixListener)) -> Result<End, StartError> {
+/// How this process came to be an agent.
+#[derive(Debug)]
+enum Way {
+    /// The daemon started it on a node.
+    Host,
+    /// It is /init of a guest; the child still loads modules.
+    Guest { modules: Child },
+}
+
+/// Listens by `listen`, which has a runtime, and serves.
+fn run(way: Way, listen: impl FnOnce() -> io::Result<agent::Sockets>) -> Result<End, StartError> {
     let step = |what| move |source| StartError::Step { what, source };
     prepare_process().map_err(step("prepare the process"))?;
     // The pod's mount namespace will not have it.
@@ -79,15 +103,9 @@ fn run((control, streams): (UnixListener, UnixListener)) -> Result<End, StartErr
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder.max_io_events_per_tick(64).enable_io().enable_time().build();
     runtime.map_err(step("start the runtime"))?.block_on(async {
-        let control = listen(control).map_err(step("listen for pod/v1"))?;
-        let streams = listen(streams).map_err(step("listen for streams"))?;
-        agent::serve(control, streams, null).await.map_err(StartError::Serve)
+        let sockets = listen().map_err(step("listen"))?;
+        agent::serve(way, sockets, null).await.map_err(StartError::Serve)
     })
-}
-
-fn listen(socket: UnixListener) -> io::Result<tokio::net::UnixListener> {
-    socket.set_nonblocking(true)?;
-    tokio::net::UnixListener::from_std(socket)
 }
 
 /// What this process is to the rest of the machine.

@@ -1,14 +1,15 @@
 //! Requests of pod/v1, checked and in the types of what they are for. Nothing here touches the world.
 
+use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use hartpod_container::{GroupPolicy, IpcMode, Overlay, PodPid, PodSetup};
+use hartpod_container::{DiskRoot, GroupPolicy, IpcMode, Overlay, PodPid, PodSetup, RootFs, Slot};
 use hartpod_proto::id::InvalidId;
 use hartpod_proto::pod::v1::root_fs::Kind;
 use hartpod_proto::pod::v1::{
-    CreateContainerRequest, NamespaceMode, RootFs, SetUpPodRequest, StartExecRequest,
+    self as v1, CreateContainerRequest, NamespaceMode, SetUpPodRequest, StartExecRequest,
 };
 use hartpod_proto::{ContainerId, SandboxId};
 use oci_spec::runtime::Spec;
@@ -43,6 +44,12 @@ pub(crate) enum InvalidRequest {
     Spec(#[source] Arc<serde_json::Error>),
     #[error("rootfs is missing")]
     NoRootFs,
+    #[error("{field} is for pods {only}")]
+    Elsewhere { field: &'static str, only: Place },
+    #[error("rootfs.disk.slot: guests have no slot {0}")]
+    Slot(u32),
+    #[error("stdout_token and stderr_token are for containers without log_path")]
+    LogAndTokens,
     #[error("stdio.tty is {tty}, the spec's process.terminal says otherwise")]
     Terminal { tty: bool },
     #[error("log_path is given, but the pod has no log_directory")]
@@ -78,17 +85,52 @@ fn folder_name(field: &'static str, name: &str) -> Result<(), InvalidRequest> {
     if plain { Ok(()) } else { Err(InvalidRequest::FolderName { field, name: name.to_owned() }) }
 }
 
+/// Where the agent runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    Host,
+    Guest,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Host => "on a node",
+            Self::Guest => "in a guest",
+        })
+    }
+}
+
+/// Parent of a guest's cgroup leaves unless the request names another.
+const GUEST_CGROUP: &str = "/pod";
+
 /// A pod to set up.
 #[derive(Debug)]
 pub(crate) struct PodPlan {
     pub(crate) setup: PodSetup,
     pub(crate) log_directory: Option<PathBuf>,
+    /// Nanoseconds since the epoch to set the clock to.
+    pub(crate) clock: Option<u64>,
 }
 
-impl TryFrom<SetUpPodRequest> for PodPlan {
-    type Error = InvalidRequest;
-
-    fn try_from(request: SetUpPodRequest) -> Result<Self, InvalidRequest> {
+impl PodPlan {
+    /// Checks `request` for a pod at `place`.
+    pub(crate) fn new(mut request: SetUpPodRequest, place: Place) -> Result<Self, InvalidRequest> {
+        if place == Place::Guest {
+            for (field, value) in [
+                ("netns_path", &request.netns_path),
+                ("layers_dir", &request.layers_dir),
+                ("containers_dir", &request.containers_dir),
+                ("log_directory", &request.log_directory),
+            ] {
+                only_at(Place::Host, field, value.is_empty())?;
+            }
+            if request.cgroup_parent.is_empty() {
+                request.cgroup_parent = GUEST_CGROUP.to_owned();
+            }
+        } else {
+            only_at(Place::Guest, "clock_ns", request.clock_ns == 0)?;
+        }
         let mode = |field, value| match NamespaceMode::try_from(value) {
             Ok(mode) => Ok(mode),
             Err(_) => Err(InvalidRequest::NamespaceMode { field, value }),
@@ -107,8 +149,13 @@ impl TryFrom<SetUpPodRequest> for PodPlan {
         let optional = |field, path: &str| {
             if path.is_empty() { Ok(None) } else { absolute(field, path).map(Some) }
         };
+        let folder = |field, path: &str| match place {
+            Place::Host => absolute(field, path),
+            Place::Guest => Ok(PathBuf::new()),
+        };
         Ok(Self {
             log_directory: optional("log_directory", &request.log_directory)?,
+            clock: Some(request.clock_ns).filter(|ns| *ns > 0),
             setup: PodSetup {
                 pod_id: request.pod_id.parse::<SandboxId>().map_err(InvalidRequest::PodId)?,
                 hostname: request.hostname,
@@ -116,8 +163,8 @@ impl TryFrom<SetUpPodRequest> for PodPlan {
                 ipc,
                 pid,
                 cgroup_parent: request.cgroup_parent,
-                layers_dir: absolute("layers_dir", &request.layers_dir)?,
-                containers_dir: absolute("containers_dir", &request.containers_dir)?,
+                layers_dir: folder("layers_dir", &request.layers_dir)?,
+                containers_dir: folder("containers_dir", &request.containers_dir)?,
                 shm_size: request.shm_size,
                 sysctls: request.sysctls.into_iter().collect(),
             },
@@ -139,37 +186,35 @@ pub(crate) enum PidPlan {
 pub(crate) struct ContainerPlan {
     pub(crate) id: ContainerId,
     pub(crate) spec: Spec,
-    pub(crate) rootfs: Overlay,
+    pub(crate) rootfs: RootFs,
     pub(crate) user: String,
     pub(crate) groups: GroupPolicy,
     pub(crate) pid: PidPlan,
     pub(crate) tty: bool,
     pub(crate) stdin: bool,
-    /// `None` discards the output.
     pub(crate) log: Option<LogPlace>,
+    /// stdout and stderr, where there is no log; `None` discards the output.
+    pub(crate) tokens: [Option<Token>; 2],
 }
 
 impl ContainerPlan {
-    /// Checks `request` for a pod whose logs are in `log_directory`.
+    /// Checks `request` for a pod at `place` whose logs are in `log_directory`.
     pub(crate) fn new(
         request: CreateContainerRequest,
         log_directory: Option<&Path>,
+        place: Place,
     ) -> Result<Self, InvalidRequest> {
         let id = request.container_id.parse().map_err(InvalidRequest::ContainerId)?;
         let spec: Spec = serde_json::from_slice(&request.spec_json)
             .map_err(|error| InvalidRequest::Spec(Arc::new(error)))?;
-        let tty = request.stdio.is_some_and(|stdio| stdio.tty);
+        let stdio = request.stdio.unwrap_or_default();
+        let tty = stdio.tty;
         let terminal = spec.process().as_ref().and_then(oci_spec::runtime::Process::terminal);
         if tty != terminal.unwrap_or_default() {
             return Err(InvalidRequest::Terminal { tty });
         }
-        let Some(RootFs { kind: Some(Kind::Overlay(overlay)) }) = request.rootfs else {
-            return Err(InvalidRequest::NoRootFs);
-        };
-        for layer in &overlay.layers {
-            folder_name("rootfs.overlay.layers", layer)?;
-        }
-        folder_name("rootfs.overlay.scratch", &overlay.scratch)?;
+        let rootfs = request.rootfs.and_then(|rootfs| rootfs.kind).ok_or(InvalidRequest::NoRootFs)?;
+        let rootfs = root_fs(rootfs, place)?;
         let pid = match NamespaceMode::try_from(request.pid) {
             Ok(NamespaceMode::Pod) => PidPlan::Pod,
             Ok(NamespaceMode::Container) => PidPlan::Container,
@@ -187,15 +232,64 @@ impl ContainerPlan {
         Ok(Self {
             id,
             spec,
-            rootfs: Overlay { layers: overlay.layers, scratch: overlay.scratch },
+            rootfs,
             user: request.user,
             groups: if request.strict_groups { GroupPolicy::Strict } else { GroupPolicy::Merge },
             pid,
             tty,
             stdin: request.stdin,
+            tokens: output_tokens(&stdio, log.is_some())?,
             log,
         })
     }
+
+    /// The slot of its disk, in a guest.
+    pub(crate) fn slot(&self) -> Option<Slot> {
+        match &self.rootfs {
+            RootFs::Overlay(_) => None,
+            RootFs::Disk(disk) => Some(disk.slot),
+        }
+    }
+}
+
+fn only_at(only: Place, field: &'static str, is_unused: bool) -> Result<(), InvalidRequest> {
+    if is_unused { Ok(()) } else { Err(InvalidRequest::Elsewhere { field, only }) }
+}
+
+fn root_fs(kind: Kind, place: Place) -> Result<RootFs, InvalidRequest> {
+    match kind {
+        Kind::Overlay(overlay) => {
+            only_at(Place::Host, "rootfs.overlay", place == Place::Host)?;
+            for layer in &overlay.layers {
+                folder_name("rootfs.overlay.layers", layer)?;
+            }
+            folder_name("rootfs.overlay.scratch", &overlay.scratch)?;
+            Ok(RootFs::Overlay(Overlay { layers: overlay.layers, scratch: overlay.scratch }))
+        }
+        Kind::Disk(disk) => {
+            only_at(Place::Guest, "rootfs.disk", place == Place::Guest)?;
+            let slot = Slot::new(disk.slot).ok_or(InvalidRequest::Slot(disk.slot))?;
+            Ok(RootFs::Disk(DiskRoot { slot, layers: disk.layers }))
+        }
+    }
+}
+
+fn token(stream: &'static str, text: &str) -> Result<Option<Token>, InvalidRequest> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse::<Token>().map(Some).map_err(|source| InvalidRequest::Token { stream, source })
+}
+
+fn output_tokens(stdio: &v1::Stdio, has_log: bool) -> Result<[Option<Token>; 2], InvalidRequest> {
+    if stdio.tty && !stdio.stderr_token.is_empty() {
+        return Err(InvalidRequest::StderrWithTty);
+    }
+    let tokens = [token("stdout", &stdio.stdout_token)?, token("stderr", &stdio.stderr_token)?];
+    if has_log && tokens.iter().any(Option::is_some) {
+        return Err(InvalidRequest::LogAndTokens);
+    }
+    Ok(tokens)
 }
 
 /// One more process to run.
@@ -224,12 +318,6 @@ impl TryFrom<StartExecRequest> for ExecPlan {
         if request.tty && !request.stderr_token.is_empty() {
             return Err(InvalidRequest::StderrWithTty);
         }
-        let token = |stream, text: &str| {
-            if text.is_empty() {
-                return Ok(None);
-            }
-            text.parse::<Token>().map(Some).map_err(|source| InvalidRequest::Token { stream, source })
-        };
         let tokens = [
             token("stdin", &request.stdin_token)?,
             token("stdout", &request.stdout_token)?,

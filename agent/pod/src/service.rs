@@ -11,7 +11,7 @@ use hartpod_proto::pod::v1::{
     StartContainerRequest, StartContainerResponse, StartExecRequest, StartExecResponse, WaitExecRequest,
     WaitExecResponse, WatchRequest, WatchResponse,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
@@ -22,6 +22,8 @@ use crate::request::InvalidRequest;
 #[derive(Debug, Clone)]
 pub(crate) struct Service {
     calls: mpsc::Sender<Box<Call>>,
+    /// Turns true once a pod can be set up.
+    prepared: watch::Receiver<bool>,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -31,8 +33,8 @@ fn container_id(text: &str) -> Result<ContainerId, CallError> {
 }
 
 impl Service {
-    pub(crate) fn new(calls: mpsc::Sender<Box<Call>>) -> Self {
-        Self { calls }
+    pub(crate) fn new(calls: mpsc::Sender<Box<Call>>, prepared: watch::Receiver<bool>) -> Self {
+        Self { calls, prepared }
     }
 
     /// Hands the call over and waits for its answer; a supervisor that is gone has shut down.
@@ -49,6 +51,8 @@ impl PodAgent for Service {
 
     async fn set_up_pod(&self, request: Request<SetUpPodRequest>) -> Answer<SetUpPodResponse> {
         let request = request.into_inner();
+        // A sender that is gone is as good: what is missing shows when it is used.
+        let _ = self.prepared.clone().wait_for(|prepared| *prepared).await;
         self.ask(|reply| Call::SetUp(request, reply)).await.map(Response::new)
     }
 

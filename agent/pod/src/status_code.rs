@@ -31,7 +31,9 @@ pub(crate) fn chain(error: &dyn Error) -> String {
 fn code(error: &CallError) -> Code {
     match error {
         CallError::Invalid(_) | CallError::Signal { .. } | CallError::Leaf(_) => Code::InvalidArgument,
-        CallError::NotSetUp | CallError::Refused { .. } => Code::FailedPrecondition,
+        CallError::NotSetUp | CallError::Refused { .. } | CallError::SlotTaken { .. } => {
+            Code::FailedPrecondition
+        }
         CallError::SetUpDiffers | CallError::ContainerDiffers(_) | CallError::ExecDiffers(_) => {
             Code::AlreadyExists
         }
@@ -44,7 +46,7 @@ fn code(error: &CallError) -> Code {
         CallError::Create { source, .. } | CallError::Exec { source, .. } => create_code(source),
         CallError::Start { source, .. } => launch_code(source),
         CallError::Reopen { source, .. } => log_code(source),
-        CallError::Remove { .. } => Code::Internal,
+        CallError::Remove { .. } | CallError::Clock(_) => Code::Internal,
     }
 }
 

@@ -1,8 +1,10 @@
 //! The calls that need `unsafe`.
 #![allow(unsafe_code)]
 
+use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::task::{Context, Poll, ready};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -76,6 +78,28 @@ pub(crate) fn release_stack() {
     unsafe { libc::madvise(std::ptr::without_provenance_mut(start), STACK_DEPTH, libc::MADV_DONTNEED) };
 }
 
+/// Brings a network interface of this process's network namespace up.
+pub(crate) fn set_interface_up(name: &CStr) -> io::Result<()> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+
+    #[allow(clippy::cast_possible_truncation)] // netdevice(7) has 16 bits for flags
+    let mut request = libc::ifreq {
+        ifr_name: [0; libc::IFNAMSIZ],
+        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: libc::IFF_UP as libc::c_short },
+    };
+    let bytes = name.to_bytes_with_nul();
+    if bytes.len() > libc::IFNAMSIZ {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(bytes) {
+        *to = *from as libc::c_char;
+    }
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    // SAFETY: SIOCSIFFLAGS reads an ifreq, which outlives the call; the socket is open.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// A descriptor that the runtime watches.
 #[derive(Debug)]
 pub(crate) struct Watched(AsyncFd<OwnedFd>);
@@ -92,6 +116,22 @@ impl Watched {
     /// Watches a duplicate of `fd`, which stays with its owner.
     pub(crate) fn duplicate(fd: impl AsFd, interest: Interest) -> io::Result<Self> {
         Self::new(fd.as_fd().try_clone_to_owned()?, interest)
+    }
+
+    /// Does `operation` once the descriptor is readable; again, as long as that says `WouldBlock`.
+    pub(crate) fn poll_read<R>(
+        &self,
+        cx: &mut Context<'_>,
+        mut operation: impl FnMut(BorrowedFd<'_>) -> io::Result<R>,
+    ) -> Poll<io::Result<R>> {
+        loop {
+            let mut ready = ready!(self.0.poll_read_ready(cx))?;
+            match ready.try_io(|fd| operation(fd.as_fd())) {
+                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(outcome) => return Poll::Ready(outcome),
+                Err(_would_block) => {}
+            }
+        }
     }
 
     /// Waits until the descriptor is ready for `interest` and does `operation`; again, as long as that says `WouldBlock`.

@@ -16,6 +16,7 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space}
 
 use super::capability::CapabilitySets;
 use super::devices::DevicePlan;
+use super::disk::{self, DiskMounts};
 use super::finish::{self, Last, Way};
 use super::mount_plan::{MOUNT_ATTR_RDONLY, MountKind, MountPlan};
 use super::mounts::{self, Collected, Context, ProcSource};
@@ -32,7 +33,7 @@ use crate::failure::Failure;
 use crate::host_mounts::HostMounts;
 use crate::pod::private_root::ROOTFS;
 use crate::report::{Ready, Reporter};
-use crate::request::{Overlay, ResolvedUser};
+use crate::request::{ResolvedUser, RootFs};
 use crate::sys::mount_attr::{self, MountAttr, Reach};
 use crate::sys::{exec, keyring, process};
 
@@ -43,7 +44,7 @@ pub(crate) struct CreatePlan<'a> {
     pub(crate) agent_mounts: BorrowedFd<'a>,
     pub(crate) leaf: Leaf,
     pub(crate) keyring: CString,
-    pub(crate) overlay: Overlay,
+    pub(crate) rootfs: RootFs,
     pub(crate) overlay_api: OverlayApi,
     pub(crate) mounts: Vec<MountPlan>,
     pub(crate) devices: Vec<DevicePlan>,
@@ -128,9 +129,9 @@ fn run(
     start_session(&plan.keyring)?;
     limits::set_oom_score_adj(plan.settings.oom_score_adj, &mut warnings)?;
     let own_proc = OwnProc::open(plan.settings.label.as_ref())?;
-    let mut collected = collect(plan)?;
+    let (mut collected, disk) = collect(plan)?;
     unshare(plan)?;
-    rootfs::mount_overlay(&plan.overlay, plan.overlay_api)?;
+    mount_root(plan, disk)?;
     let (user, home, streams) = fill_root(plan, streams, &mut collected, &own_proc)?;
     drop(collected);
     pivot(plan.root)?;
@@ -198,11 +199,16 @@ pub(super) fn start_session(keyring: &CString) -> Result<(), Failure> {
 }
 
 /// Fetches what lies in other mount namespaces, and comes back.
-fn collect(plan: &CreatePlan<'_>) -> Result<Collected, Failure> {
+fn collect(plan: &CreatePlan<'_>) -> Result<(Collected, Option<DiskMounts>), Failure> {
     let mut collected = Collected::default();
-    if plan.mounts.iter().any(|mount| matches!(mount.kind, MountKind::Bind { .. })) {
+    let mut disk = None;
+    let binds = plan.mounts.iter().any(|mount| matches!(mount.kind, MountKind::Bind { .. }));
+    if binds || matches!(plan.rootfs, RootFs::Disk(_)) {
         plan.host.enter().map_err(step("enter the host's mount namespace"))?;
         collected = mounts::collect_binds(&plan.mounts)?;
+    }
+    if let RootFs::Disk(root) = &plan.rootfs {
+        disk = Some(disk::open(root)?);
     }
     if let PidJoin::Target { mounts, .. } = &plan.pid {
         move_into_link_name_space(*mounts, Some(LinkNameSpaceType::Mount))
@@ -211,7 +217,18 @@ fn collect(plan: &CreatePlan<'_>) -> Result<Collected, Failure> {
     }
     move_into_link_name_space(plan.agent_mounts, Some(LinkNameSpaceType::Mount))
         .map_err(step("return to the agent's mount namespace"))?;
-    Ok(collected)
+    Ok((collected, disk))
+}
+
+fn mount_root(plan: &CreatePlan<'_>, disk: Option<DiskMounts>) -> Result<(), Failure> {
+    let parts = match (&plan.rootfs, disk) {
+        (RootFs::Overlay(overlay), _) => rootfs::Parts::of_folders(overlay)?,
+        (RootFs::Disk(_), Some(disk)) => disk.attach()?,
+        (RootFs::Disk(_), None) => {
+            return Err(step("open the container's disk")(Errno::NODEV));
+        }
+    };
+    rootfs::mount_overlay(&parts, plan.overlay_api)
 }
 
 fn unshare(plan: &CreatePlan<'_>) -> Result<(), Failure> {

@@ -9,6 +9,7 @@ pub(crate) mod command;
 pub(crate) mod console;
 pub(crate) mod create;
 pub(crate) mod devices;
+pub(crate) mod disk;
 pub(crate) mod exec;
 pub(crate) mod finish;
 pub(crate) mod hidden_paths;

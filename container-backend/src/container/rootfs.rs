@@ -35,20 +35,38 @@ impl OverlayApi {
     }
 }
 
+/// Folders in this process's mount namespace that an overlay is made of.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    /// The bottom layer first.
+    pub(crate) layers: Vec<String>,
+    /// `upper` and `work` are made in it.
+    pub(crate) scratch: String,
+}
+
+impl Parts {
+    /// The host's folders of an image and a container; the container's is made when it is missing.
+    pub(crate) fn of_folders(overlay: &Overlay) -> Result<Self, Failure> {
+        let scratch = format!("{CONTAINERS}/{}", overlay.scratch);
+        let what = || format!("make folder {}", overlay.scratch);
+        make_folder(&scratch).map_err(|errno| Failure::RootFs { what: what(), errno })?;
+        Ok(Self { layers: overlay.layers.iter().map(|layer| format!("{LAYERS}/{layer}")).collect(), scratch })
+    }
+}
+
 /// Makes the overlay and attaches it at [`ROOTFS`] of this process's own mount namespace, a copy of the agent's.
 ///
 /// It is `volatile`: what a container writes into its root does not outlive a power loss (kubelet makes a new container), so
 /// neither fsync nor the unmount at its end waits for the disk.
-pub(crate) fn mount_overlay(overlay: &Overlay, api: OverlayApi) -> Result<(), Failure> {
-    let scratch = format!("{CONTAINERS}/{}", overlay.scratch);
+pub(crate) fn mount_overlay(parts: &Parts, api: OverlayApi) -> Result<(), Failure> {
+    let scratch = &parts.scratch;
     let failed = |what: String| move |errno: Errno| Failure::RootFs { what, errno };
-    make_folder(&scratch).map_err(failed(format!("make folder {}", overlay.scratch)))?;
     let (upper, work) = (format!("{scratch}/upper"), format!("{scratch}/work"));
     for folder in [&upper, &work] {
         make_folder(folder).map_err(failed(format!("make folder {folder}")))?;
     }
     // The kernel wants the top layer first.
-    let layers: Vec<String> = overlay.layers.iter().rev().map(|layer| format!("{LAYERS}/{layer}")).collect();
+    let layers: Vec<String> = parts.layers.iter().rev().cloned().collect();
     for layer in &layers {
         rustix::fs::accessat(CWD, layer, rustix::fs::Access::EXISTS, AtFlags::empty())
             .map_err(|e| failed(format!("layer {}", layer.rsplit('/').next().unwrap_or(layer)))(e.into()))?;

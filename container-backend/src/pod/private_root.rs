@@ -74,18 +74,20 @@ fn collect(setup: &PodSetup) -> Result<Parts, SetUpError> {
         mount::clone_of(path, false)
             .map_err(|errno| SetUpError::Folder { path: path.to_owned(), source: errno.into() })
     };
-    let layers = folder(&setup.layers_dir)?;
-    let read_only =
-        MountAttr { set: MOUNT_ATTR_RDONLY, propagation: libc::MS_PRIVATE, ..MountAttr::default() };
-    mount_attr::set(layers.as_fd(), Reach::One, &read_only).map_err(step("make the layers read-only"))?;
     let cgroups = mount::clone_of(CGROUPS, true).map_err(step("copy the cgroup mounts"))?;
     let mut parts = vec![
-        (LAYERS, layers),
-        (CONTAINERS, folder(&setup.containers_dir)?),
         ("/proc", folder(Path::new("/proc"))?),
         (NULL, mount::clone_of(NULL, false).map_err(step("copy /dev/null"))?),
         (CGROUPS, cgroups),
     ];
+    // In a guest these are folders of the private root, for a container's disk to be mounted on.
+    if !setup.is_guest() {
+        let layers = folder(&setup.layers_dir)?;
+        let read_only = MountAttr { set: MOUNT_ATTR_RDONLY, ..MountAttr::default() };
+        mount_attr::set(layers.as_fd(), Reach::One, &read_only).map_err(step("make the layers read-only"))?;
+        parts.push((LAYERS, layers));
+        parts.push((CONTAINERS, folder(&setup.containers_dir)?));
+    }
     let private = MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() };
     for (_, part) in &parts {
         mount_attr::set(part.as_fd(), Reach::Tree, &private).map_err(step("make the mounts private"))?;

@@ -62,7 +62,7 @@ fn path_of(key: &str) -> String {
 
 fn is_own(path: &str, setup: &PodSetup) -> bool {
     let clean = !path.split('/').any(|part| part.is_empty() || part == "." || part == "..");
-    let own_network = setup.netns.is_some() && path.starts_with("net/");
+    let own_network = (setup.netns.is_some() || setup.is_guest()) && path.starts_with("net/");
     let own_ipc = setup.ipc == IpcMode::Pod && (IPC_KEYS.contains(&path) || path.starts_with("fs/mqueue/"));
     let own_uts = !setup.hostname.is_empty() && path == "kernel/domainname";
     clean && (own_network || own_ipc || own_uts)
@@ -81,8 +81,8 @@ mod tests {
             ipc: IpcMode::Pod,
             pid: PodPid::PerContainer,
             cgroup_parent: String::new(),
-            layers_dir: PathBuf::new(),
-            containers_dir: PathBuf::new(),
+            layers_dir: "/layers".into(),
+            containers_dir: "/containers".into(),
             shm_size: 0,
             sysctls: std::collections::BTreeMap::new(),
         }
@@ -113,5 +113,13 @@ mod tests {
         for escape in ["net/../kernel/panic", "net//x", "net/./ipv4", "fs/mqueue/../file-max"] {
             assert!(!own(escape, Some("/n")), "{escape}");
         }
+    }
+
+    #[test]
+    fn the_network_of_a_guest_is_its_pods() {
+        let guest = PodSetup { layers_dir: PathBuf::new(), ..setup(None) };
+        assert!(is_own("net/ipv4/ip_forward", &guest));
+        assert!(!is_own("net/ipv4/ip_forward", &setup(None)));
+        assert!(!is_own("vm/overcommit_memory", &guest));
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use hartpod_container::cgroup::{ExecLeaf, Leaf, Tree};
 use hartpod_container::{
     Child, ContainerProcess, ContainerRequest, Created, ExecRequest, Execing, Exit, GroupPolicy, IpcMode,
-    LaunchError, Overlay, PidNamespace, Pod, PodPid, PodSetup, Stdio, reap_orphans,
+    LaunchError, Overlay, PidNamespace, Pod, PodPid, PodSetup, RootFs, Stdio, reap_orphans,
 };
 use hartpod_proto::{ContainerId, SandboxId};
 use nix::mount::{MsFlags, mount};
@@ -307,7 +307,7 @@ impl Agent {
         ContainerRequest {
             id,
             spec: serde_json::from_value(spec).unwrap(),
-            rootfs: overlay,
+            rootfs: RootFs::Overlay(overlay),
             user: String::new(),
             groups: GroupPolicy::Merge,
             pid: if self.pod.holder().is_some() { PidNamespace::Pod } else { PidNamespace::Container },

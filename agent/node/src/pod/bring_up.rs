@@ -237,6 +237,7 @@ async fn set_up(node: &Node, info: &PodInfo, client: &AgentClient) -> Result<(),
         log_directory: info.config.log_directory.clone(),
         shm_size: 0,
         sysctls: linux.map(|l| l.sysctls.clone().into_iter().collect()).unwrap_or_default(),
+        clock_ns: 0,
     };
     let answer = client.set_up(request).await;
     let answer = answer.map_err(RunError::SetUp)?;

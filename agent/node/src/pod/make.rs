@@ -173,7 +173,7 @@ fn request(making: &Making, plan: ContainerPlan, spec_json: Vec<u8>) -> agent::C
         user: plan.user,
         pid: plan.pid.into(),
         pid_target: plan.pid_target,
-        stdio: Some(agent::Stdio { tty: plan.tty }),
+        stdio: Some(agent::Stdio { tty: plan.tty, ..agent::Stdio::default() }),
         log_path: log_path.to_string_lossy().into_owned(),
         stdin: plan.stdin,
         stdin_once: plan.stdin_once,

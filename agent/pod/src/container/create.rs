@@ -12,9 +12,11 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::Interest;
 
 use super::log::{Log, LogSource};
+use super::output::Output;
 use crate::children::{Children, Starting};
 use crate::log_writer::{LogError, LogPlace, Opening};
 use crate::request::{ContainerPlan, PidPlan};
+use crate::stream::{Expected, Pipe};
 use crate::sys::Watched;
 
 /// Why a container, or an exec, could not be made.
@@ -59,6 +61,7 @@ impl CreateError {
 pub(crate) struct Made {
     pub(crate) created: Created,
     pub(crate) log: Option<Log>,
+    pub(crate) output: Option<Output>,
     pub(crate) stdin: Option<OwnedFd>,
     /// Until its process has an owner.
     _starting: Starting,
@@ -73,13 +76,15 @@ pub(crate) struct Workshop {
     pub(crate) null: Arc<OwnedFd>,
 }
 
-/// Makes the container of `plan`; with pid target, in the pid namespace of `target`.
+/// Makes the container of `plan`; with pid target, in the pid namespace of `target`. `expected` are the connections that its stdout and
+/// stderr go to.
 ///
 /// Dropping the future kills what was made. The leaf is the caller's to destroy, after an error too.
 pub(crate) async fn create(
     workshop: Workshop,
     plan: ContainerPlan,
     target: Option<Arc<ContainerProcess>>,
+    expected: [Option<Expected>; 2],
 ) -> Result<Made, CreateError> {
     // From here on a child may exist whose end must not be taken for an orphan's.
     let starting = workshop.children.starting();
@@ -89,13 +94,19 @@ pub(crate) async fn create(
         .outputs
         .map(|(stdout, stderr)| start_log(&workshop, (Some(stdout), Some(stderr)), place.clone()));
     let (log, opening) = started.transpose()?.unzip();
+    let wanted = expected.iter().any(Option::is_some);
     match launch(&workshop, plan, streams.stdio, target, opening).await {
         Ok(created) => {
-            let log = match (log, &created.console) {
-                (None, Some(console)) => Some(log_console(&workshop, console, place).await?),
-                (log, _) => log,
-            };
-            Ok(Made { created, log, stdin: streams.stdin, _starting: starting })
+            let (mut log, mut output) = (log, None);
+            match &created.console {
+                Some(console) if wanted => output = Some(console_output(console, expected)?),
+                Some(console) => log = Some(log_console(&workshop, console, place).await?),
+                None if wanted => {
+                    output = Some(Output::start(streams.relayed.into_iter().flatten().zip(expected)))
+                }
+                None => {}
+            }
+            Ok(Made { created, log, output, stdin: streams.stdin, _starting: starting })
         }
         Err(error) => {
             // So that nothing of it makes a file or folder any more once the failure is told.
@@ -127,6 +138,12 @@ async fn log_console(
     let (log, opening) = start_log(workshop, (Some(console), None), place)?;
     opened(Some(opening)).await?;
     Ok(log)
+}
+
+/// The output of a container with a terminal, which has one stream.
+fn console_output(console: &OwnedFd, expected: [Option<Expected>; 2]) -> Result<Output, CreateError> {
+    let pipe = console.try_clone().and_then(Pipe::new).map_err(CreateError::stdio)?;
+    Ok(Output::start(std::iter::once(pipe).zip(expected)))
 }
 
 async fn opened(opening: Option<Opening>) -> Result<(), CreateError> {
@@ -181,12 +198,14 @@ struct Streams {
     stdio: Stdio,
     stdin: Option<OwnedFd>,
     outputs: Option<(OwnedFd, OwnedFd)>,
+    /// Of stdout and stderr, where somebody is to read them.
+    relayed: Option<[Pipe; 2]>,
 }
 
 impl Streams {
     fn make(plan: &ContainerPlan, null: &OwnedFd) -> io::Result<Self> {
         if plan.tty {
-            return Ok(Self { stdio: Stdio::Tty, stdin: None, outputs: None });
+            return Ok(Self { stdio: Stdio::Tty, stdin: None, outputs: None, relayed: None });
         }
         let (stdin, stdin_writer) = if plan.stdin {
             let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
@@ -194,13 +213,17 @@ impl Streams {
         } else {
             (null.try_clone()?, None)
         };
-        if plan.log.is_none() {
+        if plan.log.is_none() && plan.tokens.iter().all(Option::is_none) {
             let stdio = Stdio::Fds { stdin, stdout: null.try_clone()?, stderr: null.try_clone()? };
-            return Ok(Self { stdio, stdin: stdin_writer, outputs: None });
+            return Ok(Self { stdio, stdin: stdin_writer, outputs: None, relayed: None });
         }
         let (stdout_reader, stdout) = pipe_with(PipeFlags::CLOEXEC)?;
         let (stderr_reader, stderr) = pipe_with(PipeFlags::CLOEXEC)?;
-        let outputs = Some((stdout_reader, stderr_reader));
-        Ok(Self { stdio: Stdio::Fds { stdin, stdout, stderr }, stdin: stdin_writer, outputs })
+        let stdio = Stdio::Fds { stdin, stdout, stderr };
+        let (outputs, relayed) = match plan.log {
+            Some(_) => (Some((stdout_reader, stderr_reader)), None),
+            None => (None, Some([Pipe::new(stdout_reader)?, Pipe::new(stderr_reader)?])),
+        };
+        Ok(Self { stdio, stdin: stdin_writer, outputs, relayed })
     }
 }

@@ -1,14 +1,18 @@
 //! One container: what the agent holds of it, and what it tells of it.
 
 mod create;
+mod disk;
 mod leaf;
 mod log;
+mod output;
 mod phase;
 mod settle;
 
 pub(crate) use create::{CreateError, Made, Workshop, create};
+pub(crate) use disk::release as release_disk;
 pub(crate) use leaf::{emptied, oom_killed};
 pub(crate) use log::Log;
+pub(crate) use output::Output;
 pub(crate) use phase::{Event as PhaseEvent, Phase, Refused};
 pub(crate) use settle::{RemoveError, remove, settle};
 
@@ -16,7 +20,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use hartpod_container::cgroup::Leaf;
-use hartpod_container::{Child, ContainerProcess, Waiting};
+use hartpod_container::{Child, ContainerProcess, Slot, Waiting};
 use hartpod_proto::ContainerId;
 use hartpod_proto::pod::v1::{
     ContainerState, CreateContainerResponse, RemoveContainerResponse, ResolvedUser, StartContainerResponse,
@@ -60,6 +64,10 @@ pub(crate) struct Container {
     pub(crate) process: Option<Arc<ContainerProcess>>,
     pub(crate) init: Init,
     pub(crate) log: Option<Log>,
+    /// Where it has no log: its output on its way to who wants it.
+    pub(crate) output: Option<Output>,
+    /// Where its disk is, in a guest.
+    pub(crate) slot: Option<Slot>,
     /// Write end of its stdin, held open for attach.
     pub(crate) stdin: Option<OwnedFd>,
     /// Master of its terminal.
@@ -109,6 +117,8 @@ impl Container {
             process: None,
             init: Init::None,
             log: None,
+            output: None,
+            slot: None,
             stdin: None,
             console: None,
             execs: Execs::default(),
@@ -176,7 +186,7 @@ impl Container {
             task.abort();
         }
         (self.init, self.process) = (Init::None, None);
-        (self.stdin, self.console) = (None, None);
+        (self.stdin, self.console, self.output) = (None, None, None);
         let removed = CallError::Removed(self.id.clone());
         answer(&mut self.on_started, &Err(removed.clone()));
         self.execs.abandon(&removed);

@@ -7,6 +7,7 @@ use hartpod_container::cgroup::{CgroupError, DestroyError, Leaf};
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 
+use super::disk::DiskError;
 use super::leaf::emptied;
 
 /// How long what was killed may take to go. Longer is a process that hangs in the kernel, on a dead disk or mount.
@@ -36,6 +37,8 @@ pub(crate) enum RemoveError {
     Stuck,
     #[error("remove its cgroup")]
     Cgroup(#[source] DestroyError),
+    #[error("let its disk go")]
+    Disk(#[source] DiskError),
 }
 
 /// Kills what is left of a container whose init has ended, waits until it is gone, and then for `log_ended`. Both waits are

@@ -1,4 +1,4 @@
-use hartpod_proto::pod::v1::{self, Stdio};
+use hartpod_proto::pod::v1::{self, RootFs, Stdio};
 
 use super::*;
 
@@ -22,7 +22,7 @@ fn create() -> CreateContainerRequest {
 fn refusal(change: impl FnOnce(&mut CreateContainerRequest)) -> String {
     let mut request = create();
     change(&mut request);
-    ContainerPlan::new(request, Some(Path::new("/var/log/pods/p"))).unwrap_err().to_string()
+    ContainerPlan::new(request, Some(Path::new("/var/log/pods/p")), Place::Host).unwrap_err().to_string()
 }
 
 fn overlay(layer: &str, scratch: &str) -> Option<RootFs> {
@@ -32,7 +32,7 @@ fn overlay(layer: &str, scratch: &str) -> Option<RootFs> {
 
 #[test]
 fn a_container_that_makes_sense() {
-    let plan = ContainerPlan::new(create(), Some(Path::new("/var/log/pods/p"))).unwrap();
+    let plan = ContainerPlan::new(create(), Some(Path::new("/var/log/pods/p")), Place::Host).unwrap();
     assert_eq!((plan.pid, plan.tty, plan.log.is_some()), (PidPlan::Pod, false, true));
 }
 
@@ -46,8 +46,10 @@ fn containers_that_make_no_sense() {
     assert!(refusal(|r| r.pid = 9).contains("not a namespace mode"));
     assert_eq!(refusal(|r| r.pid = NamespaceMode::Target as i32), "pid_target");
     assert_eq!(refusal(|r| r.log_path = "../x".to_owned()), "log_path");
-    assert!(refusal(|r| r.stdio = Some(Stdio { tty: true })).contains("process.terminal"));
-    assert!(matches!(ContainerPlan::new(create(), None), Err(InvalidRequest::NoLogDirectory)));
+    assert!(
+        refusal(|r| r.stdio = Some(Stdio { tty: true, ..Stdio::default() })).contains("process.terminal")
+    );
+    assert!(matches!(ContainerPlan::new(create(), None, Place::Host), Err(InvalidRequest::NoLogDirectory)));
 }
 
 fn exec() -> StartExecRequest {
@@ -81,8 +83,8 @@ fn pods_that_make_no_sense() {
         containers_dir: "/c".to_owned(),
         ..SetUpPodRequest::default()
     };
-    assert!(PodPlan::try_from(good.clone()).is_ok());
-    let refused = |request| PodPlan::try_from(request).unwrap_err();
+    assert!(PodPlan::new(good.clone(), Place::Host).is_ok());
+    let refused = |request| PodPlan::new(request, Place::Host).unwrap_err();
     let request = SetUpPodRequest { pod_id: "1".to_owned(), ..good.clone() };
     assert!(matches!(refused(request), InvalidRequest::PodId(_)));
     let request = SetUpPodRequest { layers_dir: "l".to_owned(), ..good.clone() };
@@ -101,4 +103,70 @@ fn signals_are_those_of_linux() {
 fn a_repeated_request_is_recognised() {
     assert_eq!(fingerprint(&create()), fingerprint(&create()));
     assert_ne!(fingerprint(&create()), fingerprint(&CreateContainerRequest { stdin: true, ..create() }));
+}
+
+/// A container in a guest, whose output goes to streams.
+fn in_guest(change: impl FnOnce(&mut CreateContainerRequest)) -> Result<ContainerPlan, InvalidRequest> {
+    let disk = v1::Disk { slot: 4, layers: 2 };
+    let stdio = Stdio { stdout_token: "0".repeat(32), ..Stdio::default() };
+    let mut request = CreateContainerRequest {
+        rootfs: Some(RootFs { kind: Some(Kind::Disk(disk)) }),
+        log_path: String::new(),
+        stdio: Some(stdio),
+        ..create()
+    };
+    change(&mut request);
+    ContainerPlan::new(request, None, Place::Guest)
+}
+
+#[test]
+fn a_container_in_a_guest_brings_its_disk() {
+    let plan = in_guest(|_| ()).unwrap();
+    assert_eq!(plan.slot().map(Slot::number), Some(4));
+    assert!(plan.log.is_none() && plan.tokens[0].is_some() && plan.tokens[1].is_none());
+    let slot = |slot| Some(RootFs { kind: Some(Kind::Disk(v1::Disk { slot, layers: 1 })) });
+    assert!(matches!(in_guest(|r| r.rootfs = slot(32)), Err(InvalidRequest::Slot(32))));
+    let error = in_guest(|r| r.rootfs = overlay("base", "s")).unwrap_err().to_string();
+    assert_eq!(error, "rootfs.overlay is for pods on a node");
+    assert_eq!(refusal(|r| r.rootfs = slot(4)), "rootfs.disk is for pods in a guest");
+}
+
+#[test]
+fn output_goes_to_a_log_or_to_streams() {
+    let streams = |token: &str| {
+        let stdio = Stdio { stdout_token: token.to_owned(), ..Stdio::default() };
+        move |r: &mut CreateContainerRequest| r.stdio = Some(stdio)
+    };
+    assert!(refusal(streams(&"0".repeat(32))).contains("without log_path"));
+    assert_eq!(refusal(streams("short")), "stdout_token");
+    let tty = Stdio { tty: true, stderr_token: "0".repeat(32), ..Stdio::default() };
+    let spec = br#"{"ociVersion":"1.1.0","process":{"terminal":true,"args":["sh"],"cwd":"/","user":{"uid":0,"gid":0}}}"#;
+    let error = in_guest(|r| (r.stdio, r.spec_json) = (Some(tty), spec.to_vec())).unwrap_err();
+    assert!(matches!(error, InvalidRequest::StderrWithTty));
+}
+
+#[test]
+fn a_guest_has_no_folders_and_a_node_keeps_its_clock() {
+    let pod = |place, change: fn(&mut SetUpPodRequest)| {
+        let mut request = SetUpPodRequest { pod_id: id(), ..SetUpPodRequest::default() };
+        if place == Place::Host {
+            (request.layers_dir, request.containers_dir) = ("/l".to_owned(), "/c".to_owned());
+        }
+        change(&mut request);
+        PodPlan::new(request, place)
+    };
+    let plan = pod(Place::Guest, |r| r.clock_ns = 7).unwrap();
+    assert_eq!((plan.clock, plan.setup.cgroup_parent.as_str()), (Some(7), "/pod"));
+    assert_eq!(pod(Place::Host, |_| ()).unwrap().clock, None);
+    for (place, change, field) in [
+        (Place::Host, (|r| r.clock_ns = 7) as fn(&mut SetUpPodRequest), "clock_ns"),
+        (Place::Guest, |r| r.layers_dir = "/l".to_owned(), "layers_dir"),
+        (Place::Guest, |r| r.netns_path = "/n".to_owned(), "netns_path"),
+        (Place::Guest, |r| r.log_directory = "/v".to_owned(), "log_directory"),
+    ] {
+        match pod(place, change).unwrap_err() {
+            InvalidRequest::Elsewhere { field: told, .. } => assert_eq!(told, field),
+            other => panic!("{field}: {other}"),
+        }
+    }
 }

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use super::token::{TOKEN_LEN, Token, Tokens};
-use crate::peer;
+use crate::peer::Listener;
 
 /// How long a connection may take to say its token.
 const TOKEN_WAIT: Duration = Duration::from_secs(10);
@@ -22,11 +22,11 @@ const UNIDENTIFIED: usize = 64;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Accepts streams for as long as the agent lives.
-pub(crate) async fn serve(listener: UnixListener, tokens: Tokens) {
+pub(crate) async fn serve(listener: Listener, tokens: Tokens) {
     let places = Arc::new(Semaphore::new(UNIDENTIFIED));
     loop {
         let Ok(()) = places.acquire().await.map(|place| place.forget()) else { return };
-        match peer::accept(&listener).await {
+        match listener.accept().await {
             Ok(connection) => {
                 let (tokens, places) = (tokens.clone(), Arc::clone(&places));
                 tokio::spawn(async move {
@@ -71,7 +71,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("stream.sock");
         let tokens = Tokens::default();
-        tokio::spawn(serve(UnixListener::bind(&path).unwrap(), tokens.clone()));
+        let socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        tokio::spawn(serve(Listener::unix(socket).unwrap(), tokens.clone()));
         body(path, tokens).await
     }
 

@@ -12,6 +12,7 @@ use hartpod_proto::pod::v1::{
 use tokio::io::Interest;
 use tracing::{info, warn};
 
+use super::execs::expect;
 use super::news::{About, Happened, Newsdesk};
 use super::{CONTAINERS_MAX, Supervisor};
 use crate::call::{CallError, Reply};
@@ -44,7 +45,7 @@ impl Supervisor {
         let workshop = self.workshop()?;
         let fingerprint = fingerprint(&request);
         let set_up = self.is_set_up()?;
-        let plan = ContainerPlan::new(request, set_up.log_directory.as_deref())?;
+        let plan = ContainerPlan::new(request, set_up.log_directory.as_deref(), self.place)?;
         let id = plan.id.clone();
         if id.as_str() == set_up.pod_id {
             return Err(InvalidRequest::ContainerIsPod.into());
@@ -55,18 +56,21 @@ impl Supervisor {
         if self.containers.len() >= CONTAINERS_MAX {
             return Err(CallError::TooMany { what: "containers", limit: CONTAINERS_MAX });
         }
+        self.check_slot(&plan)?;
         let target = match &plan.pid {
             PidPlan::Target(target) => Some(self.running(target)?),
             PidPlan::Pod | PidPlan::Container | PidPlan::Node => None,
         };
         let leaf =
             self.is_set_up()?.pod.container_leaf(&id).map_err(|error| CallError::Leaf(Arc::new(error)))?;
+        let expected = expect(&self.tokens, plan.tokens, ["stdout", "stderr"])?;
         self.lives += 1;
         let mut container = Container::new(id.clone(), self.lives, fingerprint, leaf.clone());
+        container.slot = plan.slot();
         let about = About { id: id.clone(), life: self.lives };
         let newsdesk = self.newsdesk.clone();
         let creation = tokio::spawn(async move {
-            let made = container::create(workshop, plan, target).await;
+            let made = container::create(workshop, plan, target, expected).await;
             let made = made.map(Box::new).map_err(|error| error.explained_by(&leaf));
             newsdesk.tell(about, Happened::Made(made));
         });
@@ -74,6 +78,15 @@ impl Supervisor {
         container.on_created.extend(reply.take());
         self.containers.insert(id, Box::new(container));
         Ok(())
+    }
+
+    /// A disk is one container's.
+    fn check_slot(&self, plan: &ContainerPlan) -> Result<(), CallError> {
+        let Some(slot) = plan.slot() else { return Ok(()) };
+        match self.containers.values().find(|container| container.slot == Some(slot)) {
+            Some(other) => Err(CallError::SlotTaken { slot: slot.number(), by: other.id.clone() }),
+            None => Ok(()),
+        }
     }
 
     /// A container whose namespaces can be entered.
@@ -120,6 +133,7 @@ impl Supervisor {
         container.console = created.console;
         container.warnings = created.warnings;
         container.log = made.log;
+        container.output = made.output;
         container.stdin = made.stdin;
         let response =
             CreateContainerResponse { state: container.state(), warnings: container.warnings.clone() };
@@ -228,6 +242,7 @@ impl Supervisor {
         container.init = Init::None;
         let leaf = container.leaf.clone();
         let log = container.log.as_ref().map(container::Log::watch);
+        let output = container.output.as_ref().map(container::Output::ended);
         container.console = None;
         let (newsdesk, about) = (self.newsdesk.clone(), container.about());
         tokio::spawn(async move {
@@ -235,6 +250,9 @@ impl Supervisor {
             let log_ended = async {
                 if let Some(log) = &mut watch {
                     log.ended().await;
+                }
+                if let Some(output) = output {
+                    output.await;
                 }
             };
             let mut odd = container::settle(&leaf, log_ended).await;
@@ -315,11 +333,17 @@ impl Supervisor {
         container.release();
         let leaf = container.leaf.clone();
         let log = container.log.take();
+        let disk = container.slot.zip(self.set_up.as_ref().map(|set_up| Arc::clone(&set_up.pod)));
+        let children = self.children.clone();
         let (newsdesk, about) = (self.newsdesk.clone(), container.about());
         tokio::spawn(async move {
-            let outcome = container::remove(&leaf).await;
+            let mut outcome = container::remove(&leaf).await;
             if let Some(log) = log {
                 log.finish().await;
+            }
+            if let (Ok(()), Some((slot, pod))) = (&outcome, disk) {
+                outcome =
+                    container::release_disk(slot, pod.host(), &children).await.map_err(RemoveError::Disk);
             }
             newsdesk.tell(about, Happened::Removed(outcome));
         });

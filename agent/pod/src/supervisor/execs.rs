@@ -60,7 +60,7 @@ impl Supervisor {
             return Err(CallError::Refused { id: id.clone(), refused });
         };
         let leaf = container.leaf.exec_leaf(&plan.id).map_err(|error| CallError::Leaf(Arc::new(error)))?;
-        let streams = expect(&tokens, plan.tokens)?;
+        let streams = expect(&tokens, plan.tokens, ["stdin", "stdout", "stderr"])?;
         if !container.execs.begin(plan.id.clone(), fingerprint, reply) {
             return Err(CallError::TooMany { what: "execs in the container", limit: EXECS_MAX });
         }
@@ -99,10 +99,14 @@ impl Supervisor {
     }
 }
 
-/// Makes the tokens of stdin, stdout and stderr good, all or none of them.
-fn expect(tokens: &Tokens, chosen: [Option<Token>; 3]) -> Result<[Option<Expected>; 3], CallError> {
-    let mut expected = [None, None, None];
-    for ((slot, token), stream) in expected.iter_mut().zip(chosen).zip(["stdin", "stdout", "stderr"]) {
+/// Makes the tokens of these streams good, all or none of them.
+pub(super) fn expect<const N: usize>(
+    tokens: &Tokens,
+    chosen: [Option<Token>; N],
+    streams: [&'static str; N],
+) -> Result<[Option<Expected>; N], CallError> {
+    let mut expected = [const { None }; N];
+    for ((slot, token), stream) in expected.iter_mut().zip(chosen).zip(streams) {
         if let Some(token) = token {
             let taken = |source| InvalidRequest::Token { stream, source };
             *slot = Some(tokens.expect(token).map_err(taken)?);

@@ -29,8 +29,9 @@ use tracing::{error, info};
 use crate::board::Board;
 use crate::call::{Call, CallError};
 use crate::children::{Children, Exit};
+use crate::clock::set_clock;
 use crate::container::{Container, Workshop};
-use crate::request::{PodPlan, fingerprint};
+use crate::request::{Place, PodPlan, fingerprint};
 use crate::stream::Tokens;
 use crate::sys;
 
@@ -60,6 +61,14 @@ pub(crate) enum End {
     Broken,
 }
 
+/// What the agent has of where it runs.
+#[derive(Debug)]
+pub(crate) struct Outside {
+    /// /dev/null, which the pod's mount namespace will not have.
+    pub(crate) null: OwnedFd,
+    pub(crate) place: Place,
+}
+
 /// The state of the pod.
 #[derive(Debug)]
 pub(crate) struct Supervisor {
@@ -70,6 +79,7 @@ pub(crate) struct Supervisor {
     children: Children,
     tokens: Tokens,
     null: Arc<OwnedFd>,
+    place: Place,
     board: Board,
     set_up: Option<SetUp>,
     /// Waits for the end of the pid namespace's init, where the pod has one.
@@ -87,9 +97,10 @@ impl Supervisor {
         calls: mpsc::Receiver<Box<Call>>,
         children: Children,
         tokens: Tokens,
-        null: OwnedFd,
+        outside: Outside,
     ) -> Self {
         let (newsdesk, news) = Newsdesk::new();
+        let Outside { null, place } = outside;
         Self {
             calls,
             news,
@@ -97,6 +108,7 @@ impl Supervisor {
             children,
             tokens,
             null: Arc::new(null),
+            place,
             board: Board::default(),
             set_up: None,
             holder: None,
@@ -163,7 +175,8 @@ impl Supervisor {
 
     /// Enters the pod's namespaces. Blocks: it is the first call, and nothing else can go on without it.
     fn set_up(&mut self, request: SetUpPodRequest) -> Result<SetUpPodResponse, CallError> {
-        let fingerprint = fingerprint(&request);
+        // Asked again, the time is another.
+        let fingerprint = fingerprint(&SetUpPodRequest { clock_ns: 0, ..request.clone() });
         if self.shutdown.was_asked_for() {
             return Err(CallError::ShuttingDown);
         }
@@ -176,7 +189,10 @@ impl Supervisor {
             };
         }
         let pod_id = request.pod_id.clone();
-        let PodPlan { setup, log_directory } = request.try_into()?;
+        let PodPlan { setup, log_directory, clock } = PodPlan::new(request, self.place)?;
+        if let Some(nanos) = clock {
+            set_clock(nanos).map_err(|error| CallError::Clock(Arc::new(error)))?;
+        }
         let _starting = self.children.starting();
         self.broken = true;
         let (pod, warnings) = Pod::set_up(setup).map_err(|error| CallError::SetUp(Arc::new(error)))?;

@@ -78,14 +78,16 @@ async fn a_creation_that_fails_leaves_nothing() {
         "{error}"
     );
     assert!(agent.state(1).await.is_none());
+    // A scratch folder is good for one creation.
+    let scratch = agent.path("containers").join(id(1).as_str());
+    fs::remove_dir_all(&scratch).unwrap();
     fs::remove_dir_all(agent.path("logs/c")).unwrap();
     fs::write(agent.path("logs/c"), "a file where a folder should be").unwrap();
     let request = agent.shell(1, "true");
     let error = agent.client.create_container(request).await.unwrap_err();
     assert!(error.message().contains("open the log file: not a directory"), "{error}");
     fs::remove_file(agent.path("logs/c")).unwrap();
-    // A scratch folder is good for one creation.
-    fs::remove_dir_all(agent.path("containers").join(id(1).as_str())).unwrap();
+    fs::remove_dir_all(&scratch).unwrap();
     let request = agent.shell(1, "true");
     agent.run(request).await.unwrap();
 }
@@ -194,7 +196,7 @@ async fn a_terminal_is_logged_as_one_stream() {
     let mut request = agent.shell(1, "[ -t 0 ] && [ -t 2 ] && echo terminal; echo err >&2");
     let spec = String::from_utf8(request.spec_json).unwrap();
     request.spec_json = spec.replace(r#""process":{"#, r#""process":{"terminal":true,"#).into_bytes();
-    request.stdio = Some(Stdio { tty: true });
+    request.stdio = Some(Stdio { tty: true, ..Stdio::default() });
     agent.run(request).await.unwrap();
     agent.until(1, exited).await;
     assert_eq!(agent.log(1), ["stdout F terminal", "stdout F err"]);
