@@ -257,9 +257,9 @@ fn the_thread_sleeps_while_a_packet_waits_for_buffers_and_after_the_tap_is_gone(
     kick.write(1).unwrap();
     thread::sleep(Duration::from_millis(150));
     drop(worker.unwrap());
-    // A thread that does not sleep takes all that the machine gives it.
+    // It needs a fraction of a millisecond; one that does not sleep takes all that even a busy machine gives it.
     let spent = Duration::from(spent.recv().unwrap());
-    assert!(spent < Duration::from_millis(50), "{spent:?} of CPU time");
+    assert!(spent < Duration::from_millis(5), "{spent:?} of CPU time");
 }
 
 #[test]
