@@ -30,6 +30,8 @@ pub(crate) use snapshot::test_pod;
 pub(crate) use snapshot::{PodSnapshot, RunningAgent};
 pub(crate) use state::{SandboxEvent, SandboxState};
 pub(crate) use stopping::StopContainerError;
-pub(crate) use task::{Restored, RestoredContainer, StartError, StopError, new_pod, restored_pod, spawn};
+pub(crate) use task::{
+    Restored, RestoredContainer, StartError, StopError, Unborn, new_pod, restored_pod, spawn,
+};
 pub(crate) use teardown::{HeldAgent, Holdings, tear_down};
 pub(crate) use unheard::Word;

@@ -11,6 +11,9 @@ use rustix::io::Errno;
 /// How deep a folder is walked into before what is below is brought up; bounds the descriptors that deletion needs.
 const MAX_DEPTH: usize = 32;
 
+/// Names of a folder that are in memory at a time.
+const BATCH: usize = 1024;
+
 /// A writable layer could not be made or deleted.
 #[derive(Debug, thiserror::Error)]
 #[error("{what} {}", path.display())]
@@ -46,9 +49,8 @@ fn remove(path: &Path) -> Result<(), Errno> {
         Err(Errno::NOENT) => return Ok(()),
         other => other?,
     };
-    let mut lifted = 0;
-    // Each round deletes all that is less deep than the limit, and lifts the rest up to the top.
-    while empty(&top, &top, MAX_DEPTH, &mut lifted)? == Emptied::Lifted {}
+    // What is deeper than the limit is lifted to the top, whose turn is over once nothing is left in it.
+    empty(&top, &top, MAX_DEPTH, &mut 0)?;
     drop(top);
     match rustix::fs::rmdir(path) {
         Err(Errno::NOENT) => Ok(()),
@@ -56,46 +58,53 @@ fn remove(path: &Path) -> Result<(), Errno> {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Emptied {
-    Fully,
-    /// Something was moved to the top, which needs another round.
-    Lifted,
-}
-
-fn empty(top: &OwnedFd, dir: &OwnedFd, depth: usize, lifted: &mut u64) -> Result<Emptied, Errno> {
-    let mut emptied = Emptied::Fully;
-    for (name, kind) in entries(dir)? {
-        if kind != FileType::Directory {
-            match unlinkat(dir, &name, AtFlags::empty()) {
-                Ok(()) | Err(Errno::NOENT) => continue,
-                // The type that the listing told was not true.
-                Err(Errno::ISDIR) => {}
-                Err(error) => return Err(error),
-            }
+/// Deletes what is in `dir`.
+fn empty(top: &OwnedFd, dir: &OwnedFd, depth: usize, lifted: &mut u64) -> Result<(), Errno> {
+    loop {
+        let batch = some_entries(dir)?;
+        if batch.is_empty() {
+            return Ok(());
         }
-        if depth == 0 {
-            lift(top, dir, &name, lifted)?;
-            emptied = Emptied::Lifted;
-            continue;
+        for (name, kind) in batch {
+            delete(top, dir, &name, kind, depth, lifted)?;
         }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let below = openat(dir, &name, flags, Mode::empty())?;
-        if empty(top, &below, depth - 1, lifted)? == Emptied::Lifted {
-            emptied = Emptied::Lifted;
-        }
-        drop(below);
-        unlinkat(dir, &name, AtFlags::REMOVEDIR)?;
     }
-    Ok(emptied)
 }
 
-fn entries(dir: &OwnedFd) -> Result<Vec<(CString, FileType)>, Errno> {
+fn delete(
+    top: &OwnedFd,
+    dir: &OwnedFd,
+    name: &CStr,
+    kind: FileType,
+    depth: usize,
+    lifted: &mut u64,
+) -> Result<(), Errno> {
+    if kind != FileType::Directory {
+        match unlinkat(dir, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => return Ok(()),
+            // The type that the listing told was not true.
+            Err(Errno::ISDIR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let Some(depth) = depth.checked_sub(1) else { return lift(top, dir, name, lifted) };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let below = openat(dir, name, flags, Mode::empty())?;
+    empty(top, &below, depth, lifted)?;
+    drop(below);
+    unlinkat(dir, name, AtFlags::REMOVEDIR)
+}
+
+/// Some of what is in a folder, nothing only if it is empty: one folder of a container can hold millions of names.
+fn some_entries(dir: &OwnedFd) -> Result<Vec<(CString, FileType)>, Errno> {
     let mut entries = Vec::new();
     for entry in Dir::read_from(dir)? {
         let entry = entry?;
         if entry.file_name() != c"." && entry.file_name() != c".." {
             entries.push((entry.file_name().to_owned(), entry.file_type()));
+        }
+        if entries.len() == BATCH {
+            break;
         }
     }
     Ok(entries)

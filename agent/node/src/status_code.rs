@@ -146,6 +146,7 @@ impl Coded for RunError {
             Self::Network { source, .. } => cni(source),
             Self::SetUp(source) => source.code(),
             Self::Left { error, .. } => error.code(),
+            Self::NotUp { .. } => Code::FailedPrecondition,
             Self::Files { source, .. } if source.is_the_requests_fault() => Code::InvalidArgument,
             Self::Record { .. }
             | Self::StateDir { .. }

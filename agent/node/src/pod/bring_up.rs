@@ -60,6 +60,8 @@ pub(crate) enum RunError {
     /// The agent says what it tried.
     #[error(transparent)]
     SetUp(AgentError),
+    #[error("pod {id} is not up any more: {reason}")]
+    NotUp { id: SandboxId, reason: String },
     #[error("pod {id}: work of the daemon broke off")]
     BrokenOff { id: SandboxId, source: JoinError },
     /// Something of a pod that failed could not be given back: it is listed as not ready until StopPodSandbox succeeds.

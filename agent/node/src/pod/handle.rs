@@ -22,14 +22,14 @@ impl PodHandle {
         self.snapshot.borrow().clone()
     }
 
-    /// Asks and waits for the answer. Whoever stops waiting does not stop the work.
-    pub(crate) async fn ask<T, E>(
+    /// Asks, at once, and gives the answer to wait for. Whoever stops waiting does not stop the work.
+    pub(crate) fn ask<T, E>(
         &self,
         command: impl FnOnce(Reply<T, E>) -> Command,
-    ) -> Result<Result<T, Arc<E>>, Gone> {
+    ) -> impl Future<Output = Result<Result<T, Arc<E>>, Gone>> {
         let (reply, answer) = oneshot::channel();
         self.tell(command(reply));
-        answer.await.map_err(|_| Gone)
+        async { answer.await.map_err(|_| Gone) }
     }
 
     /// Asks for nothing back.

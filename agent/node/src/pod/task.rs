@@ -201,7 +201,7 @@ impl PodTask {
     fn on_command(&mut self, command: Command) -> Next {
         match command {
             Command::AwaitUp(reply) if self.state == SandboxState::Starting => self.up_waiters.push(reply),
-            Command::AwaitUp(reply) => drop(reply.send(Ok(()))),
+            Command::AwaitUp(reply) => drop(reply.send(self.is_up())),
             Command::UpDelivered => {
                 self.delivered = true;
                 self.node.registry.advance(&self.info, Progress::Settled);
@@ -216,6 +216,14 @@ impl PodTask {
             Command::RemoveContainer(id, reply) => self.on_remove_container(&id, reply),
         }
         Next::Continue
+    }
+
+    /// What a request hears that waits for a pod which is no longer starting.
+    fn is_up(&self) -> Result<(), Arc<RunError>> {
+        if self.state == SandboxState::Ready {
+            return Ok(());
+        }
+        Err(Arc::new(RunError::NotUp { id: self.info.id.clone(), reason: self.reason.clone() }))
     }
 
     fn on_done(&mut self, done: Done) -> Next {

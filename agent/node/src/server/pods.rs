@@ -9,7 +9,7 @@ use tonic::Status;
 use super::{NameTaken, Server, info, pod_view};
 use crate::backend::HANDLERS;
 use crate::names::{Claim, ConfigHash};
-use crate::pod::{self, Command, Gone, PodHandle, PodInfo};
+use crate::pod::{self, Command, Gone, PodHandle, PodInfo, Unborn};
 use crate::registry::LookupError;
 use crate::status_code::status;
 use crate::{clock, filter, random, validate};
@@ -23,9 +23,14 @@ impl Server {
         let config = request.config.clone().unwrap_or_default();
         validate::sandbox(&config, &request.runtime_handler, &HANDLERS).map_err(|e| status(&e))?;
         let info = self.new_info(&request, config)?;
-        let handle = self.claim(info)?;
+        let (handle, unborn) = self.claim(info)?;
         let id = handle.info.id.to_string();
-        match handle.ask(Command::AwaitUp).await {
+        // Asked before the task begins: a pod that fails at once is gone before a later question reaches it.
+        let up = handle.ask(Command::AwaitUp);
+        if let Some(unborn) = unborn {
+            pod::spawn(self.node.clone(), unborn);
+        }
+        match up.await {
             Ok(Ok(())) => {
                 // Nothing is awaited from here on: a caller that hung up before this line is one that was not told.
                 handle.tell(Command::UpDelivered);
@@ -55,15 +60,12 @@ impl Server {
         }))
     }
 
-    /// The pod that the request stands for: a new one, which is being made from then on, or the one that it made before.
-    fn claim(&self, info: Arc<PodInfo>) -> Result<PodHandle, Status> {
+    /// The pod that the request stands for: a new one that is yet to be made, or the one that it made before.
+    fn claim(&self, info: Arc<PodInfo>) -> Result<(PodHandle, Option<Unborn>), Status> {
         let (handle, unborn) = pod::new_pod(info.clone());
         match self.node.registry.claim(handle.clone()) {
-            Claim::Yours => {
-                pod::spawn(self.node.clone(), unborn);
-                Ok(handle)
-            }
-            Claim::Join(other) | Claim::Return(other) => Ok(other),
+            Claim::Yours => Ok((handle, Some(unborn))),
+            Claim::Join(other) | Claim::Return(other) => Ok((other, None)),
             Claim::Taken(other) => {
                 let holder = other.info.id.to_string();
                 Err(status(&NameTaken { name: info.name.to_string(), holder }))
