@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io::Write as _;
 use std::sync::{Mutex, PoisonError};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 /// Bytes of output that are remembered to find a panic's line in: a panic prints it before the registers and the stack.
 const TAIL: usize = 16 << 10;
 /// How Linux begins the line (kernel/panic.c).
@@ -39,7 +41,7 @@ impl Console {
         let excess = (tail.len() + last.len()).saturating_sub(TAIL);
         tail.drain(..excess);
         tail.extend(last);
-        if *left == 0 {
+        if *left == 0 || !has_room(out) {
             return;
         }
         let fits = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
@@ -64,6 +66,13 @@ impl Console {
         let line = lines.filter_map(|line| line.find(PANIC).map(|at| &line[at..])).next_back()?;
         Some(line.trim_end().chars().filter(|c| !c.is_control()).collect())
     }
+}
+
+/// A pipe that nobody empties must not stop a vCPU, which could not be told to stop then. What is printed at once is less than what a pipe
+/// that has any room takes.
+fn has_room(out: &File) -> bool {
+    let mut fds = [PollFd::new(out, PollFlags::OUT)];
+    poll(&mut fds, Some(&Timespec::default())).is_ok() && fds[0].revents().contains(PollFlags::OUT)
 }
 
 #[cfg(test)]
@@ -121,6 +130,25 @@ mod tests {
         let (console, _file) = console(100);
         console.print(&[0xff, 0xfe, 0, b'\n', 0x80]);
         assert_eq!(console.panic_line(), None);
+    }
+
+    #[test]
+    fn a_reader_that_does_not_read_stops_nothing() {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let mut reader = File::from(reader);
+        let console = Console::new(File::from(writer), u64::MAX);
+        for _ in 0..100 {
+            console.print(&[b'x'; 4096]);
+        }
+        console.print(b"Kernel panic - not syncing: unread\n");
+        assert!(console.panic_line().is_some());
+        // It reads again, and sees what is printed from then on.
+        reader.read_exact(&mut [0; 4096]).unwrap();
+        console.print(b"heard");
+        drop(console);
+        let mut rest = String::new();
+        reader.read_to_string(&mut rest).unwrap();
+        assert!(rest.ends_with("heard"));
     }
 
     #[test]
