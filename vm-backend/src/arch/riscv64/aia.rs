@@ -4,7 +4,7 @@
 //! that is thrown away.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::{
     KVM_CAP_IRQCHIP, KVM_DEV_RISCV_AIA_ADDR_APLIC, KVM_DEV_RISCV_AIA_CONFIG_GROUP_BITS,
@@ -75,7 +75,7 @@ impl Aia {
     /// The wire of `source`, edge-sensitive.
     #[must_use]
     pub fn line(&self, source: u32) -> Box<dyn Line> {
-        Box::new(AplicLine { vm: Arc::clone(&self.vm), source })
+        Box::new(AplicLine { vm: Arc::clone(&self.vm), source, pulse: Mutex::new(()) })
     }
 }
 
@@ -102,11 +102,14 @@ fn set_address(device: &DeviceFd, attr: u64, address: u64) -> Result<(), kvm_ioc
 struct AplicLine {
     vm: Arc<VmFd>,
     source: u32,
+    /// Held for a pulse: one that began inside another would be no edge, and the guest might have seen the first already.
+    pulse: Mutex<()>,
 }
 
 impl Line for AplicLine {
     fn set(&self, high: bool) {
         if high {
+            let _pulse = self.pulse.lock().unwrap_or_else(PoisonError::into_inner);
             for level in [true, false] {
                 if let Err(error) = self.vm.set_irq_line(self.source, level) {
                     eprintln!("hartpod-vmm: set interrupt source {} to {level}: {error}", self.source);
