@@ -51,6 +51,12 @@ impl Interrupt {
         self.broken.load(Ordering::SeqCst)
     }
 
+    /// The driver has yet to acknowledge that a buffer was used. It looks at all of its queues after that, so what was put into any of
+    /// them before this is asked needs no interrupt of its own.
+    pub fn used_buffer_pending(&self) -> bool {
+        self.status() & USED_BUFFER != 0
+    }
+
     /// InterruptStatus.
     pub fn status(&self) -> u32 {
         self.status.load(Ordering::SeqCst)

@@ -19,6 +19,7 @@ mod greeting;
 mod leftover;
 mod limits;
 mod mux;
+mod news;
 mod packet;
 mod poll;
 mod ready;

@@ -33,8 +33,6 @@ pub(super) struct Stream {
     owed: Owed,
     /// The socket may have something to read: it said so and has not said EAGAIN since.
     readable: bool,
-    /// The client has closed its socket, so what can still be read of it is the last.
-    hung_up: bool,
 }
 
 /// Packets that the guest is to be sent, besides data.
@@ -83,7 +81,6 @@ impl Stream {
             owed: Owed { request: true, ..Owed::default() },
             // Something may have come with the line that asked for the port.
             readable: true,
-            hung_up: false,
         }
     }
 
@@ -192,7 +189,6 @@ impl Stream {
     pub(super) fn client_is(&mut self, ready: Readiness) {
         self.readable |= ready.readable;
         if ready.hangup {
-            self.hung_up = true;
             self.on(Event::ClientRefuses);
         } else if ready.writable {
             self.drain();
@@ -251,9 +247,7 @@ impl Stream {
         if std::mem::take(&mut self.owed.request) {
             return Some(self.header(Operation::Request));
         }
-        // The end of what a closed socket holds is most often next: one SHUTDOWN tells of both.
-        let end_is_near = self.hung_up && self.input_allowance() > 0;
-        if let Some(ends) = self.owed.shutdown.take_if(|_| !end_is_near) {
+        if let Some(ends) = self.owed.shutdown.take() {
             return Some(Header { flags: ends.flags(), ..self.header(Operation::Shutdown) });
         }
         if std::mem::take(&mut self.owed.credit_request) {

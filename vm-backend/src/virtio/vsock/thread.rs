@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use virtio_queue::QueueT;
+
 use super::mux::{Mux, Stopped};
+use super::news::News;
 use super::packet::{HEADER_LEN, Header};
 use super::poll::{Poller, Ready, Token};
 use super::rx::RxRing;
@@ -57,7 +60,8 @@ impl Session {
     pub(super) fn with_rounds<R>(self, body: impl FnOnce(&mut Rounds<'_>) -> R) -> R {
         let Self { memory, interrupt, mux, rx, tx, events, lost } = self;
         let rx = RxRing::new(&memory, rx);
-        body(&mut Rounds { memory: &memory, interrupt: &interrupt, mux, rx, tx, events, lost: &lost })
+        let news = News::new(tx.queue.size());
+        body(&mut Rounds { memory: &memory, interrupt: &interrupt, mux, rx, tx, events, news, lost: &lost })
     }
 }
 
@@ -69,6 +73,7 @@ pub(super) struct Rounds<'m> {
     rx: RxRing<'m>,
     tx: ActiveQueue,
     events: ActiveQueue,
+    news: News,
     lost: &'m AtomicBool,
 }
 
@@ -92,8 +97,9 @@ impl Rounds<'_> {
             }
             let now = Instant::now();
             let more = self.round(&ready, now)?;
-            let deadline = self.mux.next_deadline().map(|at| at.saturating_duration_since(now));
-            patience = if more { Some(Duration::ZERO) } else { deadline };
+            let deadline = self.mux.next_deadline().into_iter().chain(self.news.due()).min();
+            let left = deadline.map(|at| at.saturating_duration_since(now));
+            patience = if more { Some(Duration::ZERO) } else { left };
         }
     }
 
@@ -119,6 +125,7 @@ impl Rounds<'_> {
         if sent.packets > 0 {
             self.rx.queue().interrupt(self.memory, self.interrupt)?;
         }
+        self.tell_of_taken(now)?;
         more |= sent.stopped == Stopped::Enough || self.mux.may_accept();
         if !more && !self.mux.is_congested() {
             more |= self.tx.unmute_kicks(self.memory)?;
@@ -136,18 +143,28 @@ impl Rounds<'_> {
             let Some(mut chain) = self.tx.next_chain(self.memory)? else {
                 break;
             };
+            let descriptors = chain.readable.pieces() + chain.writable.pieces();
             let mut header = [0; HEADER_LEN];
             // What is too short for a header has no sender to be answered.
             if chain.readable.read(&mut header).is_ok() {
                 self.mux.receive(&Header::from_bytes(&header), chain.readable, now)?;
             }
             self.tx.complete(self.memory, chain.head, 0)?;
+            self.news.add(descriptors, now);
             taken += 1;
         }
-        if taken > 0 {
-            self.tx.interrupt(self.memory, self.interrupt)?;
-        }
         Ok(taken == RECEIVED_AT_A_TIME)
+    }
+
+    /// Tells the guest that its packets were taken, when it is time and no other interrupt does.
+    fn tell_of_taken(&mut self, now: Instant) -> Result<(), QueueError> {
+        if self.interrupt.used_buffer_pending() {
+            self.news.told();
+        } else if self.news.is_due(now) {
+            self.tx.interrupt(self.memory, self.interrupt)?;
+            self.news.told();
+        }
+        Ok(())
     }
 
     /// Tells the guest that connections of an earlier session are gone, once it has given a buffer for that.
