@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
 
-use vm_memory::{GuestRegionMmap, VolatileSlice};
+use vm_memory::VolatileSlice;
 
 /// Closes everything but standard input, output and error. Only for the very beginning of a program.
 pub(crate) fn close_inherited() -> io::Result<()> {
@@ -16,14 +16,22 @@ pub(crate) fn close_inherited() -> io::Result<()> {
     }
 }
 
-/// `madvise(2)` on a whole region of guest RAM.
-pub(crate) fn advise(region: &GuestRegionMmap<()>, advice: libc::c_int) -> io::Result<()> {
-    // SAFETY: pointer and size are those of one live mapping that the region owns; the advices in use (NOHUGEPAGE, DONTDUMP) change
-    // no contents.
-    match unsafe { libc::madvise(region.as_ptr().cast(), region.size(), advice) } {
+/// `madvise(2)` on page-aligned guest RAM.
+pub(crate) fn advise(memory: &VolatileSlice<'_, ()>, advice: libc::c_int) -> io::Result<()> {
+    let guard = memory.ptr_guard_mut();
+    // SAFETY: the guard keeps the slice's memory mapped; the advices in use (NOHUGEPAGE, HUGEPAGE, DONTDUMP) change no contents.
+    match unsafe { libc::madvise(guard.as_ptr().cast(), guard.len(), advice) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// The blocks of `size` bytes, a power of two, that lie wholly in `memory` by their address in this process.
+pub(crate) fn whole_blocks<'m>(memory: &VolatileSlice<'m, ()>, size: usize) -> Option<VolatileSlice<'m, ()>> {
+    let start = memory.ptr_guard().as_ptr() as usize;
+    let first = start.checked_next_multiple_of(size)?;
+    let end = (start + memory.len()) & !(size - 1);
+    memory.subslice(first - start, end.checked_sub(first).filter(|len| *len > 0)?).ok()
 }
 
 /// Fills all of `target` from `file` at `offset`.
