@@ -170,10 +170,7 @@ impl Hardware {
             Interrupts::Plic => isa::Aia::Hidden,
             Interrupts::Aia => isa::Aia::Shown,
         };
-        let mut abilities = None;
-        for vcpu in &vcpus {
-            abilities = Some(registers::prepare(vcpu, shown)?);
-        }
+        let abilities = registers::prepare(&vcpus, shown)?;
         let mut bus = Bus::default();
         let (controller, devices) = match interrupts {
             Interrupts::Plic => {
@@ -193,8 +190,6 @@ impl Hardware {
             bus.insert(slot_base(slot), SLOT_SIZE, device)?;
         }
         devices.each_kick(|slot, queue, kick| vm.notify(slot, queue, kick))?;
-        let abilities = abilities
-            .ok_or_else(|| KvmError { what: "create a vCPU", source: io::ErrorKind::InvalidInput.into() })?;
         Ok(Self { _vm: vm, vcpus, abilities, controller, devices, bus })
     }
 

@@ -44,21 +44,29 @@ pub struct Abilities {
     pub cboz: Option<u32>,
 }
 
-/// Readies a vCPU that has never run: the debug console is on, Ssaia as told, and registers of extensions that KVM switches by
-/// Smstateen are the guest's. Then reads what it can do.
+/// Readies vCPUs that have never run: the debug console is on, Ssaia as told, and registers of extensions that KVM switches by Smstateen are
+/// the guest's. Then reads what they can do, from the first: all are alike.
 ///
 /// # Errors
 /// KVM refuses, or it offers a paging mode that nobody knows.
-pub fn prepare(vcpu: &VcpuFd, aia: Aia) -> Result<Abilities, KvmError> {
-    let all = sys::register_list(vcpu).tried("list a vCPU's registers")?;
-    set(vcpu, DBCN, 1).tried("enable the SBI debug console")?;
-    if all.contains(&SSTATEEN0) {
-        set(vcpu, SSTATEEN0, u64::MAX).tried("write sstateen0")?;
+pub fn prepare(vcpus: &[VcpuFd], aia: Aia) -> Result<Abilities, KvmError> {
+    let none = || io::Error::from(io::ErrorKind::InvalidInput);
+    let first = vcpus.first().ok_or_else(none).tried("find the first vCPU")?;
+    let all = sys::register_list(first).tried("list a vCPU's registers")?;
+    for vcpu in vcpus {
+        set(vcpu, DBCN, 1).tried("enable the SBI debug console")?;
+        if all.contains(&SSTATEEN0) {
+            set(vcpu, SSTATEEN0, u64::MAX).tried("write sstateen0")?;
+        }
+        if aia == Aia::Hidden && all.contains(&SSAIA) {
+            // Only hosts with Smstateen can; on others the guest is merely not told of it.
+            let _ = set(vcpu, SSAIA, 0);
+        }
     }
-    if aia == Aia::Hidden && all.contains(&SSAIA) {
-        // Only hosts with Smstateen can; on others the guest is merely not told of it.
-        let _ = set(vcpu, SSAIA, 0);
-    }
+    read_abilities(first, &all, aia)
+}
+
+fn read_abilities(vcpu: &VcpuFd, all: &[u64], aia: Aia) -> Result<Abilities, KvmError> {
     let mut numbers = Vec::new();
     for id in all.iter().filter(|id| **id & KIND == register(KVM_REG_RISCV_ISA_EXT, 0)) {
         if get(vcpu, *id).tried("read an ISA extension")? == 1 {
