@@ -148,7 +148,8 @@ impl Coded for RunError {
             Self::Left { error, .. } => error.code(),
             Self::NotUp { .. } => Code::FailedPrecondition,
             Self::Files { source, .. } if source.is_the_requests_fault() => Code::InvalidArgument,
-            Self::Record { .. }
+            Self::NoId(_)
+            | Self::Record { .. }
             | Self::StateDir { .. }
             | Self::Files { .. }
             | Self::Netns { .. }
@@ -247,7 +248,7 @@ impl Coded for ExecError {
             Self::Agent(source) => source.code(),
             Self::TimedOut { .. } => Code::DeadlineExceeded,
             Self::CutOff { .. } => Code::Unavailable,
-            Self::Stream { .. } | Self::Random { .. } => Code::Internal,
+            Self::Cgroup { .. } | Self::Stream { .. } | Self::Random { .. } => Code::Internal,
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use hartpod_container::cgroup::Leaf;
+use hartpod_container::cgroup::{Leaf, PathError};
 use hartpod_proto::ContainerId;
 use hartpod_proto::pod::v1 as pod;
 use tokio::io::AsyncReadExt as _;
@@ -38,6 +38,8 @@ pub(crate) enum ExecError {
     /// The agent says what it tried and in which container.
     #[error(transparent)]
     Agent(AgentError),
+    #[error("exec in container {container}: cgroup")]
+    Cgroup { container: ContainerId, source: PathError },
     #[error("exec in container {container}: output")]
     Stream { container: ContainerId, source: StreamError },
     #[error("exec in container {container}: no random token")]

@@ -37,6 +37,8 @@ pub(super) struct Up {
 /// A pod did not come up.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RunError {
+    #[error("no random id")]
+    NoId(#[source] io::Error),
     #[error(transparent)]
     Handler(#[from] NoHandler),
     #[error("cgroup parent of the pod")]

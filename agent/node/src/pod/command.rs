@@ -13,8 +13,9 @@ use tokio::sync::oneshot;
 use super::bring_up::{RunError, Up};
 use super::make::{CreateError, Made};
 use super::remove::{RemoveContainerError, RemovePodError};
+use super::start::StartError;
+use super::stop::StopError;
 use super::stopping::StopContainerError;
-use super::task::{StartError, StopError};
 use super::teardown::TearDownError;
 use crate::agent_client::AgentError;
 

@@ -11,7 +11,9 @@ use super::{PodInfo, PodSnapshot};
 #[derive(Debug, Clone)]
 pub(crate) struct PodHandle {
     pub(crate) info: Arc<PodInfo>,
-    /// Unbounded: each message of the outside has a caller who waits for its answer.
+    /// Unbounded, because the task must never wait for room in its own queue; what is in it is bounded all the same. A command has
+    /// a caller who waits for its answer, a result is of work that a command began, and of news the agent has no more to
+    /// tell than the latest state of each container.
     pub(super) messages: mpsc::UnboundedSender<Message>,
     pub(super) snapshot: watch::Receiver<Arc<PodSnapshot>>,
 }

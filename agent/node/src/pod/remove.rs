@@ -7,9 +7,15 @@ use hartpod_container::cgroup::{DestroyError, Leaf};
 use hartpod_proto::ContainerId;
 use tokio::task::JoinError;
 
+use super::command::{Done, Reply};
+use super::entry::Entry;
+use super::recording::Deferred;
 use super::state as pod_state;
-use super::{PodInfo, RunningAgent, StopError};
-use crate::container;
+use super::stopping::StopContainerError;
+use super::task::{Next, PodTask};
+use super::{PodInfo, RunningAgent, SandboxEvent, SandboxState, StopError};
+use crate::container::{self, ContainerEvent, ContainerState, Exit};
+use crate::names::Progress;
 use crate::node::Node;
 use crate::records::RecordError;
 use crate::scratch::ScratchError;
@@ -48,7 +54,7 @@ pub(crate) enum RemovePodError {
 }
 
 /// Deletes a container: its processes, its cgroup, its files.
-pub(super) async fn remove_container(
+async fn remove_container(
     node: Arc<Node>,
     pod: Arc<PodInfo>,
     id: ContainerId,
@@ -85,7 +91,7 @@ fn remove_container_blocking(
 }
 
 /// Deletes a stopped pod with all its containers.
-pub(super) async fn remove_pod(
+async fn remove_pod(
     node: Arc<Node>,
     pod: Arc<PodInfo>,
     containers: Vec<(ContainerId, Leaf)>,
@@ -100,4 +106,137 @@ pub(super) async fn remove_pod(
             .map_err(|source| RemovePodError::Record { id: pod.id.to_string(), source })
     });
     removed.await.map_err(|source| RemovePodError::BrokenOff { id, source })?
+}
+
+impl PodTask {
+    pub(super) fn on_remove_container(&mut self, id: &ContainerId, reply: Reply<(), RemoveContainerError>) {
+        if !self.containers.contains_key(id) {
+            return drop(reply.send(Ok(())));
+        }
+        match self.begin_removal(id) {
+            Ok(()) => {
+                if let Some(entry) = self.containers.get_mut(id) {
+                    entry.remove_waiters.push(reply);
+                }
+            }
+            Err(source) => {
+                let error = RemoveContainerError::Refused { id: id.clone(), source };
+                let _ = reply.send(Err(Arc::new(error)));
+            }
+        }
+    }
+
+    /// Has a container removed; one that is being removed, or is not there, is success.
+    pub(super) fn begin_removal(&mut self, id: &ContainerId) -> Result<(), container::Refused> {
+        let Some(entry) = self.containers.get_mut(id) else { return Ok(()) };
+        if entry.state == ContainerState::Removing {
+            return Ok(());
+        }
+        entry.state = entry.state.on(ContainerEvent::RemoveAsked)?;
+        self.names.advance(&entry.info.name, id, Progress::Settled);
+        self.publish();
+        self.when_recorded(Deferred::RemoveContainer(id.clone()));
+        Ok(())
+    }
+
+    pub(super) fn remove_container_now(&mut self, id: &ContainerId) {
+        let Some(entry) = self.containers.get(id) else { return };
+        let (node, pod, agent) = (self.node.clone(), self.info.clone(), self.agent.clone());
+        let (id, leaf) = (id.clone(), entry.leaf.clone());
+        self.start(async move {
+            let removed = remove_container(node, pod, id.clone(), leaf, agent).await;
+            Done::Remove(id, removed)
+        });
+    }
+
+    pub(super) fn on_container_removed(
+        &mut self,
+        id: &ContainerId,
+        outcome: Result<(), RemoveContainerError>,
+    ) {
+        let Some(mut entry) = self.containers.remove(id) else { return };
+        let outcome = outcome.map_err(Arc::new);
+        if let Some(stopping) = entry.stopping.take() {
+            stopping.finish(
+                outcome.clone().map_err(|error| StopContainerError::Removal {
+                    id: id.clone(),
+                    why: crate::chain(&*error),
+                }),
+            );
+        }
+        let waiters = std::mem::take(&mut entry.remove_waiters);
+        match &outcome {
+            Ok(()) => {
+                self.names.release(&entry.info.name, id);
+                self.node.registry.forget_container(id);
+                tracing::info!(container = %id, "container removed");
+            }
+            Err(_) => {
+                entry.move_on(ContainerEvent::RemoveFailed);
+                entry.end(Exit::killed("killed to be removed"));
+                self.containers.insert(id.clone(), entry);
+            }
+        }
+        self.publish();
+        for waiter in waiters {
+            let _ = waiter.send(outcome.clone());
+        }
+        self.remove_if_wanted();
+    }
+
+    pub(super) fn on_remove(&mut self, reply: Reply<(), RemovePodError>) {
+        if self.state == SandboxState::Starting {
+            let source = pod_state::Refused { state: self.state, event: SandboxEvent::RemoveAsked };
+            let id = self.info.id.to_string();
+            let _ = reply.send(Err(Arc::new(RemovePodError::Refused { id, source })));
+            return;
+        }
+        self.remove_waiters.push(reply);
+        match self.state {
+            SandboxState::Ready | SandboxState::Silent | SandboxState::NotReady => self.begin_stop(),
+            SandboxState::Stopped => self.remove_if_wanted(),
+            SandboxState::Starting | SandboxState::Stopping | SandboxState::Removing => {}
+        }
+    }
+
+    /// Also called when a container is done with: the pod's removal waits for work on its containers.
+    pub(super) fn remove_if_wanted(&mut self) {
+        let wanted = self.state == SandboxState::Stopped && !self.remove_waiters.is_empty();
+        let busy = self.containers.values().any(Entry::is_being_worked_on);
+        if wanted && !busy {
+            self.move_on(SandboxEvent::RemoveAsked);
+            self.when_recorded(Deferred::RemovePod);
+        }
+    }
+
+    pub(super) fn remove_now(&mut self) {
+        let containers = self.containers.iter().map(|(id, c)| (id.clone(), c.leaf.clone())).collect();
+        let (node, info) = (self.node.clone(), self.info.clone());
+        self.start(async move { Done::RemovePod(remove_pod(node, info, containers).await) });
+    }
+
+    pub(super) fn on_pod_removed(&mut self, outcome: Result<(), RemovePodError>) -> Next {
+        match outcome {
+            Ok(()) => {
+                self.node.registry.forget(&self.info);
+                for waiter in std::mem::take(&mut self.remove_waiters) {
+                    let _ = waiter.send(Ok(()));
+                }
+                tracing::info!(sandbox = %self.info.id, "sandbox removed");
+                Next::End
+            }
+            Err(error) => {
+                self.move_on(SandboxEvent::RemoveFailed);
+                self.fail_removal(error);
+                Next::Continue
+            }
+        }
+    }
+
+    pub(super) fn fail_removal(&mut self, error: RemovePodError) {
+        let error = Arc::new(error);
+        for waiter in std::mem::take(&mut self.remove_waiters) {
+            let _ = waiter.send(Err(error.clone()));
+        }
+    }
 }

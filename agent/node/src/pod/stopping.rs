@@ -7,8 +7,10 @@ use hartpod_container::cgroup::{CgroupError, Leaf};
 use hartpod_proto::ContainerId;
 use tokio::time::Instant;
 
-use super::command::Reply;
-use crate::container;
+use super::command::{Done, Reply};
+use super::task::PodTask;
+use crate::agent_client::AgentError;
+use crate::container::{self, ContainerEvent, ContainerState, Exit, Refused};
 
 /// For a killed container to be dead: longer than that and the kernel holds its processes.
 const KILL_LIMIT: Duration = Duration::from_secs(15);
@@ -120,6 +122,108 @@ pub(super) async fn kill(leaf: Leaf) -> Result<bool, CgroupError> {
 fn later(now: Instant, by: Duration) -> Instant {
     const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
     now + by.min(FOREVER)
+}
+
+impl PodTask {
+    pub(super) fn on_stop_container(
+        &mut self,
+        id: &ContainerId,
+        grace: Duration,
+        reply: Reply<(), StopContainerError>,
+    ) {
+        let now = Instant::now();
+        let Some(entry) = self.containers.get_mut(id) else { return drop(reply.send(Ok(()))) };
+        let state = entry.state;
+        let stopping = match state {
+            ContainerState::Exited | ContainerState::Removing => return drop(reply.send(Ok(()))),
+            ContainerState::Creating => {
+                let source = Refused { state, event: ContainerEvent::Exited };
+                let error = StopContainerError::Refused { id: id.clone(), source };
+                return drop(reply.send(Err(Arc::new(error))));
+            }
+            // Nobody is there yet who could make use of a grace period.
+            ContainerState::Created => {
+                entry.stopping.get_or_insert_with(|| Stopping::new(now, Duration::ZERO))
+            }
+            ContainerState::Starting | ContainerState::Running => match &mut entry.stopping {
+                Some(stopping) => {
+                    stopping.join(now, grace);
+                    stopping
+                }
+                none => none.insert(Stopping::new(now, grace)),
+            },
+        };
+        let is_first = stopping.waiters.is_empty();
+        stopping.waiters.push(reply);
+        if is_first && state != ContainerState::Created && !grace.is_zero() {
+            self.signal(id);
+        }
+        self.on_deadline(now);
+    }
+
+    fn signal(&self, id: &ContainerId) {
+        let (Some(entry), Some(agent)) = (self.containers.get(id), &self.agent) else { return };
+        let (client, signal, id) = (agent.client.clone(), entry.stop_signal, id.clone());
+        self.start(async move {
+            let sent = client.signal(&id, signal).await;
+            Done::Signal(id, sent)
+        });
+    }
+
+    pub(super) fn on_signalled(&mut self, id: &ContainerId, outcome: Result<(), AgentError>) {
+        let Err(error) = outcome else { return };
+        tracing::warn!(container = %id, %error, "stop signal not sent, killing instead");
+        let Some(entry) = self.containers.get_mut(id) else { return };
+        if let Some(stopping) = &mut entry.stopping {
+            stopping.join(Instant::now(), Duration::ZERO);
+        }
+        self.on_deadline(Instant::now());
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.containers.values().filter_map(|c| c.stopping.as_ref()).map(Stopping::at).min()
+    }
+
+    pub(super) fn on_deadline(&mut self, now: Instant) {
+        let (mut kills, mut presumed) = (Vec::new(), false);
+        for (id, entry) in &mut self.containers {
+            match entry.stopping.as_mut().and_then(|s| s.step(now)) {
+                Some(Step::Kill) => kills.push((id.clone(), entry.leaf.clone())),
+                Some(Step::GiveUp) => {
+                    if let Some(stopping) = entry.stopping.take() {
+                        stopping.finish(Err(StopContainerError::StillAlive { id: id.clone() }));
+                    }
+                }
+                Some(Step::Presume) => {
+                    tracing::warn!(container = %id, "the agent does not tell of the end of a killed container");
+                    entry.end(Exit::killed("killed; the pod's agent did not tell of it"));
+                    presumed = true;
+                }
+                None => {}
+            }
+        }
+        for (id, leaf) in kills {
+            self.start(async move { Done::Kill(id, kill(leaf).await) });
+        }
+        if presumed {
+            self.publish();
+            self.record();
+        }
+    }
+
+    pub(super) fn on_killed(&mut self, id: &ContainerId, outcome: Result<bool, CgroupError>) {
+        let Some(entry) = self.containers.get_mut(id) else { return };
+        match (outcome, &mut entry.stopping) {
+            (Ok(true), Some(stopping)) => stopping.emptied(Instant::now()),
+            // What the kernel holds may still end before the stop is given up.
+            (Ok(false), _) | (_, None) => {}
+            (Err(source), stopping) => {
+                if let Some(stopping) = stopping.take() {
+                    stopping.finish(Err(StopContainerError::Kill { id: id.clone(), source }));
+                }
+            }
+        }
+    }
 }
 
 #[cfg(test)]

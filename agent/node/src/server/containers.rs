@@ -104,7 +104,7 @@ impl Server {
         let leaf = self
             .node
             .leaf(pod.info.cgroup_parent(), id.as_str())
-            .map_err(|e| Status::internal(crate::chain(&e)))?;
+            .map_err(|source| status(&ExecError::Cgroup { container: id.clone(), source }))?;
         let timeout = (request.timeout > 0).then(|| seconds(request.timeout));
         let output = exec_sync(agent.client.clone(), leaf, id, request.cmd, timeout).await;
         let output = output.map_err(|e| status(&e))?;

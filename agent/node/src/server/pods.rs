@@ -9,7 +9,7 @@ use tonic::Status;
 use super::{NameTaken, Server, info, pod_view};
 use crate::backend::HANDLERS;
 use crate::names::{Claim, ConfigHash};
-use crate::pod::{self, Command, Gone, PodHandle, PodInfo, Unborn};
+use crate::pod::{self, Command, Gone, PodHandle, PodInfo, RunError, Unborn};
 use crate::registry::LookupError;
 use crate::status_code::status;
 use crate::{clock, filter, random, validate};
@@ -46,7 +46,7 @@ impl Server {
         request: &cri::RunPodSandboxRequest,
         config: cri::PodSandboxConfig,
     ) -> Result<Arc<PodInfo>, Status> {
-        let bytes = random::bytes().map_err(|e| Status::internal(format!("no random id: {e}")))?;
+        let bytes = random::bytes().map_err(|e| status(&RunError::NoId(e)))?;
         let id = SandboxId::from_bytes(bytes);
         let netns = (!pod::uses_host_network(&config)).then(|| self.node.layout.netns_file(&id));
         Ok(Arc::new(PodInfo {

@@ -1,0 +1,175 @@
+//! CreateContainer, in the pod's owning task: whether it is made, and what becomes of it.
+
+use std::sync::Arc;
+
+use hartpod_proto::ContainerId;
+use hartpod_proto::cri::v1 as cri;
+
+use super::command::{Done, Reply};
+use super::entry::{Entry, container_name, log_path};
+use super::make::{CreateError, Made, Making, make};
+use super::task::PodTask;
+use super::{RunningAgent, SandboxState};
+use crate::container::{ContainerEvent, ContainerInfo, ContainerState, Exit};
+use crate::image_use::ImageUse;
+use crate::names::{Claim, ConfigHash, ContainerName, Progress};
+use crate::{clock, random, validate};
+
+/// SIGTERM: what a container is asked to stop with unless it or its image says otherwise.
+const SIGTERM: i32 = 15;
+
+/// How a request for a container is met.
+enum Creation {
+    Pending(ContainerId),
+    Made(ContainerId),
+}
+
+impl PodTask {
+    pub(super) fn on_create(&mut self, config: cri::ContainerConfig, reply: Reply<ContainerId, CreateError>) {
+        match self.begin_create(config) {
+            Ok(Creation::Pending(id)) => {
+                if let Some(entry) = self.containers.get_mut(&id) {
+                    entry.create_waiters.push(reply);
+                }
+            }
+            Ok(Creation::Made(id)) => drop(reply.send(Ok(id))),
+            Err(error) => drop(reply.send(Err(Arc::new(error)))),
+        }
+    }
+
+    fn begin_create(&mut self, config: cri::ContainerConfig) -> Result<Creation, CreateError> {
+        let agent = match (self.state, &self.agent) {
+            (SandboxState::Ready, Some(agent)) => agent.clone(),
+            (state, _) => {
+                let (pod, reason) = (self.info.id.to_string(), self.reason.clone());
+                return Err(CreateError::PodNotReady { pod, state, reason });
+            }
+        };
+        validate::container(&config)?;
+        let name = container_name(&config);
+        let id = ContainerId::from_bytes(random::bytes().map_err(CreateError::NoId)?);
+        match self.names.claim(name.clone(), id.clone(), ConfigHash::of(&config)) {
+            Claim::Yours => {}
+            Claim::Join(id) => return Ok(Creation::Pending(id)),
+            Claim::Return(id) => return Ok(Creation::Made(id)),
+            Claim::Taken(holder) => return Err(CreateError::NameTaken { name: name.to_string(), holder }),
+        }
+        let making = self.plan_making(id.clone(), name.clone(), config, agent);
+        let (making, image_use) = making.inspect_err(|_| self.names.release(&name, &id))?;
+        self.containers.insert(id.clone(), new_entry(&making, image_use));
+        let (node, made) = (self.node.clone(), id.clone());
+        self.start(async move { Done::Create(made, make(node, making).await) });
+        Ok(Creation::Pending(id))
+    }
+
+    /// Everything that can be decided from memory.
+    fn plan_making(
+        &self,
+        id: ContainerId,
+        name: ContainerName,
+        config: cri::ContainerConfig,
+        agent: RunningAgent,
+    ) -> Result<(Making, ImageUse), CreateError> {
+        let reference = config.image.as_ref().map_or("", |i| i.image.as_str());
+        let image = self
+            .node
+            .images
+            .resolve(reference)
+            .ok_or_else(|| CreateError::NoImage { reference: reference.to_owned() })?;
+        let target_pid = self.target_pid(&config)?;
+        let image_id = image.id.to_string();
+        let image_use = self.node.image_uses.begin(&image_id, &id)?;
+        let leaf = self
+            .node
+            .leaf(self.info.cgroup_parent(), id.as_str())
+            .map_err(|source| CreateError::Cgroup { id: id.clone(), source })?;
+        let info = ContainerInfo {
+            pod: self.info.id.clone(),
+            name,
+            image_ref: image.digests.first().cloned().unwrap_or_else(|| image_id.clone()),
+            image_id,
+            created_at: clock::now(),
+            log_path: log_path(&self.info, &config),
+            cgroup_path: leaf.cgroup_path().to_owned(),
+            config,
+            id,
+        };
+        let making = Making { pod: self.info.clone(), info: Arc::new(info), image, agent, leaf, target_pid };
+        Ok((making, image_use))
+    }
+
+    /// Pid of the container whose pid namespace the new one joins, when it asks for that.
+    fn target_pid(&self, config: &cri::ContainerConfig) -> Result<Option<u32>, CreateError> {
+        let context = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
+        let Some(options) = context.and_then(|c| c.namespace_options.as_ref()) else { return Ok(None) };
+        if options.pid != cri::NamespaceMode::Target as i32 {
+            return Ok(None);
+        }
+        let target = options.target_id.parse().ok().and_then(|id: ContainerId| self.containers.get(&id));
+        match target {
+            Some(entry) if entry.state == ContainerState::Running => Ok(u32::try_from(entry.pid).ok()),
+            _ => Err(CreateError::NoTarget { target: options.target_id.clone() }),
+        }
+    }
+
+    pub(super) fn on_created(&mut self, id: &ContainerId, outcome: Result<Made, CreateError>) {
+        let Some(entry) = self.containers.get_mut(id) else { return };
+        let waiters = std::mem::take(&mut entry.create_waiters);
+        match outcome {
+            Ok(made) => {
+                entry.move_on(ContainerEvent::Made);
+                entry.stop_signal = made.stop_signal;
+                entry.learn(made.state);
+                self.names.advance(&entry.info.name, id, Progress::Undelivered);
+                self.node.registry.add_container(id, &self.info.id);
+                if self.state != SandboxState::Ready {
+                    // The pod was stopped, or lost its agent, in the meantime.
+                    entry.end(Exit::killed("killed with its pod"));
+                }
+                tracing::info!(container = %id, sandbox = %self.info.id, name = %entry.info.name, "container created");
+                self.publish();
+                for waiter in waiters {
+                    let _ = waiter.send(Ok(id.clone()));
+                }
+            }
+            Err(error) => {
+                self.names.release(&entry.info.name, id);
+                self.containers.remove(id);
+                let error = Arc::new(error);
+                for waiter in waiters {
+                    let _ = waiter.send(Err(error.clone()));
+                }
+            }
+        }
+        self.record();
+        self.remove_if_wanted();
+    }
+
+    pub(super) fn on_create_delivered(&mut self, id: &ContainerId) {
+        let Some(entry) = self.containers.get_mut(id) else { return };
+        entry.delivered = true;
+        entry.dirty = true;
+        self.names.advance(&entry.info.name, id, Progress::Settled);
+        self.record();
+    }
+}
+
+fn new_entry(making: &Making, image_use: ImageUse) -> Entry {
+    Entry {
+        info: making.info.clone(),
+        leaf: making.leaf.clone(),
+        state: ContainerState::Creating,
+        stop_signal: SIGTERM,
+        pid: 0,
+        started_at: 0,
+        exit: None,
+        user: None,
+        delivered: false,
+        image_use: Some(image_use),
+        dirty: false,
+        create_waiters: Vec::new(),
+        start_waiter: None,
+        stopping: None,
+        remove_waiters: Vec::new(),
+    }
+}
