@@ -35,7 +35,7 @@ const CLEARING: Duration = Duration::from_secs(10);
 const LEAF_END: Duration = Duration::from_secs(10);
 /// For an agent to tell of its containers before the daemon answers its first call; all agents are asked at once. The pod's task
 /// waits for those that take longer.
-const FIRST_WORD: Duration = Duration::from_secs(1);
+const FIRST_WORD: Duration = Duration::from_secs(2);
 
 /// Brings every recorded pod back. When it returns, lists and status calls tell the truth, or what the records say of pods whose
 /// agents do not answer.
