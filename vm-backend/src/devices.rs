@@ -181,3 +181,91 @@ impl MmioDevice for Mutex<Slot> {
         self.lock().unwrap_or_else(PoisonError::into_inner).write(offset, data);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use super::*;
+    use crate::memory;
+
+    #[derive(Debug)]
+    struct Nowhere;
+
+    impl Line for Nowhere {
+        fn set(&self, _high: bool) {}
+    }
+
+    fn extent(bytes: u64) -> BlockExtent {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(bytes).unwrap();
+        BlockExtent { file: file.into(), read_only: false }
+    }
+
+    fn listener(dir: &std::path::Path) -> OwnedFd {
+        std::os::unix::net::UnixListener::bind(dir.join("vsock")).unwrap().into()
+    }
+
+    /// vsock, no network, a balloon, one disk, two empty slots.
+    fn devices() -> Devices {
+        let dir = tempfile::tempdir().unwrap();
+        let files = DeviceFiles {
+            vsock: Some(listener(dir.path())),
+            net: None,
+            balloon: true,
+            disks: vec![vec![extent(4096)]],
+            slots: 6,
+        };
+        let ram = memory::map(0x8000_0000, 1 << 20).unwrap();
+        Devices::new(files, &ram, Box::new(|| {}), |_| Box::new(Nowhere)).unwrap()
+    }
+
+    /// DeviceID of each slot, as the guest reads it (VIRTIO 1.2 section 4.2.2).
+    fn ids(devices: &Devices) -> Vec<u32> {
+        let id = |device: Arc<dyn MmioDevice>| {
+            let mut id = [0; 4];
+            device.read(8, &mut id);
+            u32::from_le_bytes(id)
+        };
+        devices.on_bus().map(id).collect()
+    }
+
+    #[test]
+    fn each_device_stands_in_its_slot() {
+        let devices = devices();
+        assert_eq!(devices.count(), 6);
+        assert_eq!(ids(&devices), [19, 0, 5, 2, 0, 0]);
+    }
+
+    #[test]
+    fn a_driver_may_notify_every_queue_and_that_of_a_disk_to_come() {
+        let mut seen = Vec::new();
+        let all = devices().each_kick(|slot, queue, _| {
+            seen.push((slot, queue));
+            Ok::<_, ()>(())
+        });
+        assert_eq!(all, Ok(()));
+        let of = |slot: u32| seen.iter().filter(|(s, _)| *s == slot).map(|(_, q)| *q).collect::<Vec<_>>();
+        assert_eq!((of(0), of(1), of(3), of(4), of(5)), (vec![0, 1, 2], vec![], vec![0], vec![0], vec![0]));
+        assert!(!of(2).is_empty());
+        assert_eq!(devices().each_kick(|slot, _, _| if slot == 3 { Err(slot) } else { Ok(()) }), Err(3));
+    }
+
+    #[test]
+    fn disks_come_and_go_in_slots_for_disks_only() {
+        let mut devices = devices();
+        devices.fill(4, vec![extent(4096), extent(512)]).unwrap();
+        assert_eq!(ids(&devices), [19, 0, 5, 2, 2, 0]);
+        devices.empty(4).unwrap();
+        devices.empty(3).unwrap();
+        assert_eq!(ids(&devices), [19, 0, 5, 0, 0, 0]);
+        for slot in [0, 1, 2, 6, u32::MAX] {
+            assert_eq!(devices.fill(slot, vec![extent(4096)]).unwrap_err().slot, slot);
+            assert_eq!(devices.empty(slot).unwrap_err().slot, slot);
+        }
+        assert!(devices.fill(5, vec![extent(0)]).is_err(), "an empty file is no disk");
+        assert!(devices.empty(5).is_err(), "nothing was put there");
+        devices.fill(5, vec![extent(4096)]).unwrap();
+        assert!(devices.fill(5, vec![extent(4096)]).is_err(), "it is taken");
+    }
+}
