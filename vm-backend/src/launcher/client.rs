@@ -15,8 +15,8 @@ use crate::boot::{Disk, Extent, Fd};
 use crate::channel;
 use crate::control::{Request, Response};
 
-/// Bytes of the answer to CONNECT at most: `OK 4294967295\n`.
-const MAX_ANSWER: usize = 32;
+/// Bytes of the answer to CONNECT at most: `OK 4294967295\n`, or `ERROR` and why.
+const MAX_ANSWER: usize = 128;
 
 /// Why a VMM did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +45,7 @@ pub enum ClientError {
 /// A vsock stream to a port of the guest whose folder is `dir`. Shutting down one side half-closes the stream in the guest.
 ///
 /// # Errors
-/// There is no VMM, nobody in the guest listens (`ConnectionRefused`), or `patience` is over (`TimedOut`).
+/// There is no VMM, nobody in the guest listens (`ConnectionRefused`), `patience` is over (`TimedOut`), or the VMM refuses and says why.
 pub fn connect(dir: &Path, port: u32, patience: Duration) -> Result<UnixStream, ClientError> {
     let socket = dial(dir, VSOCK_SOCKET, SocketType::STREAM)?;
     let mut stream = UnixStream::from(socket);
@@ -78,9 +78,11 @@ fn greet(stream: &mut UnixStream, port: u32, deadline: Instant) -> io::Result<()
             Err(e) => return Err(e),
         }
     }
-    match answer.starts_with(b"OK ") {
-        true => Ok(()),
-        false => Err(io::ErrorKind::InvalidData.into()),
+    let answer = String::from_utf8_lossy(&answer);
+    match (answer.starts_with("OK "), answer.strip_prefix("ERROR ")) {
+        (true, _) => Ok(()),
+        (false, Some(why)) => Err(io::Error::other(why.trim_end().to_owned())),
+        (false, None) => Err(io::ErrorKind::InvalidData.into()),
     }
 }
 

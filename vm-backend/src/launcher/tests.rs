@@ -204,7 +204,7 @@ mod clients {
 
     #[test]
     fn refusals_and_nonsense_are_told_apart() {
-        let kind = |answer| {
+        let error = |answer| {
             let folder = tempfile::tempdir().unwrap();
             let server = vsock(folder.path(), answer);
             // The server's end closes when it has answered.
@@ -212,13 +212,15 @@ mod clients {
             let result = connect(folder.path(), 1, SOON);
             joined.join().unwrap();
             match result {
-                Err(ClientError::Port { source, .. }) => source.kind(),
+                Err(ClientError::Port { source, .. }) => source,
                 other => panic!("{other:?}"),
             }
         };
+        let kind = |answer| error(answer).kind();
+        assert_eq!(error(b"ERROR there is no room\n").to_string(), "there is no room");
         assert_eq!(kind(b""), io::ErrorKind::ConnectionRefused);
         assert_eq!(kind(b"NO\n"), io::ErrorKind::InvalidData);
-        assert_eq!(kind(&[b'x'; 100]), io::ErrorKind::InvalidData);
+        assert_eq!(kind(&[b'x'; 200]), io::ErrorKind::InvalidData);
     }
 
     #[test]
