@@ -21,6 +21,8 @@ use crate::registry;
 
 /// How long a daemon may take from its start to its first answer, and from SIGTERM to its end.
 const DAEMON_PATIENCE: Duration = Duration::from_secs(15);
+/// How long a CNI plugin may take.
+const PLUGIN_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Names another daemon with the same command line: to try the tests themselves on something known.
 pub const DAEMON: &str = "HARTPOD_E2E_DAEMON";
@@ -137,9 +139,10 @@ impl NodeBuilder {
             format!("[images]\nhosts_dir = {:?}\n{}", self.dir.join("certs.d"), self.settings)
         };
         let config = format!(
-            "{images}\n[cni]\nconf_dir = {:?}\nbin_dirs = [{}]\nplugin_timeout_s = 20\n[pod]\nagent = {:?}\n",
+            "{images}\n[cni]\nconf_dir = {:?}\nbin_dirs = [{}]\nplugin_timeout_s = {}\n[pod]\nagent = {:?}\n",
             self.cni.conf_dir,
             bin_dirs.join(", "),
+            patient(PLUGIN_PATIENCE).as_secs(),
             self.agent,
         );
         fs::write(self.dir.join("config.toml"), config).context("write config.toml")

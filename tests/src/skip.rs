@@ -32,6 +32,8 @@ pub enum Need {
     Binaries,
     /// `hartpod-attacker` there (`make attacker`).
     Attacker,
+    /// KVM on riscv64: the H extension.
+    Kvm,
     /// Processors that are no programs themselves: `HARTPOD_LAB` says that they are.
     Speed,
 }
@@ -66,6 +68,10 @@ impl Need {
             }
             Self::Binaries => binary("hartpod").and(binary("hartpod-pod")),
             Self::Attacker => binary("hartpod-attacker"),
+            Self::Kvm => {
+                let met = cfg!(target_arch = "riscv64") && Path::new("/dev/kvm").exists();
+                (met, "needs /dev/kvm of a riscv64 machine (make lab)".into())
+            }
             Self::Speed => (!crate::eventually::emulated(), "takes too long on an emulated machine".into()),
         };
         (!met).then_some(reason)

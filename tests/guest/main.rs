@@ -1,0 +1,15 @@
+//! Guests for real: hartpod-vmm, its launcher and what runs inside, on a riscv64 machine with KVM. `make lab` has three of them.
+//!
+//! The kit is that of the end-to-end tests: each test has namespaces of its own, and fails if anything is left.
+
+#![forbid(unsafe_code)]
+
+mod boot;
+mod guest;
+mod initramfs;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    hartpod_tests::runner::main([boot::TESTS].concat())
+}
