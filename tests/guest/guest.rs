@@ -94,10 +94,6 @@ impl Guest {
         &self.dir
     }
 
-    pub(crate) fn pid(&self) -> i32 {
-        self.vmm.pid
-    }
-
     pub(crate) fn control(&self) -> Result<Control> {
         Ok(Control::connect(&self.dir)?)
     }

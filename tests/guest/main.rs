@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+mod agent;
 mod boot;
 mod guest;
 mod initramfs;
@@ -11,5 +12,5 @@ mod initramfs;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    hartpod_tests::runner::main([boot::TESTS].concat())
+    hartpod_tests::runner::main([agent::TESTS, boot::TESTS].concat())
 }

@@ -1,0 +1,38 @@
+//! The pod agent as a guest's init.
+
+use std::io::{Read as _, Write as _};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use hartpod_tests::eventually::patient;
+use hartpod_tests::{Lab, Need, tests};
+use hartpod_vm::launcher::connect;
+
+use crate::guest::{Guest, image, spec};
+
+tests![the_agent_tells_that_it_is_ready_and_answers needs Need::Kvm];
+
+/// Where the agent echoes every byte (pod.proto).
+const HEARTBEAT: u32 = 1026;
+
+async fn the_agent_tells_that_it_is_ready_and_answers(lab: &Lab) -> Result<()> {
+    let image = image()?;
+    let mut guest = Guest::start(lab, "guest", spec(&image, image.initramfs())?)?;
+    guest.running()?;
+    guest.ready()?;
+
+    let patience = patient(Duration::from_secs(10));
+    let mut heart = connect(guest.dir(), HEARTBEAT, patience).context("connect to the heartbeat")?;
+    heart.set_read_timeout(Some(patience))?;
+    for number in 0..20_u8 {
+        heart.write_all(&[number; 32])?;
+        let mut echo = [0; 32];
+        heart.read_exact(&mut echo).with_context(|| format!("the echo of beat {number}"))?;
+        ensure!(echo == [number; 32], "{echo:?}");
+    }
+    let nobody = connect(guest.dir(), 99, patience);
+    ensure!(nobody.is_err(), "somebody listens on port 99");
+    guest.control()?.power_off()?;
+    guest.exited(Duration::from_secs(5))?;
+    Ok(())
+}
