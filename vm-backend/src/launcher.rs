@@ -15,7 +15,9 @@ use std::process::{Command, Stdio};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+};
 
 pub use client::{ClientError, Control, connect};
 pub use follow::{FollowError, Follower};
@@ -94,27 +96,73 @@ pub struct VmmProcess {
     pub pidfd: OwnedFd,
 }
 
-/// Starts a VMM for a guest, with everything of it in `dir`, which must be empty of those four files. Its stderr is `stderr`.
+/// A VMM that waits for its boot message: time to put it into its cgroup, before it has anything that would be charged elsewhere.
 ///
-/// It is a child of the caller: reap it once its pidfd is readable. What becomes of the guest is told by a [`Follower`].
+/// Dropped, it ends by itself; reap it.
+#[derive(Debug)]
+pub struct WaitingVmm {
+    process: VmmProcess,
+    socket: OwnedFd,
+    message: BootMessage,
+    fds: Vec<OwnedFd>,
+}
+
+/// Starts a VMM for a guest, with everything of it in `dir`, which must be empty of those four files. Its stderr is `stderr`.
 ///
 /// # Errors
 /// See [`LaunchError`]. Files that were made in `dir` are left to the caller, who owns the folder; no process is.
+pub fn start(
+    program: &Path,
+    dir: &Path,
+    spec: GuestSpec,
+    stderr: OwnedFd,
+) -> Result<WaitingVmm, LaunchError> {
+    let files = Files::open(dir, &spec)?;
+    let pair =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
+    let (socket, theirs) = pair.map_err(|e| LaunchError::Send { source: e.into() })?;
+    let process = spawn(program, theirs, stderr)
+        .map_err(|source| LaunchError::Spawn { program: program.to_owned(), source })?;
+    let (message, fds) = message(spec, files);
+    Ok(WaitingVmm { process, socket, message, fds })
+}
+
+/// [`start`] and [`WaitingVmm::boot`].
+///
+/// # Errors
+/// As theirs.
 pub fn launch(
     program: &Path,
     dir: &Path,
     spec: GuestSpec,
     stderr: OwnedFd,
 ) -> Result<VmmProcess, LaunchError> {
-    let files = Files::open(dir, &spec)?;
-    let (ours, theirs) =
-        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-            .map_err(|e| LaunchError::Send { source: e.into() })?;
-    let (message, fds) = message(spec, files);
-    // It waits in the socket until the VMM has started.
-    send(&ours, &message, &fds).map_err(|source| LaunchError::Send { source })?;
-    spawn(program, theirs, stderr)
-        .map_err(|source| LaunchError::Spawn { program: program.to_owned(), source })
+    start(program, dir, spec, stderr)?.boot()
+}
+
+impl WaitingVmm {
+    #[must_use]
+    pub fn process(&self) -> &VmmProcess {
+        &self.process
+    }
+
+    /// Lets the guest boot. The VMM is a child of the caller: reap it once its pidfd is readable. What becomes of the guest is told by a
+    /// [`Follower`].
+    ///
+    /// # Errors
+    /// The message cannot be sent; the VMM has ended and is reaped then.
+    pub fn boot(self) -> Result<VmmProcess, LaunchError> {
+        let Self { process, socket, message, fds } = self;
+        match send(&socket, &message, &fds) {
+            Ok(()) => Ok(process),
+            Err(source) => {
+                // It would end by itself, now that the socket closes.
+                let _ = pidfd_send_signal(&process.pidfd, Signal::KILL);
+                let _ = waitid(WaitId::PidFd(process.pidfd.as_fd()), WaitIdOptions::EXITED);
+                Err(LaunchError::Send { source })
+            }
+        }
+    }
 }
 
 /// Whether guests get an AIA or a PLIC on this machine: by a trial, so ask once.

@@ -39,7 +39,6 @@ fn null() -> OwnedFd {
 }
 
 fn reap(vmm: &VmmProcess) {
-    use rustix::process::{WaitId, WaitIdOptions, waitid};
     waitid(WaitId::PidFd(vmm.pidfd.as_fd()), WaitIdOptions::EXITED).unwrap();
 }
 
@@ -90,10 +89,49 @@ fn the_program_gets_the_socket_as_its_input_and_no_environment() {
         "exec 2>/tmp/o.core; ls -l /proc/self/fd >&2; env >&2; set -x; [ -S /dev/stdin ] && [ -z \"$HOME\" ]";
     let (ours, theirs) = channel::tests::pair();
     let vmm = spawn(&program(folder.path(), script), theirs, null()).unwrap();
-    use rustix::process::{WaitId, WaitIdOptions, waitid};
     let status = waitid(WaitId::PidFd(vmm.pidfd.as_fd()), WaitIdOptions::EXITED).unwrap().unwrap();
     assert_eq!(status.exit_status(), Some(0));
     drop(ours);
+}
+
+/// What is left of one that never boots: nothing.
+#[test]
+fn a_vmm_that_is_gone_before_its_message_is_an_error_and_reaped() {
+    let folder = tempfile::tempdir().unwrap();
+    let (socket, theirs) = channel::tests::pair();
+    let process = spawn(&program(folder.path(), "exit 0"), theirs, null()).unwrap();
+    let pid = process.pid;
+    // Until it has closed its end.
+    let mut fds = [rustix::event::PollFd::new(&process.pidfd, rustix::event::PollFlags::IN)];
+    rustix::event::poll(&mut fds, None).unwrap();
+    let (message, _) = message_for_test(folder.path());
+    let refused = WaitingVmm { process, socket, message, fds: vec![] }.boot();
+    assert!(matches!(refused, Err(LaunchError::Send { .. })), "{refused:?}");
+    assert!(!Path::new(&format!("/proc/{pid}")).exists());
+}
+
+#[test]
+fn a_waiting_vmm_that_is_dropped_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let (socket, theirs) = channel::tests::pair();
+    let process = spawn(&program(folder.path(), "cat"), theirs, null()).unwrap();
+    let pidfd = process.pidfd.try_clone().unwrap();
+    let (message, fds) = message_for_test(folder.path());
+    drop(WaitingVmm { process, socket, message, fds });
+    waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED).unwrap();
+}
+
+fn message_for_test(dir: &Path) -> (BootMessage, Vec<OwnedFd>) {
+    let files = Files {
+        kvm: null(),
+        kernel: null(),
+        initramfs: null(),
+        status: null(),
+        console: null(),
+        control: null(),
+        vsock: null(),
+    };
+    message(spec(dir), files)
 }
 
 #[test]
