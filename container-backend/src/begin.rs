@@ -230,7 +230,7 @@ fn check_root(root: &RootFs) -> Result<(), LaunchError> {
             }
             overlay.layers.len()
         }
-        RootFs::Disk(disk) => usize::try_from(disk.layers).unwrap_or(usize::MAX),
+        RootFs::Disk(disk) => disk.layers(),
     };
     match layers {
         0 => Err(LaunchError::Spec { why: "the image has no layers".into() }),

@@ -44,6 +44,7 @@ mod sys;
 mod virtio_slot;
 
 pub use child::{Child, Exit, reap_orphans};
+pub use container::disk::{DiskMounts, DiskRoot, open_disk};
 pub use container_process::ContainerProcess;
 pub use errno::Errno;
 pub use failure::{Blame, CommandError, Failure, UserError};
@@ -51,8 +52,8 @@ pub use host_mounts::HostMounts;
 pub use launch::{Created, Creating, Execing, Executed, LaunchError, Starting, Waiting};
 pub use pod::{Pod, SetUpError};
 pub use request::{
-    ContainerRequest, DEFAULT_SHM_SIZE, DiskRoot, ExecRequest, GroupPolicy, IpcMode, Overlay, PidNamespace,
-    PodPid, PodSetup, ResolvedUser, RootFs, Stdio,
+    ContainerRequest, DEFAULT_SHM_SIZE, ExecRequest, GroupPolicy, IpcMode, Overlay, PidNamespace, PodPid,
+    PodSetup, ResolvedUser, RootFs, Stdio,
 };
 pub use role::fork_role;
 pub use virtio_slot::{Disk, Slot, SlotError};

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use hartpod_proto::{ContainerId, SandboxId};
 use oci_spec::runtime::Spec;
 
+use crate::container::disk::DiskMounts;
 use crate::container_process::ContainerProcess;
-use crate::virtio_slot::Slot;
 
 /// How this process becomes the agent of a pod. Paths are the host's.
 #[derive(Debug, Clone)]
@@ -84,21 +84,12 @@ pub struct ContainerRequest<'a> {
 }
 
 /// What a root file system is made of.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub enum RootFs {
     /// Folders of the host.
     Overlay(Overlay),
-    /// A disk of the guest.
-    Disk(DiskRoot),
-}
-
-/// A disk whose first partitions are the image's layers (EROFS, the bottom first), and whose last one the container writes to (ext4).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DiskRoot {
-    /// Where the host has put it.
-    pub slot: Slot,
-    /// Number of layers.
-    pub layers: u32,
+    /// What is on a disk of the guest.
+    Disk(DiskMounts),
 }
 
 /// An overlay of layer folders.

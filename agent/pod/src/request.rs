@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use hartpod_container::{DiskRoot, GroupPolicy, IpcMode, Overlay, PodPid, PodSetup, RootFs, Slot};
+use hartpod_container::{DiskRoot, GroupPolicy, IpcMode, Overlay, PodPid, PodSetup, Slot};
 use hartpod_proto::id::InvalidId;
 use hartpod_proto::pod::v1::root_fs::Kind;
 use hartpod_proto::pod::v1::{
@@ -22,6 +22,9 @@ const EXEC_ID_MAX: usize = 64;
 
 /// Highest signal of Linux on the architectures that we run on.
 const SIGNAL_MAX: i32 = 64;
+
+/// Layers of a disk: a GPT has 128 partitions, and one is for the container to write to.
+const LAYERS_MAX: u32 = 127;
 
 /// What makes a request one that no pod could fulfil.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -48,6 +51,8 @@ pub(crate) enum InvalidRequest {
     Elsewhere { field: &'static str, only: Place },
     #[error("rootfs.disk.slot: guests have no slot {0}")]
     Slot(u32),
+    #[error("rootfs.disk.layers: {0} are more than the {LAYERS_MAX} that a disk has room for")]
+    Layers(u32),
     #[error("stdout_token and stderr_token are for containers without log_path")]
     LogAndTokens,
     #[error("stdio.tty is {tty}, the spec's process.terminal says otherwise")]
@@ -181,12 +186,21 @@ pub(crate) enum PidPlan {
     Target(ContainerId),
 }
 
+/// What a root file system is made of.
+#[derive(Debug)]
+pub(crate) enum RootPlan {
+    /// Folders of the host.
+    Overlay(Overlay),
+    /// A disk of the guest.
+    Disk(DiskRoot),
+}
+
 /// A container to make.
 #[derive(Debug)]
 pub(crate) struct ContainerPlan {
     pub(crate) id: ContainerId,
     pub(crate) spec: Spec,
-    pub(crate) rootfs: RootFs,
+    pub(crate) rootfs: RootPlan,
     pub(crate) user: String,
     pub(crate) groups: GroupPolicy,
     pub(crate) pid: PidPlan,
@@ -214,7 +228,7 @@ impl ContainerPlan {
             return Err(InvalidRequest::Terminal { tty });
         }
         let rootfs = request.rootfs.and_then(|rootfs| rootfs.kind).ok_or(InvalidRequest::NoRootFs)?;
-        let rootfs = root_fs(rootfs, place)?;
+        let rootfs = root_plan(rootfs, place)?;
         let pid = match NamespaceMode::try_from(request.pid) {
             Ok(NamespaceMode::Pod) => PidPlan::Pod,
             Ok(NamespaceMode::Container) => PidPlan::Container,
@@ -246,8 +260,8 @@ impl ContainerPlan {
     /// The slot of its disk, in a guest.
     pub(crate) fn slot(&self) -> Option<Slot> {
         match &self.rootfs {
-            RootFs::Overlay(_) => None,
-            RootFs::Disk(disk) => Some(disk.slot),
+            RootPlan::Overlay(_) => None,
+            RootPlan::Disk(disk) => Some(disk.slot),
         }
     }
 }
@@ -256,7 +270,7 @@ fn only_at(only: Place, field: &'static str, is_unused: bool) -> Result<(), Inva
     if is_unused { Ok(()) } else { Err(InvalidRequest::Elsewhere { field, only }) }
 }
 
-fn root_fs(kind: Kind, place: Place) -> Result<RootFs, InvalidRequest> {
+fn root_plan(kind: Kind, place: Place) -> Result<RootPlan, InvalidRequest> {
     match kind {
         Kind::Overlay(overlay) => {
             only_at(Place::Host, "rootfs.overlay", place == Place::Host)?;
@@ -264,12 +278,15 @@ fn root_fs(kind: Kind, place: Place) -> Result<RootFs, InvalidRequest> {
                 folder_name("rootfs.overlay.layers", layer)?;
             }
             folder_name("rootfs.overlay.scratch", &overlay.scratch)?;
-            Ok(RootFs::Overlay(Overlay { layers: overlay.layers, scratch: overlay.scratch }))
+            Ok(RootPlan::Overlay(Overlay { layers: overlay.layers, scratch: overlay.scratch }))
         }
         Kind::Disk(disk) => {
             only_at(Place::Guest, "rootfs.disk", place == Place::Guest)?;
             let slot = Slot::new(disk.slot).ok_or(InvalidRequest::Slot(disk.slot))?;
-            Ok(RootFs::Disk(DiskRoot { slot, layers: disk.layers }))
+            if disk.layers > LAYERS_MAX {
+                return Err(InvalidRequest::Layers(disk.layers));
+            }
+            Ok(RootPlan::Disk(DiskRoot { slot, layers: disk.layers }))
         }
     }
 }

@@ -8,7 +8,7 @@ use hartpod_container::{Blame, CommandError, Errno, Failure, LaunchError, SetUpE
 use tonic::{Code, Status};
 
 use crate::call::CallError;
-use crate::container::CreateError;
+use crate::container::{CreateError, DiskError};
 use crate::log_writer::LogError;
 
 impl From<CallError> for Status {
@@ -69,7 +69,15 @@ fn create_code(error: &CreateError) -> Code {
         CreateError::Launch(source) => launch_code(source),
         CreateError::Log(source) => log_code(source),
         CreateError::OutOfMemory => Code::ResourceExhausted,
+        CreateError::Disk(source) => disk_code(source),
         CreateError::Stdio(_) | CreateError::Watch(_) | CreateError::LogWriter(_) => Code::Internal,
+    }
+}
+
+fn disk_code(error: &DiskError) -> Code {
+    match error {
+        DiskError::Open(failure) => failure_code(failure),
+        DiskError::Fork(_) | DiskError::Talk(_) | DiskError::Refused | DiskError::Stuck => Code::Internal,
     }
 }
 

@@ -16,7 +16,6 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space}
 
 use super::capability::CapabilitySets;
 use super::devices::DevicePlan;
-use super::disk::{self, DiskMounts};
 use super::finish::{self, Last, Way};
 use super::mount_plan::{MOUNT_ATTR_RDONLY, MountKind, MountPlan};
 use super::mounts::{self, Collected, Context, ProcSource};
@@ -129,9 +128,9 @@ fn run(
     start_session(&plan.keyring)?;
     limits::set_oom_score_adj(plan.settings.oom_score_adj, &mut warnings)?;
     let own_proc = OwnProc::open(plan.settings.label.as_ref())?;
-    let (mut collected, disk) = collect(plan)?;
+    let mut collected = collect(plan)?;
     unshare(plan)?;
-    mount_root(plan, disk)?;
+    mount_root(plan)?;
     let (user, home, streams) = fill_root(plan, streams, &mut collected, &own_proc)?;
     drop(collected);
     pivot(plan.root)?;
@@ -171,6 +170,9 @@ fn keep_only(
     let mut keep: Vec<BorrowedFd<'_>> = (0..3).map(process::standard_stream).collect();
     keep.extend([reporter.pipe().as_fd(), gate.as_fd(), plan.host.as_fd(), plan.agent_mounts]);
     keep.extend(streams.fds().iter().map(AsFd::as_fd));
+    if let RootFs::Disk(disk) = &plan.rootfs {
+        keep.extend(disk.fds());
+    }
     match &plan.pid {
         PidJoin::Own | PidJoin::Node => {}
         PidJoin::Pod { namespace, .. } => keep.push(*namespace),
@@ -199,16 +201,11 @@ pub(super) fn start_session(keyring: &CString) -> Result<(), Failure> {
 }
 
 /// Fetches what lies in other mount namespaces, and comes back.
-fn collect(plan: &CreatePlan<'_>) -> Result<(Collected, Option<DiskMounts>), Failure> {
+fn collect(plan: &CreatePlan<'_>) -> Result<Collected, Failure> {
     let mut collected = Collected::default();
-    let mut disk = None;
-    let binds = plan.mounts.iter().any(|mount| matches!(mount.kind, MountKind::Bind { .. }));
-    if binds || matches!(plan.rootfs, RootFs::Disk(_)) {
+    if plan.mounts.iter().any(|mount| matches!(mount.kind, MountKind::Bind { .. })) {
         plan.host.enter().map_err(step("enter the host's mount namespace"))?;
         collected = mounts::collect_binds(&plan.mounts)?;
-    }
-    if let RootFs::Disk(root) = &plan.rootfs {
-        disk = Some(disk::open(root)?);
     }
     if let PidJoin::Target { mounts, .. } = &plan.pid {
         move_into_link_name_space(*mounts, Some(LinkNameSpaceType::Mount))
@@ -217,16 +214,13 @@ fn collect(plan: &CreatePlan<'_>) -> Result<(Collected, Option<DiskMounts>), Fai
     }
     move_into_link_name_space(plan.agent_mounts, Some(LinkNameSpaceType::Mount))
         .map_err(step("return to the agent's mount namespace"))?;
-    Ok((collected, disk))
+    Ok(collected)
 }
 
-fn mount_root(plan: &CreatePlan<'_>, disk: Option<DiskMounts>) -> Result<(), Failure> {
-    let parts = match (&plan.rootfs, disk) {
-        (RootFs::Overlay(overlay), _) => rootfs::Parts::of_folders(overlay)?,
-        (RootFs::Disk(_), Some(disk)) => disk.attach()?,
-        (RootFs::Disk(_), None) => {
-            return Err(step("open the container's disk")(Errno::NODEV));
-        }
+fn mount_root(plan: &CreatePlan<'_>) -> Result<(), Failure> {
+    let parts = match &plan.rootfs {
+        RootFs::Overlay(overlay) => rootfs::Parts::of_folders(overlay)?,
+        RootFs::Disk(disk) => disk.attach()?,
     };
     rootfs::mount_overlay(&parts, plan.overlay_api)
 }

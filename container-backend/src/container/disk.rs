@@ -1,7 +1,7 @@
 //! A container's disk in a guest: partitions 1 to n are the image's layers, the bottom first, partition n + 1 is what it writes to.
 
 use std::fs;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,9 +9,8 @@ use crate::errno::Errno;
 use crate::failure::Failure;
 use crate::mount;
 use crate::pod::private_root::{CONTAINERS, LAYERS};
-use crate::request::DiskRoot;
 use crate::sys::mount_attr::{self, MountAttr, Reach};
-use crate::virtio_slot::SlotError;
+use crate::virtio_slot::{Slot, SlotError};
 
 use super::mount_plan::MOUNT_ATTR_RDONLY;
 use super::rootfs::Parts;
@@ -19,17 +18,26 @@ use super::rootfs::Parts;
 /// How long the disk and its partitions may take to appear.
 const DISK_WAIT: Duration = Duration::from_secs(10);
 
-/// The file systems of a disk, mounted but not attached.
-#[derive(Debug)]
-pub(crate) struct DiskMounts {
-    /// The bottom layer first.
-    layers: Vec<OwnedFd>,
-    scratch: OwnedFd,
+/// A disk whose first partitions are the image's layers (EROFS, the bottom first), and whose last one the container writes to (ext4).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskRoot {
+    /// Where the host has put it.
+    pub slot: Slot,
+    /// Number of layers.
+    pub layers: u32,
 }
 
-/// Binds the slot and mounts what is on its disk. Call it in the guest's first mount namespace, where its devices are; it may block as long as the
-/// host's disks do.
-pub(crate) fn open(root: &DiskRoot) -> Result<DiskMounts, Failure> {
+/// The file systems of a disk, mounted but not attached: the layers, the bottom one first, and then what the container writes to.
+#[derive(Debug)]
+pub struct DiskMounts(Vec<OwnedFd>);
+
+/// Binds the slot and mounts what is on its disk. Call it in the guest's first mount namespace, where its devices are, in a process that may block
+/// as long as the host's disks do, and outside of the container's cgroup, which may not open devices (the kernel that reads partitions for it
+/// included).
+///
+/// # Errors
+/// The slot is empty, or the disk is not as `root` says.
+pub fn open_disk(root: &DiskRoot) -> Result<DiskMounts, Failure> {
     let slot = root.slot;
     let absent = |error: SlotError| {
         let errno = match &error {
@@ -45,12 +53,12 @@ pub(crate) fn open(root: &DiskRoot) -> Result<DiskMounts, Failure> {
         let device = disk.partition(number, DISK_WAIT).map_err(absent)?;
         layer(&device).map_err(|errno| Failure::RootFs { what: format!("mount layer {number}"), errno })
     });
-    let layers = layers.collect::<Result<_, _>>()?;
+    let mut mounts = layers.collect::<Result<Vec<_>, _>>()?;
     let device = disk.partition(root.layers + 1, DISK_WAIT).map_err(absent)?;
     let scratch = mount::new("ext4", &text(device), &[]);
-    let scratch =
-        scratch.map_err(|errno| Failure::RootFs { what: "mount the writable partition".into(), errno })?;
-    Ok(DiskMounts { layers, scratch })
+    let failed = |errno| Failure::RootFs { what: "mount the writable partition".into(), errno };
+    mounts.push(scratch.map_err(failed)?);
+    Ok(DiskMounts(mounts))
 }
 
 fn text(device: PathBuf) -> String {
@@ -65,24 +73,41 @@ fn layer(device: &Path) -> Result<OwnedFd, Errno> {
 }
 
 impl DiskMounts {
+    /// What [`open_disk`] made in another process.
+    #[must_use]
+    pub fn from_fds(fds: Vec<OwnedFd>) -> Self {
+        Self(fds)
+    }
+
+    /// To be handed to another process.
+    pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.0.iter().map(AsFd::as_fd)
+    }
+
+    /// Number of layers.
+    pub(crate) fn layers(&self) -> usize {
+        self.0.len().saturating_sub(1)
+    }
+
     /// Attaches everything in this process's own copy of the agent's mount namespace, with which it goes.
-    pub(crate) fn attach(self) -> Result<Parts, Failure> {
+    pub(crate) fn attach(&self) -> Result<Parts, Failure> {
         let failed = |what: &str| {
             let what = what.to_owned();
             move |errno| Failure::RootFs { what, errno }
         };
-        let mut layers = Vec::with_capacity(self.layers.len());
-        for (number, layer) in (1..).zip(self.layers) {
+        let (scratch, layers) = self.0.split_last().ok_or_else(|| failed("find the disk")(Errno::NODEV))?;
+        let mut folders = Vec::with_capacity(layers.len());
+        for (number, layer) in (1..).zip(layers) {
             let folder = format!("{LAYERS}/{number}");
             attach(layer, &folder).map_err(failed("attach a layer"))?;
-            layers.push(folder);
+            folders.push(folder);
         }
-        attach(self.scratch, CONTAINERS).map_err(failed("attach the writable partition"))?;
-        Ok(Parts { layers, scratch: CONTAINERS.to_owned() })
+        attach(scratch, CONTAINERS).map_err(failed("attach the writable partition"))?;
+        Ok(Parts { layers: folders, scratch: CONTAINERS.to_owned() })
     }
 }
 
-fn attach(mount: OwnedFd, folder: &str) -> Result<(), Errno> {
+fn attach(mount: &OwnedFd, folder: &str) -> Result<(), Errno> {
     // The folder is the agent's, and all its containers use the same.
     match fs::create_dir(folder) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error.into()),

@@ -6,16 +6,18 @@ use std::sync::Arc;
 
 use hartpod_container::cgroup::Leaf;
 use hartpod_container::{
-    ContainerProcess, ContainerRequest, Created, Creating, Errno, LaunchError, PidNamespace, Pod, Stdio,
+    ContainerProcess, ContainerRequest, Created, Creating, Errno, LaunchError, PidNamespace, Pod, RootFs,
+    Stdio,
 };
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::Interest;
 
+use super::disk::{self, DiskError};
 use super::log::{Log, LogSource};
 use super::output::Output;
 use crate::children::{Children, Starting};
 use crate::log_writer::{LogError, LogPlace, Opening};
-use crate::request::{ContainerPlan, PidPlan};
+use crate::request::{ContainerPlan, PidPlan, RootPlan};
 use crate::stream::{Expected, Pipe};
 use crate::sys::Watched;
 
@@ -30,6 +32,8 @@ pub(crate) enum CreateError {
     LogWriter(#[source] Errno),
     #[error(transparent)]
     Log(#[from] LogError),
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     #[error(transparent)]
     Launch(#[from] LaunchError),
     #[error("the process that sets up the container was killed: its memory limit is too small to begin with")]
@@ -88,6 +92,12 @@ pub(crate) async fn create(
 ) -> Result<Made, CreateError> {
     // From here on a child may exist whose end must not be taken for an orphan's.
     let starting = workshop.children.starting();
+    let rootfs = match &plan.rootfs {
+        RootPlan::Overlay(overlay) => RootFs::Overlay(overlay.clone()),
+        RootPlan::Disk(disk) => {
+            RootFs::Disk(disk::open(disk, workshop.pod.host(), &workshop.children).await?)
+        }
+    };
     let streams = Streams::make(&plan, &workshop.null).map_err(CreateError::stdio)?;
     let place = plan.log.clone();
     let started = streams
@@ -95,7 +105,7 @@ pub(crate) async fn create(
         .map(|(stdout, stderr)| start_log(&workshop, (Some(stdout), Some(stderr)), place.clone()));
     let (log, opening) = started.transpose()?.unzip();
     let wanted = expected.iter().any(Option::is_some);
-    match launch(&workshop, plan, streams.stdio, target, opening).await {
+    match launch(&workshop, plan, (rootfs, streams.stdio), target, opening).await {
         Ok(created) => {
             let (mut log, mut output) = (log, None);
             match &created.console {
@@ -157,14 +167,14 @@ async fn opened(opening: Option<Opening>) -> Result<(), CreateError> {
 async fn launch(
     workshop: &Workshop,
     plan: ContainerPlan,
-    stdio: Stdio,
+    (rootfs, stdio): (RootFs, Stdio),
     target: Option<Arc<ContainerProcess>>,
     opening: Option<Opening>,
 ) -> Result<Created, CreateError> {
     let request = ContainerRequest {
         id: plan.id,
         spec: plan.spec,
-        rootfs: plan.rootfs,
+        rootfs,
         user: plan.user,
         groups: plan.groups,
         pid: match (&plan.pid, &target) {

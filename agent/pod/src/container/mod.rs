@@ -9,7 +9,7 @@ mod phase;
 mod settle;
 
 pub(crate) use create::{CreateError, Made, Workshop, create};
-pub(crate) use disk::release as release_disk;
+pub(crate) use disk::{DiskError, release as release_disk};
 pub(crate) use leaf::{emptied, oom_killed};
 pub(crate) use log::Log;
 pub(crate) use output::Output;

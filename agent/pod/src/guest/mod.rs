@@ -54,10 +54,8 @@ pub(crate) fn modprobe(arguments: &[OsString]) -> ExitCode {
 /// The life of a guest's /init. Its return is the guest's end.
 pub(crate) fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|panic| power::last_words(&panic.to_string())));
-    let ended = boot().map_err(|source| StartError::Guest { source }).and_then(|modules| {
-        stderr_log::start(std::env::var("RUST_LOG").ok().as_deref());
-        crate::run(Way::Guest { modules }, listen)
-    });
+    let ended = boot().map_err(|source| StartError::Guest { source });
+    let ended = ended.and_then(|modules| crate::run(Way::Guest { modules }, listen));
     match ended {
         Ok(End::ShutDown) => power::off(),
         Ok(End::Broken) => power::last_words("the pod is over"),
@@ -86,6 +84,8 @@ fn boot() -> Result<Child, BootError> {
     mounts::make_root_movable()?;
     mounts::mount_all()?;
     mounts::log_to_kernel()?;
+    // What the kernel's command line says and the kernel does not know is in the environment.
+    stderr_log::start(std::env::var("RUST_LOG").ok().as_deref());
     let modules = modules::Index::read()?;
     modules.load_early()?;
     let late = modules.load_late_in_child().map_err(step("start the loader of modules"))?;

@@ -126,6 +126,8 @@ fn a_container_in_a_guest_brings_its_disk() {
     assert!(plan.log.is_none() && plan.tokens[0].is_some() && plan.tokens[1].is_none());
     let slot = |slot| Some(RootFs { kind: Some(Kind::Disk(v1::Disk { slot, layers: 1 })) });
     assert!(matches!(in_guest(|r| r.rootfs = slot(32)), Err(InvalidRequest::Slot(32))));
+    let many = Some(RootFs { kind: Some(Kind::Disk(v1::Disk { slot: 4, layers: 128 })) });
+    assert!(matches!(in_guest(|r| r.rootfs = many), Err(InvalidRequest::Layers(128))));
     let error = in_guest(|r| r.rootfs = overlay("base", "s")).unwrap_err().to_string();
     assert_eq!(error, "rootfs.overlay is for pods on a node");
     assert_eq!(refusal(|r| r.rootfs = slot(4)), "rootfs.disk is for pods in a guest");
