@@ -96,9 +96,10 @@ pub fn run(guest: Guest) -> ExitReason {
         hardware.tell(&plan, &boot, &ram)?;
         hardware.start(&plan, ram, console)
     });
-    let exit = match started {
-        Ok(running) => running.serve(&control, &status),
-        Err(error) => not_started(&error),
+    // What runs is dropped after the last word: a device that hangs on a dead disk must not hold it back.
+    let (exit, _running) = match started {
+        Ok(mut running) => (running.serve(&control, &status), Some(running)),
+        Err(error) => (not_started(&error), None),
     };
     let reason = exit.reason;
     status.write(&Event::Exited(exit));
@@ -251,13 +252,13 @@ struct Running {
 
 impl Running {
     /// Serves requests until the guest is to stop, and stops it.
-    fn serve(mut self, control: &OwnedFd, status: &StatusWriter) -> Exit {
+    fn serve(&mut self, control: &OwnedFd, status: &StatusWriter) -> Exit {
         status.write(&Event::Running);
         let Surroundings { stop, console, .. } = &*self.surroundings;
         if let Err(error) = control::serve(control, stop, &mut self.devices) {
             stop.request(Stop::Failure(format!("serve the control socket: {error}")));
         }
-        vcpu::stop(self.vcpus);
+        vcpu::stop(std::mem::take(&mut self.vcpus));
         let reason = stop.reason().unwrap_or_else(|| Stop::Failure("no reason".to_owned()));
         reason.exit(console)
     }
