@@ -48,5 +48,5 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
             }
         }
     }
-    console.panic_line();
+    let _ = console.panic_line();
 });
