@@ -1,6 +1,6 @@
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::*;
 use crate::status::{Event, Exit, ExitReason, StatusWriter};
@@ -26,12 +26,23 @@ fn spec(dir: &Path) -> GuestSpec {
     }
 }
 
-fn program(dir: &Path, script: &str) -> PathBuf {
+/// A VMM that does this.
+fn spawn_script(dir: &Path, script: &str, socket: OwnedFd) -> VmmProcess {
     let path = dir.join("program");
     let mut file = File::create(&path).unwrap();
     write!(file, "#!/bin/sh\n{script}\n").unwrap();
     file.set_permissions(std::fs::Permissions::from_mode(0o755)).unwrap();
-    path
+    drop(file);
+    let deadline = Instant::now() + SOON;
+    loop {
+        match spawn(&path, socket.try_clone().unwrap(), null()) {
+            // A child of another test has it open to write, until it calls exec.
+            Err(e) if e.kind() == io::ErrorKind::ExecutableFileBusy && Instant::now() < deadline => {
+                std::thread::yield_now();
+            }
+            other => return other.unwrap(),
+        }
+    }
 }
 
 fn null() -> OwnedFd {
@@ -88,7 +99,7 @@ fn the_program_gets_the_socket_as_its_input_and_no_environment() {
     let script =
         "exec 2>/tmp/o.core; ls -l /proc/self/fd >&2; env >&2; set -x; [ -S /dev/stdin ] && [ -z \"$HOME\" ]";
     let (ours, theirs) = channel::tests::pair();
-    let vmm = spawn(&program(folder.path(), script), theirs, null()).unwrap();
+    let vmm = spawn_script(folder.path(), script, theirs);
     let status = waitid(WaitId::PidFd(vmm.pidfd.as_fd()), WaitIdOptions::EXITED).unwrap().unwrap();
     assert_eq!(status.exit_status(), Some(0));
     drop(ours);
@@ -99,10 +110,10 @@ fn the_program_gets_the_socket_as_its_input_and_no_environment() {
 fn a_vmm_that_is_gone_before_its_message_is_an_error_and_reaped() {
     let folder = tempfile::tempdir().unwrap();
     let (socket, theirs) = channel::tests::pair();
-    let process = spawn(&program(folder.path(), "exit 0"), theirs, null()).unwrap();
+    let process = spawn_script(folder.path(), "exit 0", theirs);
     let pid = process.pid;
-    // Until it has closed its end.
-    let mut fds = [rustix::event::PollFd::new(&process.pidfd, rustix::event::PollFlags::IN)];
+    // Until its end is closed everywhere: children of other tests have it too, between fork and exec.
+    let mut fds = [rustix::event::PollFd::new(&socket, rustix::event::PollFlags::HUP)];
     rustix::event::poll(&mut fds, None).unwrap();
     let (message, _) = message_for_test(folder.path());
     let refused = WaitingVmm { process, socket, message, fds: vec![] }.boot();
@@ -114,7 +125,7 @@ fn a_vmm_that_is_gone_before_its_message_is_an_error_and_reaped() {
 fn a_waiting_vmm_that_is_dropped_ends() {
     let folder = tempfile::tempdir().unwrap();
     let (socket, theirs) = channel::tests::pair();
-    let process = spawn(&program(folder.path(), "cat"), theirs, null()).unwrap();
+    let process = spawn_script(folder.path(), "cat", theirs);
     let pidfd = process.pidfd.try_clone().unwrap();
     let (message, fds) = message_for_test(folder.path());
     drop(WaitingVmm { process, socket, message, fds });
@@ -143,7 +154,7 @@ fn a_program_that_cannot_run_is_an_error() {
 /// A VMM that ends only when told, and one status file.
 fn following(dir: &Path, script: &str) -> (VmmProcess, StatusWriter, Follower, OwnedFd) {
     let (ours, theirs) = channel::tests::pair();
-    let vmm = spawn(&program(dir, script), theirs, null()).unwrap();
+    let vmm = spawn_script(dir, script, theirs);
     let status = StatusWriter::new(create(&dir.join(STATUS_FILE)).unwrap().into());
     let follower = Follower::new(dir, vmm.pidfd.as_fd()).unwrap();
     (vmm, status, follower, ours)
