@@ -101,20 +101,13 @@ pub fn serve(
     memory: &GuestMemory,
     interrupt: &Interrupt,
 ) -> Result<bool, QueueError> {
-    queue.mute_kicks(memory)?;
-    let mut answered = 0;
-    while answered < queue.queue.size() {
-        let Some(mut chain) = queue.next_chain(memory)? else { break };
+    let at_most = queue.queue.size();
+    queue.answer_some(memory, interrupt, at_most, |mut chain| {
         if pages == Pages::Reported {
             chain.writable.slices().iter().for_each(give_back);
         }
-        queue.complete(memory, chain.head, 0)?;
-        answered += 1;
-    }
-    if answered > 0 {
-        queue.interrupt(memory, interrupt)?;
-    }
-    queue.unmute_kicks(memory)
+        0
+    })
 }
 
 /// Gives the whole pages of a range back to the host; the guest finds zeros (or what a template held) when it uses them again.

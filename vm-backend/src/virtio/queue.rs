@@ -39,6 +39,33 @@ impl ActiveQueue {
         head.map(|head| Chain::walk(&self.queue, memory, head)).transpose()
     }
 
+    /// Answers at most `at_most` chains in order: `answer` does what one asks for and says how many bytes of it were written. `true`: there
+    /// are more.
+    ///
+    /// # Errors
+    /// The driver broke the queue; the device cannot go on.
+    pub fn answer_some<'m>(
+        &mut self,
+        memory: &'m GuestMemory,
+        interrupt: &Interrupt,
+        at_most: u16,
+        mut answer: impl FnMut(Chain<'m>) -> u32,
+    ) -> Result<bool, QueueError> {
+        self.mute_kicks(memory)?;
+        let mut answered = 0;
+        while answered < at_most {
+            let Some(chain) = self.next_chain(memory)? else { break };
+            let head = chain.head;
+            let written = answer(chain);
+            self.complete(memory, head, written)?;
+            answered += 1;
+        }
+        if answered > 0 {
+            self.interrupt(memory, interrupt)?;
+        }
+        self.unmute_kicks(memory)
+    }
+
     /// Gives the chain `head` back to the driver, with `written` bytes in it.
     ///
     /// # Errors

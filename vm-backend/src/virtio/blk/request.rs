@@ -19,7 +19,7 @@ const WRITE_ZEROES: u32 = 13;
 const MAX_DATA: u64 = MAX_SEGMENTS as u64 * MAX_SEGMENT as u64;
 
 /// Requests after which the driver hears of what is done, and a reset is heard.
-const BATCH: usize = 16;
+const BATCH: u16 = 16;
 
 /// Bytes of the id that GET_ID tells.
 const ID_LENGTH: usize = 20;
@@ -47,19 +47,7 @@ pub fn serve(
     memory: &GuestMemory,
     interrupt: &Interrupt,
 ) -> Result<bool, QueueError> {
-    queue.mute_kicks(memory)?;
-    let mut answered = 0;
-    while answered < BATCH {
-        let Some(chain) = queue.next_chain(memory)? else { break };
-        let head = chain.head;
-        let written = answer(disk, features, chain);
-        queue.complete(memory, head, written)?;
-        answered += 1;
-    }
-    if answered > 0 {
-        queue.interrupt(memory, interrupt)?;
-    }
-    queue.unmute_kicks(memory)
+    queue.answer_some(memory, interrupt, BATCH, |chain| answer(disk, features, chain))
 }
 
 /// Does what a chain asks for, writes its status and says how many bytes of it were written.

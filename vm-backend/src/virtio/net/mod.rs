@@ -57,7 +57,7 @@ pub const HEADER: usize = 12;
 pub const MAX_FRAME: usize = 65535 + 18;
 
 /// Packets of one direction before the other gets its turn.
-const BATCH: usize = 64;
+const BATCH: u16 = 64;
 
 const QUEUE_SIZE: u16 = 256;
 

@@ -33,19 +33,10 @@ pub fn transmit(
     memory: &GuestMemory,
     interrupt: &Interrupt,
 ) -> Result<bool, QueueError> {
-    queue.mute_kicks(memory)?;
-    let mut sent = 0;
-    while sent < BATCH {
-        let Some(chain) = queue.next_chain(memory)? else { break };
-        let head = chain.head;
+    queue.answer_some(memory, interrupt, BATCH, |chain| {
         send(tap, features, chain.readable);
-        queue.complete(memory, head, 0)?;
-        sent += 1;
-    }
-    if sent > 0 {
-        queue.interrupt(memory, interrupt)?;
-    }
-    queue.unmute_kicks(memory)
+        0
+    })
 }
 
 fn send(tap: BorrowedFd<'_>, features: u64, mut packet: Buffers<'_>) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::super::limits::Limits;
 use super::super::packet::Operation;
-use super::guest::{Guest, end, until_shutdown};
+use super::guest::{Guest, Socket, end, until_shutdown};
 
 /// Flags of SHUTDOWN.
 const RECEIVE: u32 = 1;
@@ -17,6 +17,21 @@ fn read_all(mut client: &UnixStream) -> Vec<u8> {
     let mut all = Vec::new();
     client.read_to_end(&mut all).unwrap();
     all
+}
+
+/// Has the guest send more than the client's socket takes at once; says how many bytes.
+fn overfill(guest: &mut Guest, socket: &mut Socket) -> usize {
+    let mut sent = 0;
+    while socket.credit() > 0 && sent < 400_000 {
+        let len = socket.credit().min(60_000) as usize;
+        socket.write(guest, &vec![5; len]);
+        sent += len;
+        guest.wait_sent();
+        while let Some(packet) = guest.try_receive() {
+            socket.take(&packet);
+        }
+    }
+    sent
 }
 
 #[test]
@@ -94,17 +109,7 @@ fn a_client_that_reads_no_more_is_passed_on_when_the_guest_writes() {
 fn a_reset_in_the_middle_leaves_the_client_what_had_come() {
     let mut guest = Guest::new();
     let (client, mut socket) = guest.connect(1);
-    // More than the client's socket takes at once.
-    let mut sent = 0;
-    while socket.credit() > 0 && sent < 400_000 {
-        let len = socket.credit().min(60_000) as usize;
-        socket.write(&mut guest, &vec![5; len]);
-        sent += len;
-        guest.wait_sent();
-        while let Some(packet) = guest.try_receive() {
-            socket.take(&packet);
-        }
-    }
+    let sent = overfill(&mut guest, &mut socket);
     socket.send(&mut guest, Operation::Reset, &[]);
     guest.wait_sent();
     assert_eq!(read_all(&client).len(), sent);
@@ -115,16 +120,7 @@ fn a_reset_in_the_middle_leaves_the_client_what_had_come() {
 fn a_guest_that_closes_with_bytes_under_way_is_let_go_at_once_and_the_client_served() {
     let mut guest = Guest::new();
     let (client, mut socket) = guest.connect(1);
-    let mut sent = 0;
-    while socket.credit() > 0 && sent < 400_000 {
-        let len = socket.credit().min(60_000) as usize;
-        socket.write(&mut guest, &vec![5; len]);
-        sent += len;
-        guest.wait_sent();
-        while let Some(packet) = guest.try_receive() {
-            socket.take(&packet);
-        }
-    }
+    let sent = overfill(&mut guest, &mut socket);
     socket.shutdown(&mut guest, RECEIVE | SEND);
     guest.expect(Operation::Reset);
     // The guest knows it no more, and what it says of it is answered as such.
