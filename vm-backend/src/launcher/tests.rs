@@ -96,8 +96,7 @@ fn a_folder_that_holds_a_guest_is_refused() {
 #[test]
 fn the_program_gets_the_socket_as_its_input_and_no_environment() {
     let folder = tempfile::tempdir().unwrap();
-    let script =
-        "exec 2>/tmp/o.core; ls -l /proc/self/fd >&2; env >&2; set -x; [ -S /dev/stdin ] && [ -z \"$HOME\" ]";
+    let script = "[ -S /dev/stdin ] && [ -z \"$HOME\" ]";
     let (ours, theirs) = channel::tests::pair();
     let vmm = spawn_script(folder.path(), script, theirs);
     let status = waitid(WaitId::PidFd(vmm.pidfd.as_fd()), WaitIdOptions::EXITED).unwrap().unwrap();
