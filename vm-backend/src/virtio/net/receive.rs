@@ -42,8 +42,15 @@ pub struct Receiver<'m> {
     /// Pieces of memory that the buffers are in.
     pieces: usize,
     spare: Vec<u8>,
-    /// Length of a packet whose beginning fills `ready` and whose rest is in `spare`.
-    waiting: Option<u64>,
+    waiting: Option<Waiting>,
+}
+
+/// A packet that waits for more buffers of the guest: its beginning is in `ready`, its rest in `spare`.
+#[derive(Debug, Clone, Copy)]
+struct Waiting {
+    length: u64,
+    /// Bytes of it that are in the guest's buffers: the room that there was when it was read.
+    filled: u64,
 }
 
 /// Where the number of buffers stands in a header.
@@ -99,8 +106,7 @@ impl<'m> Receiver<'m> {
         queue: &mut ActiveQueue,
         memory: &'m GuestMemory,
     ) -> Result<Option<Received>, QueueError> {
-        if let Some(length) = self.waiting {
-            let filled = self.room;
+        if let Some(Waiting { length, filled }) = self.waiting {
             self.gather(queue, memory, length)?;
             return match () {
                 () if self.room >= length => {
@@ -130,7 +136,7 @@ impl<'m> Receiver<'m> {
             length if length <= self.room => self.deliver(queue, memory, length),
             length => {
                 // Without merging one buffer is all that a packet gets.
-                self.waiting = self.merged.then_some(length);
+                self.waiting = self.merged.then_some(Waiting { length, filled: self.room });
                 Ok(None)
             }
         }
@@ -218,5 +224,49 @@ impl<'m> Receiver<'m> {
         header.write(&u16::try_from(used.len()).unwrap_or(u16::MAX).to_le_bytes())?;
         queue.complete_together(memory, &used)?;
         Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixDatagram;
+
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+    use crate::virtio::test_driver::{DriverQueue, Piece, RAM_START, interrupt, ram};
+
+    #[test]
+    fn a_packet_whose_buffers_come_one_by_one_is_whole() {
+        const BUFFERS: [Piece; 4] = [
+            (RAM_START + 0x4000, 700),
+            (RAM_START + 0x5000, 300),
+            (RAM_START + 0x6000, 13),
+            (RAM_START + 0x7000, 4000),
+        ];
+        let memory = ram(64 << 10);
+        let mut ring = DriverQueue::new(memory.clone(), RAM_START, 16);
+        let mut queue = ring.device_side();
+        let (host, tap) = UnixDatagram::pair().unwrap();
+        tap.set_nonblocking(true).unwrap();
+        let packet: Vec<u8> = (0..3000_u32).map(|at| at.to_le_bytes()[0] ^ at.to_le_bytes()[1]).collect();
+        host.send(&packet).unwrap();
+        let (mut receiver, raised) = (Receiver::new(feature::ALL), interrupt());
+        for buffer in BUFFERS {
+            assert_eq!(ring.take_used(), None);
+            ring.add(&[], &[buffer]);
+            let end = receiver.receive(tap.as_fd(), &mut queue, &memory, &raised).unwrap();
+            assert_eq!(end, Received::NoBuffers);
+        }
+        let mut received = Vec::new();
+        for (at, _) in BUFFERS {
+            let (_, length) = ring.take_used().unwrap();
+            let mut piece = vec![0; length as usize];
+            memory.read_slice(&mut piece, GuestAddress(at)).unwrap();
+            received.extend(piece);
+        }
+        assert_eq!(received[10..12], [4, 0]);
+        assert_eq!(received[12..], packet[12..]);
     }
 }
