@@ -54,8 +54,12 @@ pub fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<Packet>> {
             fds.extend(rights);
         }
     }
-    if got.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
-        return Err(io::ErrorKind::InvalidData.into());
+    let refused = |why| Err(io::Error::new(io::ErrorKind::InvalidData, why));
+    if got.flags.contains(ReturnFlags::TRUNC) {
+        return refused("the packet is too large");
+    }
+    if got.flags.contains(ReturnFlags::CTRUNC) {
+        return refused("descriptors were lost: there are too many in the packet, or open already");
     }
     // An empty packet is nothing that anybody sends; on a closed socket the kernel says 0 as well.
     if got.bytes == 0 {

@@ -4,17 +4,21 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SocketFlags, accept_with};
 use serde::{Deserialize, Serialize};
 
 use crate::boot::{Claims, Disk, disk_extents};
 use crate::channel;
+use crate::status::cut;
 use crate::stop::{Stop, StopSignal};
 use crate::virtio::blk::BlockExtent;
 
 /// Connections at a time; more are closed at once. The daemon has one.
 const MAX_CONNECTIONS: usize = 16;
+
+/// Rest after a connection could not be accepted for want of descriptors: it goes on waiting, and the listener stays ready.
+const ACCEPT_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
 /// What the daemon may ask for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,8 +76,9 @@ pub fn serve(listener: &OwnedFd, stop: &StopSignal, slots: &mut dyn Slots) -> io
                 connections.swap_remove(*place);
             }
         }
-        if ready.listener {
-            accept(listener, &mut connections);
+        if ready.listener && accept(listener, &mut connections) == Accepted::Later {
+            let mut ended = [PollFd::new(stop, PollFlags::IN)];
+            rustix::io::retry_on_intr(|| poll(&mut ended, Some(&ACCEPT_PAUSE)))?;
         }
     }
     Ok(())
@@ -94,13 +99,23 @@ fn wait(listener: &OwnedFd, stop: &StopSignal, connections: &[OwnedFd]) -> io::R
     Ok(Ready { listener: is_ready(&fds[1]), connections: connections.collect() })
 }
 
-fn accept(listener: &OwnedFd, connections: &mut Vec<OwnedFd>) {
-    // An error is the client's that went away, or of descriptors that are short: the next one may do better.
-    if let Ok(connection) = accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-        if connections.len() < MAX_CONNECTIONS {
-            connections.push(connection);
-        }
+#[derive(Debug, PartialEq, Eq)]
+enum Accepted {
+    /// A client, or one that went away meanwhile.
+    Done,
+    /// Nobody can be accepted for now.
+    Later,
+}
+
+fn accept(listener: &OwnedFd, connections: &mut Vec<OwnedFd>) -> Accepted {
+    use rustix::io::Errno;
+
+    match accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+        Ok(connection) if connections.len() < MAX_CONNECTIONS => connections.push(connection),
+        Ok(_) | Err(Errno::AGAIN | Errno::CONNABORTED | Errno::INTR) => {}
+        Err(_) => return Accepted::Later,
     }
+    Accepted::Done
 }
 
 /// Reads one request and answers it; false when the connection is of no more use.
@@ -109,9 +124,7 @@ fn answer(connection: BorrowedFd<'_>, stop: &StopSignal, slots: &mut dyn Slots) 
         Ok(Some(packet)) => handle(&packet.bytes, packet.fds, stop, slots),
         Ok(None) => return false,
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-            Response::Error("the packet is too large".to_owned())
-        }
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Response::Error(error.to_string()),
         Err(_) => return false,
     };
     // A client that does not read its answers is let go.
@@ -121,7 +134,8 @@ fn answer(connection: BorrowedFd<'_>, stop: &StopSignal, slots: &mut dyn Slots) 
 fn handle(message: &[u8], fds: Vec<OwnedFd>, stop: &StopSignal, slots: &mut dyn Slots) -> Response {
     match try_handle(message, fds, stop, slots) {
         Ok(()) => Response::Ok {},
-        Err(error) => Response::Error(chain(&*error)),
+        // It may quote the request, and must fit a packet.
+        Err(error) => Response::Error(cut(&chain(&*error)).to_owned()),
     }
 }
 

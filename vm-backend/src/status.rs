@@ -85,12 +85,17 @@ impl Exit {
     /// With a detail that is cut to [`MAX_DETAIL`] bytes.
     #[must_use]
     pub fn new(reason: ExitReason, detail: &str) -> Self {
-        let mut end = detail.len().min(MAX_DETAIL);
-        while !detail.is_char_boundary(end) {
-            end -= 1;
-        }
-        Self { reason, detail: detail[..end].to_owned() }
+        Self { reason, detail: cut(detail).to_owned() }
     }
+}
+
+/// The first [`MAX_DETAIL`] bytes, less what would be half a character.
+pub(crate) fn cut(text: &str) -> &str {
+    let mut end = text.len().min(MAX_DETAIL);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketType, bind, connect, getsockname, listen, socket_with,
@@ -131,4 +132,35 @@ fn the_daemon_comes_and_goes_and_cannot_use_up_the_vmm() {
     assert!(ask(&idle[0], &json!({}), &[])["error"].is_string());
     drop(idle);
     assert!(server.end().calls.is_empty());
+}
+
+#[test]
+fn what_a_refusal_quotes_fits_a_packet() {
+    let server = Server::start();
+    let client = server.connect();
+    let request = format!("{{\"{}\": {{}}}}", "\\u0001".repeat(10_000));
+    channel::send(client.as_fd(), request.as_bytes(), &[]).unwrap();
+    let answer = channel::receive(client.as_fd()).unwrap().expect("an answer").bytes;
+    let answer: Value = serde_json::from_slice(&answer).unwrap();
+    assert_eq!(answer["error"].as_str().unwrap().len(), crate::status::MAX_DETAIL);
+    server.end();
+}
+
+#[test]
+fn where_nobody_can_be_accepted_nothing_spins() {
+    const WATCHED: Duration = Duration::from_millis(300);
+    // Always ready, never a connection: as a listener whose process has no descriptors left.
+    let deaf = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    let stop = Arc::new(StopSignal::new().unwrap());
+    let signal = Arc::clone(&stop);
+    let thread = thread::spawn(move || {
+        serve(&deaf, &signal, &mut Fake::default()).unwrap();
+        // Nanoseconds on a CPU (Documentation/scheduler/sched-stats.rst).
+        let used = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+        Duration::from_nanos(used.split_ascii_whitespace().next().unwrap().parse().unwrap())
+    });
+    thread::sleep(WATCHED);
+    stop.request(Stop::Asked);
+    let used = thread.join().unwrap();
+    assert!(used < WATCHED / 10, "{used:?} of {WATCHED:?}");
 }

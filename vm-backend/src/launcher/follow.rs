@@ -98,8 +98,8 @@ impl Follower {
             Err(e) => return Err(self.failed(e.into())),
         }
         let gone = !fds[0].revents().is_empty();
-        // What it says of the file is in the file; only the wake-up counts.
-        while matches!(rustix::io::read(&self.changes, &mut [0; 4096]), Ok(1..)) {}
+        // What it says of the file is in the file; only the wake-up counts. Once: a VMM that never ends to write must not hold this up.
+        let _ = rustix::io::read(&self.changes, &mut [0; 4096]);
         Ok(gone)
     }
 
@@ -109,7 +109,12 @@ impl Follower {
         loop {
             if let Some(end) = self.unread.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.unread.drain(..=end).collect();
-                return serde_json::from_slice(&line).map(Some).map_err(|e| self.failed(e.into()));
+                let event = serde_json::from_slice(&line).map_err(|e| self.failed(e.into()))?;
+                return Ok(Some(match event {
+                    // As the VMM cuts it, if the guest has not taken it over.
+                    Event::Exited(exit) => Event::Exited(Exit::new(exit.reason, &exit.detail)),
+                    event => event,
+                }));
             }
             if self.unread.len() > MAX_LINE {
                 return Err(self.failed(io::ErrorKind::InvalidData.into()));
