@@ -14,6 +14,7 @@ use super::{CONTROL_SOCKET, VSOCK_SOCKET};
 use crate::boot::{Disk, Extent, Fd};
 use crate::channel;
 use crate::control::{Request, Response};
+use crate::status::cut;
 
 /// Bytes of the answer to CONNECT at most: `OK 4294967295\n`, or `ERROR` and why.
 const MAX_ANSWER: usize = 128;
@@ -47,11 +48,13 @@ pub enum ClientError {
 /// # Errors
 /// There is no VMM, nobody in the guest listens (`ConnectionRefused`), `patience` is over (`TimedOut`), or the VMM refuses and says why.
 pub fn connect(dir: &Path, port: u32, patience: Duration) -> Result<UnixStream, ClientError> {
-    let socket = dial(dir, VSOCK_SOCKET, SocketType::STREAM)?;
+    let deadline = Instant::now() + patience;
+    let socket = dial(dir, VSOCK_SOCKET, SocketType::STREAM, patience)?;
     let mut stream = UnixStream::from(socket);
-    greet(&mut stream, port, Instant::now() + patience)
-        .map_err(|source| ClientError::Port { port, source })?;
-    stream.set_read_timeout(None).map_err(|source| ClientError::Port { port, source })?;
+    let greeted = greet(&mut stream, port, deadline)
+        .and_then(|()| stream.set_read_timeout(None))
+        .and_then(|()| stream.set_write_timeout(None));
+    greeted.map_err(|source| ClientError::Port { port, source })?;
     Ok(stream)
 }
 
@@ -99,11 +102,10 @@ impl Control {
     /// Connects to the VMM whose folder is `dir`.
     ///
     /// # Errors
-    /// There is none.
+    /// There is none, or it takes no connection.
     pub fn connect(dir: &Path) -> Result<Self, ClientError> {
-        let socket = dial(dir, CONTROL_SOCKET, SocketType::SEQPACKET)?;
+        let socket = dial(dir, CONTROL_SOCKET, SocketType::SEQPACKET, Self::PATIENCE)?;
         set_socket_timeout(&socket, Timeout::Recv, Some(Self::PATIENCE))
-            .and_then(|()| set_socket_timeout(&socket, Timeout::Send, Some(Self::PATIENCE)))
             .map_err(|e| ClientError::Talk { source: e.into() })?;
         Ok(Self { socket })
     }
@@ -141,7 +143,7 @@ impl Control {
     fn ask(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(), ClientError> {
         match self.exchange(request, fds).map_err(|source| ClientError::Talk { source })? {
             Response::Ok {} => Ok(()),
-            Response::Error(why) => Err(ClientError::Refused(why)),
+            Response::Error(why) => Err(ClientError::Refused(cut(&why).to_owned())),
         }
     }
 
@@ -153,12 +155,21 @@ impl Control {
     }
 }
 
-fn dial(dir: &Path, name: &str, kind: SocketType) -> Result<OwnedFd, ClientError> {
+/// A connected socket, whose writes wait for `patience` at most from then on.
+///
+/// connect(2) waits while the backlog is full, and nobody empties it where the VMM hangs, or for vsock where the guest has unbound its driver.
+fn dial(dir: &Path, name: &str, kind: SocketType, patience: Duration) -> Result<OwnedFd, ClientError> {
     let connect = || -> io::Result<OwnedFd> {
         let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
+        // No time at all would mean for ever.
+        let patience = patience.max(Duration::from_millis(1));
+        set_socket_timeout(&socket, Timeout::Send, Some(patience))?;
         let (_folder, address) = address(dir, name)?;
-        rustix::net::connect(&socket, &address)?;
-        Ok(socket)
+        match rustix::io::retry_on_intr(|| rustix::net::connect(&socket, &address)) {
+            Ok(()) => Ok(socket),
+            Err(rustix::io::Errno::AGAIN) => Err(io::ErrorKind::TimedOut.into()),
+            Err(error) => Err(error.into()),
+        }
     };
     connect().map_err(|source| ClientError::Connect { path: dir.join(name), source })
 }

@@ -282,6 +282,22 @@ mod clients {
         drop(server.join().unwrap());
     }
 
+    /// As where a guest has unbound its vsock driver, or the VMM hangs.
+    #[test]
+    fn patience_ends_where_nobody_accepts() {
+        let folder = tempfile::tempdir().unwrap();
+        let listener = bind(folder.path(), VSOCK_SOCKET, SocketType::STREAM).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let knock = || connect(folder.path(), 1, Duration::from_millis(50)).unwrap_err();
+        // The first ones still find room to wait in.
+        let errors: Vec<_> = (0..4).map(|_| knock()).collect();
+        let full = errors.last().unwrap();
+        assert!(
+            matches!(full, ClientError::Connect { source, .. } if source.kind() == io::ErrorKind::TimedOut),
+            "{full:?}"
+        );
+    }
+
     #[test]
     fn without_a_vmm_there_is_no_connection() {
         let folder = tempfile::tempdir().unwrap();
