@@ -47,7 +47,8 @@ impl Console {
         let fits = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
         *left -= fits as u64;
         let mut written = out.write_all(&bytes[..fits]);
-        if *left == 0 {
+        // What was printed may have taken the last room of a pipe.
+        if *left == 0 && has_room(out) {
             written = written.and_then(|()| out.write_all(b"\n[hartpod: the console's limit is reached]\n"));
         }
         if written.is_err() {
@@ -149,6 +150,16 @@ mod tests {
         let mut rest = String::new();
         reader.read_to_string(&mut rest).unwrap();
         assert!(rest.ends_with("heard"));
+    }
+
+    #[test]
+    fn a_reader_that_does_not_read_is_not_waited_for_at_the_limit_either() {
+        let (_reader, writer) = rustix::pipe::pipe().unwrap();
+        let room = rustix::pipe::fcntl_setpipe_size(&writer, 4096).unwrap();
+        let console = Console::new(File::from(writer), room as u64);
+        console.print(&vec![b'x'; room]);
+        console.print(b"Kernel panic - not syncing: unread\n");
+        assert!(console.panic_line().is_some());
     }
 
     #[test]
