@@ -15,7 +15,7 @@ use crate::virtio::sys::{self, At};
 /// A file that is a partition of a disk.
 #[derive(Debug)]
 pub struct BlockExtent {
-    /// Open for reading, and for writing unless `read_only`. It may be O_DIRECT.
+    /// Open for reading, and for writing at any place (no O_APPEND) unless `read_only`. It may be O_DIRECT.
     pub file: OwnedFd,
     /// The guest's writes fail, whatever the descriptor allows.
     pub read_only: bool,
@@ -77,11 +77,7 @@ impl Disk {
             parts.push(Part { start, length: bytes.len() as u64, content: Content::Table(bytes) });
         }
         for (index, (extent, place)) in extents.into_iter().zip(table.partitions).enumerate() {
-            let flags = rustix::fs::fcntl_getfl(&extent.file).map_err(|source| BlockError::File {
-                index,
-                what: "read the flags",
-                source: source.into(),
-            })?;
+            let flags = checked_flags(index, &extent)?;
             let file = File {
                 writable: !extent.read_only,
                 direct: flags.contains(OFlags::DIRECT),
@@ -268,6 +264,24 @@ impl File {
 
 fn at(offset: u64) -> io::Result<At> {
     i64::try_from(offset).map(At::Offset).map_err(io::Error::other)
+}
+
+/// How the file is open. O_APPEND would put writes behind the file's end, whatever their place is, and so let a guest make it grow.
+fn checked_flags(index: usize, extent: &BlockExtent) -> Result<OFlags, BlockError> {
+    let flags = rustix::fs::fcntl_getfl(&extent.file).map_err(|source| BlockError::File {
+        index,
+        what: "read the flags",
+        source: source.into(),
+    })?;
+    let access = flags & OFlags::RWMODE;
+    let missing = match access {
+        _ if flags.contains(OFlags::PATH) || access == OFlags::WRONLY => Some("reading"),
+        _ if extent.read_only => None,
+        OFlags::RDWR if flags.contains(OFlags::APPEND) => Some("writing at any place"),
+        OFlags::RDWR => None,
+        _ => Some("writing"),
+    };
+    missing.map_or(Ok(flags), |what| Err(BlockError::Mode { index, what }))
 }
 
 fn size(index: usize, extent: &BlockExtent) -> Result<u64, BlockError> {

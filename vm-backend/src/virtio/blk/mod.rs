@@ -56,6 +56,8 @@ pub enum BlockError {
     Empty { index: usize },
     #[error("file {index} of the disk is to be written and has {size} bytes: no whole sectors of 512")]
     Unaligned { index: usize, size: u64 },
+    #[error("file {index} of the disk is not open for {what}")]
+    Mode { index: usize, what: &'static str },
     #[error("{what} of file {index} of the disk")]
     File { index: usize, what: &'static str, source: io::Error },
 }

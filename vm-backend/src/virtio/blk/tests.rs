@@ -433,3 +433,26 @@ fn a_disk_of_layers_alone_is_read_only_to_the_guest() {
     assert_ne!(block.features() & feature::READ_ONLY, 0);
     assert_eq!(block.features() & (feature::FLUSH | feature::DISCARD | feature::WRITE_ZEROES), 0);
 }
+
+#[test]
+fn files_that_are_not_open_as_they_should_be_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("file");
+    std::fs::write(&path, [0; 512]).unwrap();
+    let disk = |options: &mut std::fs::OpenOptions, read_only| {
+        let file = options.open(&path).unwrap().into();
+        match Disk::new(vec![BlockExtent { file, read_only }]) {
+            Ok(_) => None,
+            Err(BlockError::Mode { index: 0, what }) => Some(what),
+            Err(other) => panic!("{other}"),
+        }
+    };
+    let options = File::options;
+    assert_eq!(disk(options().read(true), true), None);
+    assert_eq!(disk(options().read(true).write(true), false), None);
+    assert_eq!(disk(options().read(true).append(true), true), None, "nobody writes");
+    assert_eq!(disk(options().read(true), false), Some("writing"));
+    assert_eq!(disk(options().write(true), true), Some("reading"));
+    assert_eq!(disk(options().write(true), false), Some("reading"));
+    assert_eq!(disk(options().read(true).append(true), false), Some("writing at any place"));
+}
