@@ -19,7 +19,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts `body`. Where it ends with an error the driver is told to reset the device.
+    /// Starts `body`. Where it ends with an error or a panic the driver is told to reset the device.
     ///
     /// # Errors
     /// No descriptor or thread can be had.
@@ -34,12 +34,24 @@ impl Worker {
             stop.try_clone().map_err(|source| ActivateError::Io { what: "duplicate an eventfd", source })?,
         );
         let thread = thread::Builder::new().name(name.into()).spawn(move || {
-            if body(&asked).is_err() {
-                interrupt.needs_reset();
+            let mut unwell = Unwell(Some(interrupt));
+            if body(&asked).is_ok() {
+                unwell.0 = None;
             }
         });
         let thread = thread.map_err(|source| ActivateError::Io { what: "start a thread", source })?;
         Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+/// Tells the driver, unless the body ended well. Also after a panic: it must not leave a device that is merely silent.
+struct Unwell(Option<Arc<Interrupt>>);
+
+impl Drop for Unwell {
+    fn drop(&mut self) {
+        if let Some(interrupt) = &self.0 {
+            interrupt.needs_reset();
+        }
     }
 }
 
@@ -174,5 +186,16 @@ mod tests {
         let interrupt = interrupt();
         drop(Worker::spawn("test", Arc::clone(&interrupt), |_| Err(QueueError::Ring)).unwrap());
         assert!(interrupt.reset_needed());
+    }
+
+    #[test]
+    fn so_does_one_that_panics_and_none_that_is_told_to_end() {
+        let panicked = interrupt();
+        drop(Worker::spawn("test", Arc::clone(&panicked), |_| panic!("on purpose")).unwrap());
+        assert!(panicked.reset_needed());
+        let ended = interrupt();
+        drop(Worker::spawn("test", Arc::clone(&ended), |_| Ok(())).unwrap());
+        assert!(!ended.reset_needed());
+        assert_eq!(Arc::strong_count(&ended), 1, "nothing of it is left");
     }
 }
