@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use virtio_queue::QueueT;
+
 use super::packet::{HEADER_LEN, Header, MAX_PAYLOAD};
 use crate::memory::GuestMemory;
 use crate::virtio::ActiveQueue;
@@ -91,14 +93,16 @@ impl<'m> RxRing<'m> {
     }
 
     /// Takes buffers from the ring until there are `wanted`, if there are that many. One without room for a header and a byte is given
-    /// back empty.
+    /// back empty; a ring of those at most, or a guest that offers them as fast as they come back would hold the thread.
     fn fetch(&mut self, wanted: usize) -> Result<(), QueueError> {
-        while self.slots.len() < wanted {
+        let mut refused = 0;
+        while self.slots.len() < wanted && refused < self.queue.queue.size() {
             let Some(mut chain) = self.queue.next_chain(self.memory)? else {
                 break;
             };
             if chain.writable.len() <= HEADER_LEN as u64 {
                 self.queue.complete(self.memory, chain.head, 0)?;
+                refused += 1;
                 continue;
             }
             let header = chain.writable.take(HEADER_LEN as u64)?;
