@@ -10,14 +10,11 @@ use rustix::net::SocketType;
 use super::{BootMessage, ClaimError, Claims, Disk, Interrupts, Net};
 use crate::arch::riscv64::layout::{MAX_COMMAND_LINE, MAX_MEMORY_MIB, MAX_SLOTS, MAX_VCPUS, MIN_MEMORY_MIB};
 use crate::channel;
-use crate::virtio::blk::BlockExtent;
+use crate::virtio::blk::{BlockExtent, gpt};
+use crate::virtio::net::MIN_MTU;
 
 /// Slots before the first disk's: vsock, net, balloon.
 pub(crate) const FIXED_SLOTS: u32 = 3;
-/// Partitions of a GPT (UEFI 2.10, section 5.3).
-const MAX_EXTENTS: usize = 128;
-/// Of IPv4 (RFC 791) at least; an Ethernet frame's length has 16 bits.
-const MTU: (u32, u32) = (68, 65_535);
 
 /// What a VMM is to run.
 #[derive(Debug)]
@@ -187,7 +184,7 @@ impl Guest {
 /// # Errors
 /// See [`BootError`].
 pub(crate) fn disk_extents(disk: Disk, claims: &mut Claims) -> Result<Vec<BlockExtent>, BootError> {
-    in_range("the number of extents of a disk", disk.extents.len() as u64, 1, MAX_EXTENTS as u64)?;
+    in_range("the number of extents of a disk", disk.extents.len() as u64, 1, gpt::MAX_PARTITIONS as u64)?;
     let claim = |extent: super::Extent| {
         let file = claims.take(extent.file, "an extent")?;
         match file_type(file.as_fd(), "an extent")? {
@@ -201,7 +198,7 @@ pub(crate) fn disk_extents(disk: Disk, claims: &mut Claims) -> Result<Vec<BlockE
 }
 
 fn net_device(net: &Net, claims: &mut Claims) -> Result<NetDevice, BootError> {
-    in_range("mtu", u64::from(net.mtu), MTU.0.into(), MTU.1.into())?;
+    in_range("mtu", net.mtu.into(), MIN_MTU.into(), u16::MAX.into())?;
     // The lowest bit of the first byte marks a group (IEEE 802).
     if net.mac == [0; 6] || net.mac[0] & 1 != 0 {
         return Err(BootError::Mac { mac: net.mac });

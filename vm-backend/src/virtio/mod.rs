@@ -18,4 +18,4 @@ pub mod worker;
 
 pub use device::{ActivateError, Activation, ActiveQueue, Device, read_config_space};
 pub use interrupt::{Interrupt, Line};
-pub use transport::{QUEUES, Removal, Slot, SlotError};
+pub use transport::{QUEUE_NOTIFY, QUEUES, Removal, Slot, SlotError};

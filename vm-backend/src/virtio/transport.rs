@@ -22,6 +22,9 @@ use crate::memory::GuestRam;
 /// The most queues of a device, and so the kicks of a slot: a balloon has five.
 pub const QUEUES: usize = 5;
 
+/// Where in a slot's page a driver writes the number of the queue that it put something into.
+pub const QUEUE_NOTIFY: u64 = reg::QUEUE_NOTIFY;
+
 /// A place for a device in the guest's address space.
 #[derive(Debug)]
 pub struct Slot {

@@ -12,6 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::layout::slot_base;
 use super::sys;
 use crate::memory::GuestRam;
+use crate::virtio::QUEUE_NOTIFY;
 
 /// KVM refused.
 #[derive(Debug, thiserror::Error)]
@@ -36,8 +37,6 @@ impl<T, E: Into<io::Error>> Tried<T> for Result<T, E> {
 
 /// The only version that there ever was of what is stable (Documentation/virt/kvm/api.rst).
 const API_VERSION: i32 = 12;
-/// QueueNotify in a slot's registers (VIRTIO 1.2 section 4.2.2).
-const QUEUE_NOTIFY: u64 = 0x50;
 
 /// A VM with its RAM, without vCPUs.
 #[derive(Debug)]

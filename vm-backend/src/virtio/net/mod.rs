@@ -56,6 +56,9 @@ pub const HEADER: usize = 12;
 /// The longest packet: 64 KiB of IP that the other side will segment, an Ethernet header and a VLAN tag.
 pub const MAX_FRAME: usize = 65535 + 18;
 
+/// The least that links of IPv4 carry (RFC 791).
+pub const MIN_MTU: u16 = 68;
+
 /// Packets of one direction before the other gets its turn.
 const BATCH: u16 = 64;
 
@@ -68,7 +71,7 @@ pub enum NetError {
     NoTap { source: io::Error },
     #[error("the tap has flags {0:#x}: IFF_TAP, IFF_NO_PI and IFF_VNET_HDR are needed")]
     Flags(libc::c_int),
-    #[error("an MTU of {0}: at least 68")]
+    #[error("an MTU of {0}: at least {MIN_MTU}")]
     Mtu(u16),
     #[error("{what} of the tap")]
     Set { what: &'static str, source: io::Error },
@@ -94,8 +97,7 @@ impl Net {
         if flags & NEEDED != NEEDED {
             return Err(NetError::Flags(flags));
         }
-        // The least that IPv4 links carry (RFC 791).
-        if mtu < 68 {
+        if mtu < MIN_MTU {
             return Err(NetError::Mtu(mtu));
         }
         sys::set_header_length(tap.as_fd(), 12)
