@@ -243,8 +243,18 @@ fn is_built_for(module: &[u8], release: &str) -> bool {
 }
 
 fn make(store: &Store, name: &str, inputs: Inputs) -> Result<(), BuildError> {
-    let Inputs { kernel, kernel_from, agent, tree, boot: mut modules, on_demand, tools } = inputs;
     let dir = store.begin(name)?;
+    let made = fill(&dir, inputs).and_then(|manifest| Ok(store.commit(&dir, name, &manifest)?));
+    if made.is_err() {
+        // The disk may be full. Where this fails as well it goes at the next build.
+        let _ = fs::remove_dir_all(&dir);
+    }
+    made
+}
+
+/// Puts everything of an image but the manifest into its folder.
+fn fill(dir: &Path, inputs: Inputs) -> Result<Manifest, BuildError> {
+    let Inputs { kernel, kernel_from, agent, tree, boot: mut modules, on_demand, tools } = inputs;
     let write = |name: &str, bytes: &[u8]| fs::write(dir.join(name), bytes).at("write", dir.join(name));
     write(KERNEL, &kernel.image)?;
     if let Some(program) = &tools.strip {
@@ -256,7 +266,7 @@ fn make(store: &Store, name: &str, inputs: Inputs) -> Result<(), BuildError> {
         modules_disk::make(program, &tree, &paths, &dir.join("modules"), &dir.join(MODULES))?;
     }
     scratch_disk::make(&tools.ext4, &dir.join(SCRATCH))?;
-    let manifest = Manifest {
+    Ok(Manifest {
         format: FORMAT,
         release: kernel.release,
         kernel_from,
@@ -264,9 +274,8 @@ fn make(store: &Store, name: &str, inputs: Inputs) -> Result<(), BuildError> {
         boot_modules: modules.len(),
         stripped: tools.strip.is_some(),
         on_demand_modules: tools.erofs.map_or(0, |_| on_demand.len()),
-        files: sizes(&dir)?,
-    };
-    Ok(store.commit(&dir, name, &manifest)?)
+        files: sizes(dir)?,
+    })
 }
 
 fn sizes(dir: &Path) -> Result<BTreeMap<String, u64>, FileError> {

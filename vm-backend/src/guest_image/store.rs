@@ -223,10 +223,12 @@ impl Store {
         for entry in fs::read_dir(&self.dir).at("list", &self.dir)? {
             let entry = entry.at("list", &self.dir)?;
             let Ok(name) = entry.file_name().into_string() else { continue };
+            let path = entry.path();
             let is_left_over = name.starts_with(NEW);
-            let is_old = name != keep && is_image_name(&name) && !is_in_use(&entry.path());
-            if (is_left_over || is_old) && entry.path().is_dir() {
-                fs::remove_dir_all(entry.path()).at("remove", entry.path())?;
+            // Held until the image is gone: who opens it meanwhile waits for that, and looks again.
+            let unused = if name != keep && is_image_name(&name) { lock_unused(&path) } else { None };
+            if (is_left_over || unused.is_some()) && path.is_dir() {
+                fs::remove_dir_all(&path).at("remove", path)?;
                 removed.push(name);
             }
         }
@@ -238,9 +240,10 @@ fn is_image_name(name: &str) -> bool {
     name.len() == NAME_DIGITS && name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-fn is_in_use(dir: &Path) -> bool {
-    let lock = File::open(dir).and_then(|dir| Ok(flock(&dir, FlockOperation::NonBlockingLockExclusive)?));
-    lock.is_err()
+/// Nothing for an image that somebody uses.
+fn lock_unused(dir: &Path) -> Option<File> {
+    let folder = File::open(dir).ok()?;
+    flock(&folder, FlockOperation::NonBlockingLockExclusive).is_ok().then_some(folder)
 }
 
 fn read_manifest(dir: &Path) -> Result<Manifest, OpenError> {
@@ -314,6 +317,22 @@ mod tests {
         assert_eq!(removed, ["a".repeat(NAME_DIGITS)]);
         assert_eq!(GuestImage::current(root.path()).unwrap().name, newest);
         assert!(root.path().join("guest/of-somebody-else").exists());
+    }
+
+    #[test]
+    fn an_image_that_is_being_removed_is_not_opened() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::at(root.path());
+        let _lock = store.lock(|| ()).unwrap();
+        let name = add(&store, 'd');
+        let dir = root.path().join("guest").join(&name);
+        std::thread::scope(|scope| {
+            let removal = lock_unused(&dir).unwrap();
+            let opened = scope.spawn(|| store.open(&name));
+            fs::remove_dir_all(&dir).unwrap();
+            drop(removal);
+            assert!(opened.join().unwrap().unwrap().is_none());
+        });
     }
 
     #[test]

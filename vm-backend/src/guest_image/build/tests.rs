@@ -100,6 +100,23 @@ fn only_what_an_image_is_made_of_gives_it_another_name() {
 }
 
 #[test]
+fn a_build_that_fails_leaves_nothing() {
+    if !has_ext4() {
+        return;
+    }
+    let node = Node::new();
+    let store = Store::at(&node.path("root"));
+    let _lock = store.lock(|| ()).unwrap();
+    let mut inputs = node.inputs().unwrap();
+    inputs.tools.ext4 = tool::find(&["false"]).unwrap();
+    let name = inputs.name().unwrap();
+    assert!(matches!(make(&store, &name, inputs), Err(BuildError::Tool(_))));
+    let left: Vec<_> =
+        fs::read_dir(node.path("root/guest")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, ["lock"]);
+}
+
+#[test]
 fn modules_of_another_kernel_are_refused() {
     let node = Node::new();
     let module = "\x7fELF vermagic=6.12.10 SMP\0";
