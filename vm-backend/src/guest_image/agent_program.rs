@@ -1,9 +1,8 @@
 //! The pod agent as a guest's /init: it must run there with nothing beside it.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::file_error::{At as _, FileError};
+use super::file_error::{FileError, read_file};
 
 /// elf(5), and EM_RISCV of the RISC-V ELF psABI.
 const MACHINE_AT: usize = 18;
@@ -12,6 +11,9 @@ const PROGRAM_HEADERS_AT: usize = 32;
 const PROGRAM_HEADER_SIZE_AT: usize = 54;
 const PROGRAM_HEADER_COUNT_AT: usize = 56;
 const PT_INTERP: u32 = 3;
+
+/// The agent has some 6 MB, with symbols ten times that.
+const AGENT_MAX: usize = 256 << 20;
 
 /// Why a program cannot be a guest's /init.
 #[derive(Debug, thiserror::Error)]
@@ -26,7 +28,7 @@ pub enum AgentError {
 
 /// Reads the agent and checks that it can be /init of a riscv64 guest.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, AgentError> {
-    let bytes = fs::read(path).at("read the pod agent", path)?;
+    let bytes = read_file(path, AGENT_MAX)?;
     let is_elf64 = bytes.starts_with(b"\x7fELF\x02");
     let machine = number(&bytes, MACHINE_AT).filter(|_| is_elf64);
     if machine != Some(RISCV) {
@@ -59,6 +61,8 @@ fn number(elf: &[u8], at: usize) -> Option<u16> {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::fs;
+
     use super::*;
 
     /// An ELF file with one program header.

@@ -5,6 +5,9 @@ use std::io::{self, Read};
 use flate2::read::GzDecoder;
 use lzma_rust2::XzReader;
 
+/// Memory for unpacking xz, whose header says how much it wants: twice the dictionary of 128 MiB that kernels are packed with (scripts/xz_wrap.sh).
+const XZ_MEMORY_KIB: u32 = 256 << 10;
+
 /// A format that can be unpacked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Compression {
@@ -30,7 +33,7 @@ impl Compression {
     pub(super) fn unpack(self, packed: &[u8], limit: usize) -> io::Result<Vec<u8>> {
         match self {
             Self::Gzip => read(GzDecoder::new(packed), limit),
-            Self::Xz => read(XzReader::new(packed, false), limit),
+            Self::Xz => read(XzReader::new_mem_limit(packed, false, XZ_MEMORY_KIB), limit),
             Self::Zstd => read(zstd::Decoder::with_buffer(packed)?.single_frame(), limit),
         }
     }

@@ -1,12 +1,11 @@
 //! The kernel that a guest boots: an uncompressed riscv64 Image, however the distribution packs it.
 
-use std::fs;
 use std::path::Path;
 
 use super::compression::Compression;
-use super::file_error::{At as _, FileError};
+use super::file_error::{FileError, read_file};
 
-/// Larger than any kernel; a packed one that unpacks to more is not one.
+/// Larger than any kernel: a file with more is not one, nor a packed one that unpacks to more.
 const KERNEL_MAX: usize = 512 << 20;
 
 /// Layers of packing that are taken off: a gzip file that holds an EFI zboot image that holds the kernel.
@@ -22,6 +21,9 @@ const ZBOOT_MAGIC_AT: usize = 4;
 const ZBOOT_MAGIC: &[u8] = b"zimg";
 const ZBOOT_PAYLOAD_AT: usize = 8;
 const ZBOOT_LENGTH_AT: usize = 12;
+
+/// Bytes of a release at most (__NEW_UTS_LEN).
+const RELEASE_MAX: usize = 64;
 
 /// What the kernel says first, followed by its release (init/version.c).
 const BANNER: &[u8] = b"Linux version ";
@@ -53,7 +55,7 @@ pub(super) struct Kernel {
 
 impl Kernel {
     pub(super) fn read(path: &Path) -> Result<Self, KernelError> {
-        let image = unpack(fs::read(path).at("read", path)?)?;
+        let image = unpack(read_file(path, KERNEL_MAX)?)?;
         let release = release(&image).ok_or(KernelError::NoRelease)?;
         Ok(Self { image, release })
     }
@@ -112,10 +114,16 @@ fn release(image: &[u8]) -> Option<String> {
         rest = rest.get(at + BANNER.len()..)?;
         let length = rest.iter().position(|byte| byte.is_ascii_whitespace() || *byte == 0)?;
         let release = std::str::from_utf8(rest.get(..length)?).unwrap_or_default();
-        if release.starts_with(|first: char| first.is_ascii_digit()) {
+        if is_release(release) {
             return Some(release.to_owned());
         }
     }
+}
+
+/// It becomes part of paths and messages.
+fn is_release(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".+-_~".contains(&byte);
+    text.len() <= RELEASE_MAX && text.starts_with(|c: char| c.is_ascii_digit()) && text.bytes().all(plain)
 }
 
 #[cfg(test)]
@@ -180,8 +188,25 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn only_a_file_of_a_kernels_size_is_read() {
+        let error = Kernel::read(Path::new("/dev/zero")).unwrap_err();
+        assert!(
+            matches!(&error, KernelError::File(e) if e.source.kind() == std::io::ErrorKind::InvalidInput)
+        );
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vmlinux");
+        std::fs::File::create(&path).unwrap().set_len(KERNEL_MAX as u64 + 1).unwrap();
+        let error = Kernel::read(&path).unwrap_err();
+        assert!(
+            matches!(&error, KernelError::File(e) if e.source.kind() == std::io::ErrorKind::FileTooLarge)
+        );
+    }
+
+    #[test]
     fn a_kernel_that_says_nothing_has_no_release() {
         assert_eq!(release(b"Linux version %s\0Linux version "), None);
         assert_eq!(release(b""), None);
+        assert_eq!(release(b"Linux version 6/../../../etc \0Linux version 6.1 "), Some("6.1".to_owned()));
+        assert_eq!(release(format!("Linux version {} ", "6".repeat(65)).as_bytes()), None);
     }
 }

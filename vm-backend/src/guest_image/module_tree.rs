@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::compression::Compression;
-use super::file_error::{At as _, FileError};
+use super::file_error::{At as _, FileError, read_file};
 
 /// Larger than any module.
 const MODULE_MAX: usize = 128 << 20;
@@ -24,6 +24,8 @@ pub enum ModuleError {
     Unpack { path: PathBuf, source: io::Error },
     #[error("{} is no kernel module", path.display())]
     NotElf { path: PathBuf },
+    #[error("modules.dep in {} names {path}, which is not below it: run `depmod {release}`", root.display())]
+    Outside { root: PathBuf, path: String, release: String },
 }
 
 /// A file of the tree.
@@ -68,6 +70,14 @@ impl ModuleTree {
         };
         let none = || ModuleError::NoIndex { root: root.to_owned(), release: release.to_owned() };
         let entries = parse_dep(&list("modules.dep")?.ok_or_else(none)?);
+        // They are copied from below one folder to below another: an absolute one would be copied onto itself.
+        let inside = |path: &str| {
+            !path.is_empty() && Path::new(path).components().all(|c| matches!(c, Component::Normal(_)))
+        };
+        if let Some(Entry { path, .. }) = entries.values().find(|entry| !inside(&entry.path)) {
+            let (path, release) = (path.clone(), release.to_owned());
+            return Err(ModuleError::Outside { root: root.to_owned(), path, release });
+        }
         let builtin = list("modules.builtin")?.unwrap_or_default().lines().map(name_of).collect();
         let soft = parse_softdep(&list("modules.softdep")?.unwrap_or_default());
         let aliases = parse_alias(&list("modules.alias")?.unwrap_or_default());
@@ -129,7 +139,7 @@ impl ModuleTree {
     pub(super) fn unpack(&self, name: &str) -> Result<Vec<u8>, ModuleError> {
         let missing = || ModuleError::Missing { name: name.to_owned(), release: self.release.clone() };
         let path = self.root.join(self.path_of(name).ok_or_else(missing)?);
-        let bytes = fs::read(&path).at("read", &path)?;
+        let bytes = read_file(&path, MODULE_MAX)?;
         let module = match Compression::of(&bytes) {
             Some(compression) => compression
                 .unpack(&bytes, MODULE_MAX)
@@ -325,6 +335,20 @@ pub(super) mod tests {
         fs::remove_file(root.join("modules.dep")).unwrap();
         let error = ModuleTree::read(&root, "6.12.1").unwrap_err().to_string();
         assert!(error.contains("depmod 6.12.1"), "{error}");
+    }
+
+    #[test]
+    fn files_outside_of_the_tree_are_refused() {
+        let (dir, _) = read();
+        let root = dir.path().join("6.12.1");
+        for path in ["/lib/modules/6.12.1/kernel/x.ko", "kernel/../../x.ko", ""] {
+            fs::write(root.join("modules.dep"), format!("kernel/a.ko:\n{path}:\n")).unwrap();
+            let read = ModuleTree::read(&root, "6.12.1").map(drop);
+            assert!(
+                matches!(&read, Err(ModuleError::Outside { path: named, .. }) if named == path),
+                "{read:?}"
+            );
+        }
     }
 
     #[test]
