@@ -127,7 +127,7 @@ async fn a_module_is_loaded_when_a_container_needs_it(lab: &Lab) -> Result<()> {
     let layers = Layers::make(lab.dir())?;
     let (guest, mut pod) = pod(lab, &image).await?;
     layers.fill(&guest.control()?, &image, SPARE)?;
-    let said = pod.run(SPARE, Layers::COUNT, "ip link add dummy0 type dummy && ip link show dummy0").await?;
-    ensure!(said.success()?.contains("dummy0"));
+    let said = pod.run(SPARE, Layers::COUNT, "ip link add module type dummy && ip link show module").await?;
+    ensure!(said.success()?.contains("module"));
     shut_down(guest, pod).await
 }
