@@ -11,6 +11,7 @@ pub mod arch;
 pub mod boot;
 pub mod bus;
 pub mod channel;
+pub mod command_line;
 pub mod console;
 pub mod control;
 pub mod devices;
