@@ -70,6 +70,13 @@ lab-shell: as-root ## a prompt in such a machine: LAB_MACHINE=aia, plain or plic
 	@tests/lab/build
 	@tests/lab/machine $(or $(LAB_MACHINE),aia) shell
 
+.PHONY: lab-bench
+lab-bench: as-root ## time and weigh guests against QEMU with KVM, in such a machine: a quarter of an hour
+	@tests/setup/need-rust
+	@tests/lab/install
+	@tests/lab/build
+	@tests/lab/bench $(LAB_ARGS)
+
 .PHONY: bench
 bench: as-root test-packages build ## time every CRI call and weigh the processes; BENCH_ARGS='--against SOCKET' compares
 	$(CARGO) build --locked --release -p hartpod-tests --bin hartpod-bench

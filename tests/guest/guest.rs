@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use hartpod_tests::eventually::patient;
 use hartpod_tests::{Lab, node};
 use hartpod_vm::boot::Interrupts;
+use hartpod_vm::command_line;
 use hartpod_vm::guest_image::{BuildRequest, GuestImage, NodePaths, build_blocking};
 use hartpod_vm::launcher::{
     CONSOLE_FILE, Control, Follower, GuestSpec, VmmProcess, choose_interrupts, launch,
@@ -20,10 +21,6 @@ use nix::unistd::Pid;
 
 /// Says which interrupt controller guests get, `plic` or `aia`, where a probe would say otherwise.
 const INTERRUPTS: &str = "HARTPOD_VMM_INTERRUPTS";
-
-/// The kernel's own messages come to the console, so that a test that fails shows them.
-pub(crate) const COMMAND_LINE: &str = "earlycon=sbi keep_bootcon panic=-1 cryptomgr.notests init_on_alloc=0 no4lvl \
-     transparent_hugepage=madvise swiotlb=noforce rdinit=/init";
 
 /// From its start to its first process: seconds where guests run at the machine's speed.
 const BOOT: Duration = Duration::from_secs(20);
@@ -58,7 +55,8 @@ pub(crate) fn spec(image: &GuestImage, initramfs: PathBuf) -> Result<GuestSpec> 
         interrupts: interrupts()?,
         kernel: image.kernel(),
         initramfs,
-        command_line: COMMAND_LINE.into(),
+        // So that a test that fails shows the kernel's messages.
+        command_line: command_line::with_messages(),
         console_limit: 1 << 20,
         net: None,
         balloon: false,
@@ -79,9 +77,13 @@ pub(crate) struct Guest {
 impl Guest {
     /// Starts one with a folder of its own in the test's.
     pub(crate) fn start(lab: &Lab, name: &str, spec: GuestSpec) -> Result<Self> {
+        Self::start_in(lab.dir().join(name), spec)
+    }
+
+    /// Starts one with this folder, which is made.
+    pub(crate) fn start_in(dir: PathBuf, spec: GuestSpec) -> Result<Self> {
         use std::os::fd::AsFd as _;
 
-        let dir = lab.dir().join(name);
         fs::create_dir(&dir).with_context(|| format!("create {}", dir.display()))?;
         // Shown when the test fails.
         let stderr = File::create(dir.join("daemon.log")).context("create the log of the VMM")?;
@@ -92,6 +94,11 @@ impl Guest {
 
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// The VMM's.
+    pub(crate) fn pid(&self) -> i32 {
+        self.vmm.pid
     }
 
     pub(crate) fn control(&self) -> Result<Control> {
@@ -147,7 +154,7 @@ impl Guest {
     }
 
     pub(crate) fn kill(&self) -> Result<()> {
-        kill(Pid::from_raw(self.vmm.pid), Signal::SIGKILL).context("kill the VMM")
+        kill(Pid::from_raw(self.pid()), Signal::SIGKILL).context("kill the VMM")
     }
 
     fn reap(&mut self) -> Result<()> {

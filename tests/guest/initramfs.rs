@@ -9,15 +9,25 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use hartpod_tests::skip::BUSYBOX;
 use hartpod_vm::guest_image::GuestImage;
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
-/// The kernel unpacks one archive after the other, so the script replaces the image's agent and has its modules.
+/// An init that has mounted what it needs when `script` begins, and powers off after it.
 pub(crate) fn with_init(image: &GuestImage, dir: &Path, script: &str) -> Result<PathBuf> {
+    with_bare_init(image, dir, &format!("{PRELUDE}{script}\npoweroff -f\n"))
+}
+
+/// The kernel unpacks one archive after the other, so the script replaces the image's agent and has its modules, a busybox and /dev/kmsg.
+pub(crate) fn with_bare_init(image: &GuestImage, dir: &Path, script: &str) -> Result<PathBuf> {
     let tree = dir.join("initramfs.d");
     fs::create_dir_all(tree.join("bin"))?;
     fs::copy(BUSYBOX, tree.join("bin/busybox")).with_context(|| format!("copy {BUSYBOX}"))?;
     let init = tree.join("init");
-    fs::write(&init, format!("{PRELUDE}{script}\npoweroff -f\n"))?;
+    fs::write(&init, script)?;
     fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
+    fs::create_dir_all(tree.join("dev"))?;
+    // Documentation/admin-guide/devices.txt
+    mknod(&tree.join("dev/kmsg"), SFlag::S_IFCHR, Mode::S_IRUSR | Mode::S_IWUSR, makedev(1, 11))
+        .context("make /dev/kmsg")?;
 
     let mut archive = fs::read(image.initramfs()).context("read the image's initramfs")?;
     // An archive begins at a multiple of 4 bytes.
@@ -25,7 +35,7 @@ pub(crate) fn with_init(image: &GuestImage, dir: &Path, script: &str) -> Result<
     let mut cpio = Command::new(BUSYBOX);
     cpio.args(["cpio", "-o", "-H", "newc"]).current_dir(&tree).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut cpio = cpio.stderr(Stdio::null()).spawn().context("run busybox cpio")?;
-    cpio.stdin.take().context("no stdin")?.write_all(b"bin\nbin/busybox\ninit\n")?;
+    cpio.stdin.take().context("no stdin")?.write_all(b"bin\nbin/busybox\ndev\ndev/kmsg\ninit\n")?;
     let output = cpio.wait_with_output().context("wait for busybox cpio")?;
     ensure!(output.status.success(), "busybox cpio: {}", output.status);
     archive.extend(output.stdout);

@@ -13,7 +13,6 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::AbortHandle;
 
 use crate::image::Image;
 use crate::layer::digest;
@@ -53,7 +52,6 @@ impl Answer {
 pub struct FakeRegistry {
     pub address: SocketAddr,
     state: Arc<State>,
-    server: AbortHandle,
 }
 
 #[derive(Debug, Default)]
@@ -68,27 +66,17 @@ struct State {
 
 impl FakeRegistry {
     pub async fn start() -> Result<Self> {
-        Self::start_at("127.0.0.1:0").await
-    }
-
-    pub async fn start_at(address: &str) -> Result<Self> {
-        let listener = TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?;
+        let listener = TcpListener::bind("127.0.0.1:0").await.context("listen on loopback")?;
         let address = listener.local_addr().context("address of the fake registry")?;
         let state = Arc::new(State::default());
-        let serving = state.clone();
-        let server = tokio::spawn(async move {
+        let registry = Self { address, state: state.clone() };
+        registry.answer("/v2/", Answer::ok("application/json", b"{}".to_vec()));
+        tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream, serving.clone()));
+                tokio::spawn(serve(stream, state.clone()));
             }
         });
-        let registry = Self { address, state, server: server.abort_handle() };
-        registry.answer("/v2/", Answer::ok("application/json", b"{}".to_vec()));
         Ok(registry)
-    }
-
-    /// Takes no connection any more.
-    pub fn stop(&self) {
-        self.server.abort();
     }
 
     /// What `path` answers from now on.

@@ -38,6 +38,7 @@ pub mod process;
 pub mod registry;
 pub mod runner;
 pub mod skip;
+pub mod smaps;
 pub mod world;
 
 pub use client::{Client, Refused};
