@@ -5,14 +5,16 @@
 
 use std::fs;
 use std::io;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 
-/// Number of slots of a guest, and where the first lies: the machine's memory map.
-const COUNT: u8 = 32;
+/// Numbers of the slots that disks can be in; those before have vsock, network and balloon. And where slot 0 lies: the machine's memory
+/// map.
+const DISKS: RangeInclusive<u8> = 3..=31;
 const FIRST: u64 = 0x1000_1000;
 const SIZE: u64 = 0x1000;
 
@@ -67,10 +69,10 @@ pub struct Disk {
 }
 
 impl Slot {
-    /// The slot of this number, if guests have it.
+    /// The slot of this number, if disks can be in it: bound and unbound by request, another's would cut the guest off from its host.
     #[must_use]
     pub fn new(number: u32) -> Option<Self> {
-        u8::try_from(number).ok().filter(|number| *number < COUNT).map(Self)
+        u8::try_from(number).ok().filter(|number| DISKS.contains(number)).map(Self)
     }
 
     /// Counted from 0.
@@ -195,10 +197,11 @@ mod tests {
 
     #[test]
     fn slots_have_the_names_of_the_memory_map() {
-        assert_eq!(Slot::new(0).unwrap().device(), "10001000.virtio_mmio");
+        assert_eq!(Slot::new(3).unwrap().device(), "10004000.virtio_mmio");
         assert_eq!(Slot::new(31).unwrap().device(), "10020000.virtio_mmio");
-        assert_eq!(Slot::new(32), None);
-        assert_eq!(Slot::new(u32::MAX), None);
+        for none in [0, 1, 2, 32, u32::MAX] {
+            assert_eq!(Slot::new(none), None, "{none}");
+        }
     }
 
     #[test]

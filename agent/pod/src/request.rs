@@ -49,7 +49,7 @@ pub(crate) enum InvalidRequest {
     NoRootFs,
     #[error("{field} is for pods {only}")]
     Elsewhere { field: &'static str, only: Place },
-    #[error("rootfs.disk.slot: guests have no slot {0}")]
+    #[error("rootfs.disk.slot: guests have no slot {0} for disks")]
     Slot(u32),
     #[error("rootfs.disk.layers: {0} are more than the {LAYERS_MAX} that a disk has room for")]
     Layers(u32),
