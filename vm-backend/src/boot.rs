@@ -6,19 +6,23 @@
 mod claims;
 mod guest;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
 pub use claims::{ClaimError, Claims};
 pub use guest::{BootError, BootFiles, DeviceFiles, Guest, NetDevice, Refused, Reports};
 pub(crate) use guest::{FIXED_SLOTS, disk_extents};
 
-/// The VMM's first act: it keeps nothing that its parent did not mean to give, and leads a session of its own.
+/// The VMM's first act: it keeps nothing that its parent did not mean to give, leads a session of its own, and may have as many
+/// descriptors as its parent allows at all: each layer of a container is one.
 ///
 /// # Errors
 /// The kernel refuses.
 pub fn leave_parent() -> std::io::Result<()> {
     crate::sys::close_inherited()?;
     rustix::process::setsid()?;
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })?;
     Ok(())
 }
 

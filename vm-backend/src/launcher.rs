@@ -98,7 +98,7 @@ pub struct VmmProcess {
 
 /// A VMM that waits for its boot message: time to put it into its cgroup, before it has anything that would be charged elsewhere.
 ///
-/// Dropped, it ends by itself; reap it.
+/// Dropped, it ends by itself, and is left to the caller to reap: better [`cancel`](Self::cancel) it.
 #[derive(Debug)]
 pub struct WaitingVmm {
     process: VmmProcess,
@@ -156,13 +156,22 @@ impl WaitingVmm {
         match send(&socket, &message, &fds) {
             Ok(()) => Ok(process),
             Err(source) => {
-                // It would end by itself, now that the socket closes.
-                let _ = pidfd_send_signal(&process.pidfd, Signal::KILL);
-                let _ = waitid(WaitId::PidFd(process.pidfd.as_fd()), WaitIdOptions::EXITED);
+                end(&process);
                 Err(LaunchError::Send { source })
             }
         }
     }
+
+    /// Ends and reaps it. Blocks for that long; it has not begun anything that takes time.
+    pub fn cancel(self) {
+        end(&self.process);
+    }
+}
+
+/// Ends a VMM that has no guest yet. It would do so by itself, once its socket closes.
+fn end(process: &VmmProcess) {
+    let _ = pidfd_send_signal(&process.pidfd, Signal::KILL);
+    let _ = waitid(WaitId::PidFd(process.pidfd.as_fd()), WaitIdOptions::EXITED);
 }
 
 /// Whether guests get an AIA or a PLIC on this machine: by a trial, so ask once.

@@ -131,6 +131,17 @@ fn a_waiting_vmm_that_is_dropped_ends() {
     waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED).unwrap();
 }
 
+#[test]
+fn nothing_is_left_of_a_waiting_vmm_that_is_cancelled() {
+    let folder = tempfile::tempdir().unwrap();
+    let (socket, theirs) = channel::tests::pair();
+    let process = spawn_script(folder.path(), "exec sleep 100", theirs);
+    let pid = process.pid;
+    let (message, fds) = message_for_test(folder.path());
+    WaitingVmm { process, socket, message, fds }.cancel();
+    assert!(!Path::new(&format!("/proc/{pid}")).exists());
+}
+
 fn message_for_test(dir: &Path) -> (BootMessage, Vec<OwnedFd>) {
     let files = Files {
         kvm: null(),
