@@ -47,10 +47,11 @@ pub struct BootMessage {
     pub initramfs: Fd,
     /// At most 1023 printable bytes (COMMAND_LINE_SIZE of riscv).
     pub command_line: String,
-    /// Where the exit reason is written, one JSON line per event: see `status`.
+    /// A regular file to which the exit reason is written, one JSON line per event: see `status`.
     pub status: Fd,
-    /// The guest's console (SBI DBCN), appended up to `console_limit` bytes.
+    /// A regular file or a pipe: the guest's console (SBI DBCN), appended up to `console_limit` bytes.
     pub console: Fd,
+    /// Bytes.
     pub console_limit: u64,
     /// A listening `SOCK_SEQPACKET` unix socket for requests at run time: fill or empty a slot, power off.
     pub control: Fd,

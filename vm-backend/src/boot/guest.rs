@@ -150,8 +150,8 @@ impl Guest {
             command_line: message.command_line,
         };
         let reports = Reports {
-            status: claims.take(message.status, "status")?.into(),
-            console: claims.take(message.console, "console")?.into(),
+            status: file(message.status, FileType::RegularFile, "status")?.into(),
+            console: console(claims.take(message.console, "console")?)?.into(),
             console_limit: message.console_limit,
         };
         let control = claims.take(message.control, "control")?;
@@ -195,6 +195,13 @@ pub(crate) fn disk_extents(disk: Disk, claims: &mut Claims) -> Result<Vec<BlockE
         }
     };
     disk.extents.into_iter().map(claim).collect()
+}
+
+fn console(fd: OwnedFd) -> Result<OwnedFd, BootError> {
+    match file_type(fd.as_fd(), "console")? {
+        FileType::RegularFile | FileType::Fifo => Ok(fd),
+        _ => Err(BootError::Kind { what: "console", wanted: "regular file or pipe" }),
+    }
 }
 
 fn net_device(net: &Net, claims: &mut Claims) -> Result<NetDevice, BootError> {

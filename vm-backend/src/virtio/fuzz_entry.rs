@@ -387,11 +387,11 @@ pub fn table(data: &[u8]) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::time::{SystemTime, UNIX_EPOCH};
 
     /// Runs `entry` over `count` random inputs. `FUZZ_SEED` in the environment repeats a run.
-    fn run(name: &str, count: u64, entry: impl Fn(&[u8])) {
+    pub(crate) fn run(name: &str, count: u64, entry: impl Fn(&[u8])) {
         let seed = std::env::var("FUZZ_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
             now.as_secs() << 20 ^ u64::from(now.subsec_nanos())

@@ -4,6 +4,8 @@
 //! riscv64 only.
 
 pub mod fdt;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz_entry;
 pub mod image;
 pub mod isa;
 pub mod layout;
