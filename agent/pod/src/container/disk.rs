@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use hartpod_container::{DiskMounts, DiskRoot, Failure, HostMounts, Slot, fork_role, open_disk};
+use hartpod_container::{Child, DiskMounts, DiskRoot, Failure, HostMounts, Slot, fork_role, open_disk};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
@@ -76,9 +76,20 @@ pub(super) async fn open(
     .map_err(DiskError::Fork)?;
     drop(theirs);
     tokio::spawn(children.own(&child));
+    let _no_longer = Ending(child);
     let watched = Watched::new(ours, Interest::READABLE).map_err(DiskError::Talk)?;
     let heard = timeout(STUCK_WAIT, watched.io(Interest::READABLE, hear)).await;
     heard.map_err(|_| DiskError::Stuck)?.map_err(DiskError::Talk)?.map_err(DiskError::Open)
+}
+
+/// Ends the child when it goes, as it does with a creation that is given up: the slot that a removal then unbinds must stay so.
+struct Ending(Child);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        // It only fails for a signal that does not exist.
+        let _ = self.0.signal(libc::SIGKILL);
+    }
 }
 
 /// Says how it went, with the mounts.

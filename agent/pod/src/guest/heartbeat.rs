@@ -1,16 +1,21 @@
 //! Tells the host that the agent is alive: it echoes bytes. A guest that spins, or an agent that hangs, does not.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
+use tokio::time::sleep;
 use tracing::{debug, warn};
 
 use crate::peer::Listener;
 
 /// Connections at one time: the daemon's, and one of an older daemon that is not gone yet.
 const CONNECTIONS: usize = 4;
+
+/// Pause after a failed accept. It must not be the last: a guest without heartbeats is taken for dead.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Echoes for as long as the agent lives.
 pub(super) async fn serve(listener: Listener) {
@@ -25,7 +30,10 @@ pub(super) async fn serve(listener: Listener) {
                     drop(place);
                 });
             }
-            Err(error) => return warn!(%error, "no more heartbeats"),
+            Err(error) => {
+                warn!(%error, "cannot accept a heartbeat");
+                sleep(ACCEPT_PAUSE).await;
+            }
         }
     }
 }
