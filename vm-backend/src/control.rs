@@ -43,11 +43,11 @@ pub enum Response {
 /// Slots whose disks come and go.
 pub trait Slots {
     /// # Errors
-    /// There is no such slot, something is in it, or the files are no disk.
+    /// There is no such slot, something is in it, the guest holds it, or the files are no disk.
     fn fill(&mut self, slot: u32, disk: Vec<BlockExtent>) -> Result<(), SlotRefused>;
 
     /// # Errors
-    /// There is no such slot, nothing is in it, or the guest uses it.
+    /// There is no such slot, nothing is in it, or the guest uses or holds it.
     fn empty(&mut self, slot: u32) -> Result<(), SlotRefused>;
 }
 

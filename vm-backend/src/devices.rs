@@ -3,7 +3,9 @@
 //! Slot 0 is for vsock, 1 for the network, 2 for the balloon; disks follow, then empty slots that get disks while the guest runs.
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -60,6 +62,9 @@ pub type Ready = Box<dyn Fn() + Send>;
 
 /// The guest's address on vsock. It is alone with its host there, so all guests have the same, the first that is not reserved (vsock(7)).
 const GUEST_CID: u64 = 3;
+/// How long the host waits for a slot. A driver that resets its disk holds it until the host's storage has done what was asked of it before,
+/// and that must not keep the host from being heard.
+const BUSY_WAIT: Duration = Duration::from_secs(1);
 /// Queues of a disk: those that an empty slot expects.
 const DISK_QUEUES: usize = 1;
 
@@ -123,7 +128,8 @@ impl Devices {
     fn disk_slot(&self, slot: u32) -> Result<MutexGuard<'_, Slot>, SlotRefused> {
         let place = usize::try_from(slot).ok().filter(|_| slot >= FIXED_SLOTS);
         let found = place.and_then(|place| self.slots.get(place));
-        found.map(lock).ok_or_else(|| refused(slot, "there is no such slot for disks"))
+        let found = found.ok_or_else(|| refused(slot, "there is no such slot for disks"))?;
+        lock_soon(found).ok_or_else(|| refused(slot, "its disk is busy"))
     }
 }
 
@@ -170,6 +176,21 @@ fn kicks() -> io::Result<[EventFd; QUEUES]> {
 
 fn lock(slot: &Arc<Mutex<Slot>>) -> MutexGuard<'_, Slot> {
     slot.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// `None` where it stays locked.
+fn lock_soon(slot: &Mutex<Slot>) -> Option<MutexGuard<'_, Slot>> {
+    let deadline = Instant::now() + BUSY_WAIT;
+    loop {
+        match slot.try_lock() {
+            Ok(slot) => return Some(slot),
+            Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(1));
+            }
+            Err(TryLockError::WouldBlock) => return None,
+        }
+    }
 }
 
 impl MmioDevice for Mutex<Slot> {
@@ -249,6 +270,20 @@ mod tests {
         assert_eq!((of(0), of(1), of(3), of(4), of(5)), (vec![0, 1, 2], vec![], vec![0], vec![0], vec![0]));
         assert!(!of(2).is_empty());
         assert_eq!(devices().each_kick(|slot, _, _| if slot == 3 { Err(slot) } else { Ok(()) }), Err(3));
+    }
+
+    /// As while a vCPU resets a disk that writes back to slow storage.
+    #[test]
+    fn a_slot_that_a_driver_holds_does_not_hold_the_host() {
+        let mut devices = devices();
+        let slot = Arc::clone(&devices.slots[4]);
+        let held = lock(&slot);
+        for refused in [devices.fill(4, vec![extent(4096)]), devices.empty(4)] {
+            assert_eq!(refused.unwrap_err().source.to_string(), "its disk is busy");
+        }
+        devices.fill(5, vec![extent(4096)]).unwrap();
+        drop(held);
+        devices.fill(4, vec![extent(4096)]).unwrap();
     }
 
     #[test]
