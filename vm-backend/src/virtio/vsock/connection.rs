@@ -69,7 +69,7 @@ pub(super) enum Event {
     ClientRefuses,
     /// The client has taken everything that was kept for it.
     Drained,
-    /// The guest took too long over an answer.
+    /// The guest took too long over an answer, or over what a client left that is gone.
     Timeout,
     /// The guest sent what no guest may send.
     Violation,
@@ -178,9 +178,9 @@ impl State {
         // What a client refuses is not kept for it.
         let backlog = if told.has(Ends::RECEIVE) { Backlog::Empty } else { backlog };
         match event {
-            Event::Response | Event::Violation => Move::abort(),
+            Event::Response | Event::Violation | Event::Timeout => Move::abort(),
             Event::Data if heard.has(Ends::SEND) => Move::abort(),
-            Event::Data | Event::Timeout => Move::stay(Self::Open { told, heard }),
+            Event::Data => Move::stay(Self::Open { told, heard }),
             Event::Reset => Move::without_guest(Tell::Nothing, backlog),
             Event::Shutdown(ends) => {
                 let client = if ends.has(Ends::SEND) && backlog == Backlog::Empty {

@@ -99,6 +99,11 @@ impl Allowance {
         Ok(())
     }
 
+    /// Bytes that were sent in all.
+    pub(super) fn sent(&self) -> u32 {
+        self.sent
+    }
+
     /// Bytes that may be sent now. A guest may shrink its buffer below what is on the way.
     pub(super) fn free(&self) -> u32 {
         self.peer_room.saturating_sub(self.sent.wrapping_sub(self.peer_forwarded))

@@ -39,6 +39,7 @@ const LIMITS: Limits = Limits {
     greeting: Duration::from_secs(5),
     answer: Duration::from_secs(10),
     farewell: Duration::from_secs(8),
+    legacy: Duration::from_secs(20),
 };
 
 /// Plays an input; returns if all went well, whatever the guest did, and panics otherwise.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::stream::Wait;
+
 /// What one device takes on.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
@@ -22,6 +24,21 @@ pub(super) struct Limits {
     pub(super) answer: Duration,
     /// Time for the guest to answer the end of a connection. Linux waits 8 s for the same (VSOCK_CLOSE_TIMEOUT).
     pub(super) farewell: Duration,
+    /// Time for the guest to take some of what a client left before it closed. About as long as Linux keeps a TCP connection that nobody has open
+    /// any more (tcp_orphan_retries).
+    pub(super) legacy: Duration,
+}
+
+impl Limits {
+    /// How long `wait` may last; `None`: for ever.
+    pub(super) fn of(&self, wait: Wait) -> Option<Duration> {
+        match wait {
+            Wait::Nothing => None,
+            Wait::Answer => Some(self.answer),
+            Wait::Farewell => Some(self.farewell),
+            Wait::Legacy { .. } => Some(self.legacy),
+        }
+    }
 }
 
 impl Default for Limits {
@@ -35,6 +52,7 @@ impl Default for Limits {
             greeting: Duration::from_secs(5),
             answer: Duration::from_secs(10),
             farewell: Duration::from_secs(8),
+            legacy: Duration::from_secs(100),
         }
     }
 }

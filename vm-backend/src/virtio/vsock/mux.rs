@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::connection::{Event, State};
+use super::connection::Event;
 use super::limits::Limits;
 use super::packet::{HOST_CID, Header, MAX_PAYLOAD, Operation, STREAM};
 use super::poll::{Interest, Poller, Token};
@@ -143,10 +143,11 @@ impl Mux {
         if stream.wants_turn() {
             self.turns.join(port);
         }
-        if std::mem::replace(seen, stream.state()) != *seen {
+        let waits = stream.waits_for();
+        if std::mem::replace(seen, waits) != waits {
             self.timers.cancel(port);
-            if stream.state() == State::Leaving {
-                self.timers.set(port, now + self.limits.farewell);
+            if let Some(limit) = self.limits.of(waits) {
+                self.timers.set(port, now + limit);
             }
         }
         let wanted = if stream.waits_for_client() { Interest::ReadWrite } else { Interest::Read };

@@ -33,6 +33,23 @@ pub(super) struct Stream {
     owed: Owed,
     /// The socket may have something to read: it said so and has not said EAGAIN since.
     readable: bool,
+    /// The client has closed; what it sent before may still be in the socket.
+    closed: bool,
+}
+
+/// What of the guest has a time limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wait {
+    Nothing,
+    /// To REQUEST.
+    Answer,
+    /// To the last SHUTDOWN.
+    Farewell,
+    /// To take what a client that is gone has left, of which it has taken `sent` bytes. Else that would stay for as long as the guest likes, and
+    /// such clients take all places.
+    Legacy {
+        sent: u32,
+    },
 }
 
 /// Packets that the guest is to be sent, besides data.
@@ -81,11 +98,19 @@ impl Stream {
             owed: Owed { request: true, ..Owed::default() },
             // Something may have come with the line that asked for the port.
             readable: true,
+            closed: false,
         }
     }
 
-    pub(super) fn state(&self) -> State {
-        self.state
+    pub(super) fn waits_for(&self) -> Wait {
+        match self.state {
+            State::Requesting => Wait::Answer,
+            State::Leaving => Wait::Farewell,
+            State::Open { .. } if self.closed && self.has_input() => {
+                Wait::Legacy { sent: self.allowance.sent() }
+            }
+            State::Open { .. } | State::Draining | State::Gone => Wait::Nothing,
+        }
     }
 
     pub(super) fn room(&self) -> u32 {
@@ -189,6 +214,7 @@ impl Stream {
     pub(super) fn client_is(&mut self, ready: Readiness) {
         self.readable |= ready.readable;
         if ready.hangup {
+            self.closed = true;
             self.on(Event::ClientRefuses);
         } else if ready.writable {
             self.drain();

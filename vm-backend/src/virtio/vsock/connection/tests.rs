@@ -52,6 +52,7 @@ fn moves_are_those_of_the_table() {
         (open(N, S), Event::Data, Empty, to(Gone, Tell::Reset, Close)),
         (open(N, N), Event::Response, Empty, to(Gone, Tell::Reset, Close)),
         (open(N, N), Event::Violation, Waiting, to(Gone, Tell::Reset, Close)),
+        (open(R, N), Event::Timeout, Empty, to(Gone, Tell::Reset, Close)),
         (Leaving, Event::Violation, Empty, to(Gone, Tell::Reset, Nothing)),
         (open(N, N), Event::Drained, Empty, to(open(N, N), Tell::Nothing, Nothing)),
         // The client ends its direction, the guest answers and leaves.

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{SendFlags, SocketFlags, accept_with, send};
 
-use super::super::connection::{Event, State};
+use super::super::connection::Event;
 use super::super::greeting::{Greeting, Heard};
 use super::super::poll::{Interest, Token};
-use super::super::stream::{Address, Readiness, Stream};
+use super::super::stream::{Address, Readiness, Stream, Wait};
 use super::{FIRST_PORT, LAST_PORT, Mux};
 
 /// Connections that are accepted before streams have their turn.
@@ -28,8 +28,8 @@ pub(super) enum Client {
         stream: Stream,
         /// What its socket is watched for.
         interest: Interest,
-        /// Its state when its deadline was last looked at.
-        seen: State,
+        /// What it waited for when its deadline was last set.
+        seen: Wait,
     },
 }
 
@@ -120,7 +120,7 @@ impl Mux {
         let guest_cid = self.outside.guest_cid;
         let address = Address { guest_cid, guest_port, host_port: port };
         let stream = Stream::new(address, greeting.socket, self.reserve_room());
-        let seen = stream.state();
+        let seen = stream.waits_for();
         self.clients.insert(port, Client::Stream { stream, interest: Interest::Read, seen });
         self.timers.set(port, now + self.limits.answer);
         self.settle(port, now);

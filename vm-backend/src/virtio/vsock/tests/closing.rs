@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::super::limits::Limits;
 use super::super::packet::Operation;
-use super::guest::{Guest, Socket, end, until_shutdown};
+use super::guest::{Guest, Socket, end, read_line, until_shutdown};
 
 /// Flags of SHUTDOWN.
 const RECEIVE: u32 = 1;
@@ -137,6 +137,61 @@ fn a_guest_that_never_takes_leave_is_reset_after_a_while() {
     drop(client);
     until_shutdown(&mut guest, &mut socket, RECEIVE | SEND);
     guest.expect(Operation::Reset);
+}
+
+/// Else a guest could keep every client that ever came, with what is in its socket.
+#[test]
+fn what_a_client_leaves_is_not_kept_for_a_guest_that_never_takes_it() {
+    let limits = Limits { connections: 1, legacy: Duration::from_millis(100), ..Limits::default() };
+    let mut guest = Guest::with_limits(limits);
+    let mut client = guest.client_for(1);
+    let request = guest.expect(Operation::Request);
+    let mut socket = Socket::new(&request.header);
+    socket.room = 10;
+    socket.send(&mut guest, Operation::Response, &[]);
+    assert_eq!(read_line(&client), "OK 1\n");
+    client.write_all(b"0123456789 and more").unwrap();
+    drop(client);
+    let mut taken = Vec::new();
+    loop {
+        let packet = guest.receive();
+        match packet.operation() {
+            Operation::Data => taken.extend(packet.payload),
+            Operation::Shutdown | Operation::CreditRequest => {}
+            Operation::Reset => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(taken, b"0123456789");
+    guest.connect(2);
+}
+
+#[test]
+fn what_a_client_leaves_is_taken_as_slowly_as_a_guest_likes() {
+    let legacy = Duration::from_millis(1200);
+    let mut guest = Guest::with_limits(Limits { legacy, ..Limits::default() });
+    let mut client = guest.client_for(1);
+    let request = guest.expect(Operation::Request);
+    let mut socket = Socket::new(&request.header);
+    socket.room = 1;
+    socket.send(&mut guest, Operation::Response, &[]);
+    assert_eq!(read_line(&client), "OK 1\n");
+    client.write_all(b"123456").unwrap();
+    drop(client);
+    let mut taken = Vec::new();
+    while taken.len() < 6 {
+        let packet = guest.receive();
+        if packet.operation() == Operation::Data {
+            taken.extend(packet.payload);
+            // Each time well within the limit, in all beyond it.
+            std::thread::sleep(legacy / 4);
+            socket.received += 1;
+            socket.consumed += 1;
+            socket.send(&mut guest, Operation::CreditUpdate, &[]);
+        }
+    }
+    assert_eq!(taken, b"123456");
+    until_shutdown(&mut guest, &mut socket, RECEIVE | SEND);
 }
 
 #[test]
