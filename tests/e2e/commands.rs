@@ -53,8 +53,8 @@ async fn config_prints_every_default_and_checks_files(lab: &Lab) -> Result<()> {
     let output = hartpod(&["config", "--default"]).await?;
     assert!(output.status.success());
     let sample = text(&output.stdout);
-    let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/config.toml");
-    assert_eq!(sample, std::fs::read_to_string(shipped)?, "deploy/config.toml is `hartpod config --default`");
+    let shipped = include_str!("../../deploy/config.toml");
+    assert_eq!(sample, shipped, "deploy/config.toml is `hartpod config --default`");
     let file = lab.dir().join("config.toml");
     std::fs::write(&file, &sample)?;
     let path = file.display().to_string();

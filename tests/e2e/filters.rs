@@ -106,21 +106,23 @@ async fn lists_do_not_wait_for_a_busy_pod(lab: &Lab) -> Result<()> {
     let pod = node.pod("web").run().await?;
     let deaf = pod.container("deaf").sh("trap '' TERM; while :; do sleep 1; done").run().await?;
     deaf.exec(["true"]).await?;
-    let stop = async { deaf.stop(std::time::Duration::from_secs(3)).await };
+    let stop = async { deaf.stop(std::time::Duration::from_secs(300)).await };
     let lists = async {
-        let start = std::time::Instant::now();
         for _ in 0..20 {
             node.client().pods().await?;
             node.client().containers().await?;
             pod.status().await?;
             deaf.status().await?;
         }
-        Ok::<_, tonic::Status>(start.elapsed())
+        Ok::<_, tonic::Status>(())
     };
-    let (stop, lists) = tokio::join!(stop, lists);
-    stop?;
-    let took = lists?;
-    assert!(took < std::time::Duration::from_secs(2), "80 answers from memory took {took:?}");
+    tokio::select! {
+        biased;
+        _ = stop => anyhow::bail!("the container that does not listen was stopped before its time"),
+        outcome = lists => outcome?,
+    }
+    // Who is more in a hurry is heard.
+    deaf.stop(std::time::Duration::ZERO).await?;
     Ok(())
 }
 

@@ -6,11 +6,15 @@
 
 mod agent;
 mod boot;
+mod bulk;
+mod container;
+mod disk;
 mod guest;
 mod initramfs;
+mod pod;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    hartpod_tests::runner::main([agent::TESTS, boot::TESTS].concat())
+    hartpod_tests::runner::main([agent::TESTS, boot::TESTS, bulk::TESTS, container::TESTS].concat())
 }

@@ -13,6 +13,7 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::AbortHandle;
 
 use crate::image::Image;
 use crate::layer::digest;
@@ -52,6 +53,7 @@ impl Answer {
 pub struct FakeRegistry {
     pub address: SocketAddr,
     state: Arc<State>,
+    server: AbortHandle,
 }
 
 #[derive(Debug, Default)]
@@ -66,17 +68,27 @@ struct State {
 
 impl FakeRegistry {
     pub async fn start() -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await.context("listen on loopback")?;
+        Self::start_at("127.0.0.1:0").await
+    }
+
+    pub async fn start_at(address: &str) -> Result<Self> {
+        let listener = TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?;
         let address = listener.local_addr().context("address of the fake registry")?;
         let state = Arc::new(State::default());
-        let registry = Self { address, state: state.clone() };
-        registry.answer("/v2/", Answer::ok("application/json", b"{}".to_vec()));
-        tokio::spawn(async move {
+        let serving = state.clone();
+        let server = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream, state.clone()));
+                tokio::spawn(serve(stream, serving.clone()));
             }
         });
+        let registry = Self { address, state, server: server.abort_handle() };
+        registry.answer("/v2/", Answer::ok("application/json", b"{}".to_vec()));
         Ok(registry)
+    }
+
+    /// Takes no connection any more.
+    pub fn stop(&self) {
+        self.server.abort();
     }
 
     /// What `path` answers from now on.

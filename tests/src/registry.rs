@@ -1,4 +1,5 @@
-//! A real registry: Debian's docker-registry on loopback, and a client that pushes images to it.
+//! A registry on loopback, and a client that pushes images to it: Debian's docker-registry, or where that takes seconds to start (in the lab)
+//! one that knows just what it was given.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -12,7 +13,8 @@ use hyper_util::client::legacy::{Client, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
 use tokio::process::{Child, Command};
 
-use crate::eventually::eventually;
+use crate::eventually::{emulated, eventually};
+use crate::fake_registry::FakeRegistry;
 use crate::image::{self, ARCHITECTURE, INDEX_TYPE, Image, MANIFEST_TYPE};
 
 /// Every test has a network namespace of its own, so the port is always free.
@@ -20,40 +22,35 @@ pub const ADDRESS: &str = "127.0.0.1:5000";
 /// The name that `hosts.toml` maps to [`ADDRESS`].
 pub const NAME: &str = "registry.test";
 
-/// A running docker-registry.
+/// A running registry.
 #[derive(Debug)]
-pub struct Registry {
-    process: Child,
+pub struct Registry(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Real(Box<Process>),
+    Imitated(FakeRegistry),
+}
+
+#[derive(Debug)]
+struct Process {
+    child: Child,
     http: Http,
 }
 
 impl Registry {
     /// Starts one at `address` that keeps its data and its log in `dir`.
     pub async fn start(dir: &Path, address: &str) -> Result<Self> {
-        std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
-        let config = dir.join("config.yml");
-        let text = format!(
-            "version: 0.1\nlog: {{level: warn}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\n  delete: {{enabled: true}}\n\
-             http: {{addr: '{address}', secret: tests}}\n",
-            dir.join("data").display()
-        );
-        std::fs::write(&config, text).with_context(|| format!("write {}", config.display()))?;
-        let log = std::fs::File::create(dir.join("registry.log")).context("create registry.log")?;
-        let process = Command::new("docker-registry")
-            .arg("serve")
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().context("share registry.log")?)
-            .stderr(log)
-            // Its tracing would look for a collector that is not there.
-            .env("OTEL_TRACES_EXPORTER", "none")
-            .kill_on_drop(true)
-            .spawn()
-            .context("start docker-registry")?;
-        let http = Http::new(address);
-        eventually("the registry's first answer", async || Ok(http.get("/v2/").await.is_ok()), |ok| *ok)
-            .await?;
-        Ok(Self { process, http })
+        let kind = if emulated() {
+            Kind::Imitated(FakeRegistry::start_at(address).await?)
+        } else {
+            let child = start_process(dir, address)?;
+            let http = Http::new(address);
+            eventually("the registry's first answer", async || Ok(http.get("/v2/").await.is_ok()), |ok| *ok)
+                .await?;
+            Kind::Real(Box::new(Process { child, http }))
+        };
+        Ok(Self(kind))
     }
 
     /// Pushes the test image, for this machine's architecture and another, as `busybox:1`.
@@ -68,47 +65,75 @@ impl Registry {
 
     /// Pushes an image under `name:tag` and returns its digest.
     pub async fn push(&self, name: &str, tag: &str, image: &Image) -> Result<String> {
-        for child in &image.children {
-            Box::pin(self.push(name, &child.digest(), child)).await?;
+        match &self.0 {
+            Kind::Real(process) => push(&process.http, name, tag, image).await?,
+            Kind::Imitated(fake) => fake.serve(name, tag, image),
         }
-        for (digest, blob) in &image.blobs {
-            self.push_blob(name, digest, blob).await?;
-        }
-        let request = Request::put(self.http.url(&format!("/v2/{name}/manifests/{tag}")))
-            .header(CONTENT_TYPE, image.media_type)
-            .body(Full::from(image.manifest.clone()))?;
-        self.http.send(request, StatusCode::CREATED).await?;
         Ok(image.digest())
     }
 
-    /// Removes a manifest: what has it by tag or digest answers 404 from now on.
-    pub async fn remove(&self, name: &str, digest: &str) -> Result<()> {
-        let url = self.http.url(&format!("/v2/{name}/manifests/{digest}"));
-        self.http.send(Request::delete(url).body(Full::default())?, StatusCode::ACCEPTED).await?;
-        Ok(())
-    }
-
-    /// Ends the process: the registry is down.
+    /// The registry is down from now on.
     pub async fn stop(&mut self) -> Result<()> {
-        if self.process.id().is_some() {
-            self.process.kill().await.context("stop docker-registry")?;
+        match &mut self.0 {
+            Kind::Real(process) if process.child.id().is_some() => {
+                process.child.kill().await.context("stop docker-registry")
+            }
+            Kind::Real(_) => Ok(()),
+            Kind::Imitated(fake) => {
+                fake.stop();
+                Ok(())
+            }
         }
-        Ok(())
     }
+}
 
-    async fn push_blob(&self, name: &str, digest: &str, blob: &[u8]) -> Result<()> {
-        let start =
-            Request::post(self.http.url(&format!("/v2/{name}/blobs/uploads/"))).body(Full::default())?;
-        let response = self.http.send(start, StatusCode::ACCEPTED).await?;
-        let location = response.headers().get(LOCATION).context("no Location for the upload")?.to_str()?;
-        let separator = if location.contains('?') { '&' } else { '?' };
-        let url = format!("{location}{separator}digest={digest}");
-        let put = Request::put(url)
-            .header(CONTENT_TYPE, "application/octet-stream")
-            .body(Full::from(blob.to_vec()))?;
-        self.http.send(put, StatusCode::CREATED).await?;
-        Ok(())
+fn start_process(dir: &Path, address: &str) -> Result<Child> {
+    std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+    let config = dir.join("config.yml");
+    let text = format!(
+        "version: 0.1\nlog: {{level: warn}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\n\
+         http: {{addr: '{address}', secret: tests}}\n",
+        dir.join("data").display()
+    );
+    std::fs::write(&config, text).with_context(|| format!("write {}", config.display()))?;
+    let log = std::fs::File::create(dir.join("registry.log")).context("create registry.log")?;
+    Command::new("docker-registry")
+        .arg("serve")
+        .arg(&config)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().context("share registry.log")?)
+        .stderr(log)
+        // Its tracing would look for a collector that is not there.
+        .env("OTEL_TRACES_EXPORTER", "none")
+        .kill_on_drop(true)
+        .spawn()
+        .context("start docker-registry")
+}
+
+async fn push(http: &Http, name: &str, tag: &str, image: &Image) -> Result<()> {
+    for child in &image.children {
+        Box::pin(push(http, name, &child.digest(), child)).await?;
     }
+    for (digest, blob) in &image.blobs {
+        push_blob(http, name, digest, blob).await?;
+    }
+    let request = Request::put(http.url(&format!("/v2/{name}/manifests/{tag}")))
+        .header(CONTENT_TYPE, image.media_type)
+        .body(Full::from(image.manifest.clone()))?;
+    http.send(request, StatusCode::CREATED).await?;
+    Ok(())
+}
+
+async fn push_blob(http: &Http, name: &str, digest: &str, blob: &[u8]) -> Result<()> {
+    let start = Request::post(http.url(&format!("/v2/{name}/blobs/uploads/"))).body(Full::default())?;
+    let response = http.send(start, StatusCode::ACCEPTED).await?;
+    let location = response.headers().get(LOCATION).context("no Location for the upload")?.to_str()?;
+    let separator = if location.contains('?') { '&' } else { '?' };
+    let url = format!("{location}{separator}digest={digest}");
+    let put =
+        Request::put(url).header(CONTENT_TYPE, "application/octet-stream").body(Full::from(blob.to_vec()))?;
+    http.send(put, StatusCode::CREATED).await?;
+    Ok(())
 }
 
 /// Plain HTTP to one host.

@@ -1,0 +1,224 @@
+//! A pod in a guest: its agent by pod/v1, and the raw streams beside it.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, ensure};
+use hartpod_proto::pod::v1::pod_agent_client::PodAgentClient;
+use hartpod_proto::pod::v1::{
+    CreateContainerRequest, DescribeRequest, Disk, NamespaceMode, Phase, RemoveContainerRequest, RootFs,
+    SetUpPodRequest, ShutDownRequest, StartContainerRequest, StartExecRequest, Stdio, WaitExecRequest,
+    root_fs,
+};
+use hartpod_tests::eventually::{patient, within};
+use hartpod_vm::launcher::connect;
+use hyper_util::rt::TokioIo;
+use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::guest::Guest;
+
+/// pod/v1 (pod.proto).
+const CONTROL: u32 = 1024;
+/// Raw streams.
+const STREAMS: u32 = 1025;
+
+/// How long a container may take to do what a test's scripts do.
+const SCRIPT: Duration = Duration::from_secs(20);
+
+/// A set-up pod.
+#[derive(Debug)]
+pub(crate) struct Pod {
+    agent: PodAgentClient<Channel>,
+    guest: PathBuf,
+    /// Containers and execs so far: each has an id of its own.
+    begun: u8,
+}
+
+/// What a process said, and how it ended.
+#[derive(Debug)]
+pub(crate) struct Said {
+    pub(crate) code: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+/// Streams of an exec.
+#[derive(Debug)]
+pub(crate) struct Exec {
+    pub(crate) stdin: UnixStream,
+    pub(crate) stdout: UnixStream,
+    container: String,
+    id: String,
+}
+
+impl Pod {
+    pub(crate) async fn set_up(guest: &Guest) -> Result<Self> {
+        let dir = guest.dir().to_owned();
+        let connector = tower::service_fn({
+            let dir = dir.clone();
+            move |_| {
+                let dir = dir.clone();
+                async move { stream(&dir, CONTROL).await.map(TokioIo::new) }
+            }
+        });
+        // Never resolved: the connector ignores it.
+        let channel = Endpoint::from_static("http://guest").connect_with_connector(connector).await;
+        let mut agent = PodAgentClient::new(channel.context("connect to pod/v1")?);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos();
+        let request = SetUpPodRequest {
+            pod_id: "fe".repeat(32),
+            hostname: "guest-pod".into(),
+            pid: NamespaceMode::Container.into(),
+            clock_ns: u64::try_from(now)?,
+            ..SetUpPodRequest::default()
+        };
+        agent.set_up_pod(request).await.context("SetUpPod")?;
+        Ok(Self { agent, guest: dir, begun: 0 })
+    }
+
+    /// Creates a container on the disk in `slot` and starts it; its id and its two streams.
+    pub(crate) async fn start(
+        &mut self,
+        slot: u32,
+        layers: u32,
+        script: &str,
+    ) -> Result<(String, UnixStream, UnixStream)> {
+        let number = self.next();
+        let id = format!("{number:02x}").repeat(32);
+        let (out, err) = (token(number, 1), token(number, 2));
+        let request = CreateContainerRequest {
+            container_id: id.clone(),
+            spec_json: spec(script),
+            rootfs: Some(RootFs { kind: Some(root_fs::Kind::Disk(Disk { slot, layers })) }),
+            pid: NamespaceMode::Container.into(),
+            stdio: Some(Stdio { tty: false, stdout_token: out.clone(), stderr_token: err.clone() }),
+            ..CreateContainerRequest::default()
+        };
+        self.agent.create_container(request).await.context("CreateContainer")?;
+        let (out, err) = (self.open(&out).await?, self.open(&err).await?);
+        let request = StartContainerRequest { container_id: id.clone() };
+        self.agent.start_container(request).await.context("StartContainer")?;
+        Ok((id, out, err))
+    }
+
+    /// Runs a container on the disk in `slot` to its end, and removes it.
+    pub(crate) async fn run(&mut self, slot: u32, layers: u32, script: &str) -> Result<Said> {
+        let (id, mut stdout, mut stderr) = self.start(slot, layers, script).await?;
+        let (mut out, mut err) = (String::new(), String::new());
+        let both =
+            async { tokio::try_join!(stdout.read_to_string(&mut out), stderr.read_to_string(&mut err)) };
+        tokio::time::timeout(patient(SCRIPT), both)
+            .await
+            .context("the container's output does not end")??;
+        let code = self.exited(&id).await?;
+        self.remove(&id).await?;
+        Ok(Said { code, out, err })
+    }
+
+    /// The exit code of a container, once it has ended.
+    async fn exited(&self, id: &str) -> Result<i32> {
+        let agent = self.agent.clone();
+        let look = async || {
+            let described = agent.clone().describe(DescribeRequest {}).await?.into_inner();
+            let state = described.containers.into_iter().find(|state| state.container_id == id);
+            state.context("the agent has forgotten the container")
+        };
+        let done =
+            within(SCRIPT, "the container's end", look, |state| state.phase() == Phase::Exited).await?;
+        Ok(done.exit_code)
+    }
+
+    pub(crate) async fn remove(&mut self, id: &str) -> Result<()> {
+        let request = RemoveContainerRequest { container_id: id.to_owned() };
+        self.agent.remove_container(request).await.context("RemoveContainer")?;
+        Ok(())
+    }
+
+    /// Runs a program in a container that runs.
+    pub(crate) async fn exec(&mut self, container: &str, args: &[&str]) -> Result<Exec> {
+        let number = self.next();
+        let id = format!("exec-{number}");
+        let (stdin, stdout) = (token(number, 3), token(number, 4));
+        let request = StartExecRequest {
+            container_id: container.to_owned(),
+            exec_id: id.clone(),
+            args: args.iter().map(|&arg| arg.to_owned()).collect(),
+            stdin_token: stdin.clone(),
+            stdout_token: stdout.clone(),
+            ..StartExecRequest::default()
+        };
+        self.agent.start_exec(request).await.context("StartExec")?;
+        let (stdin, stdout) = (self.open(&stdin).await?, self.open(&stdout).await?);
+        Ok(Exec { stdin, stdout, container: container.to_owned(), id })
+    }
+
+    /// Its exit code, once its output was read to the end.
+    pub(crate) async fn wait(&mut self, exec: Exec) -> Result<i32> {
+        let request = WaitExecRequest { container_id: exec.container, exec_id: exec.id };
+        Ok(self.agent.wait_exec(request).await.context("WaitExec")?.into_inner().exit_code)
+    }
+
+    pub(crate) async fn shut_down(mut self) -> Result<()> {
+        self.agent.shut_down(ShutDownRequest {}).await.context("ShutDown")?;
+        Ok(())
+    }
+
+    fn next(&mut self) -> u8 {
+        self.begun += 1;
+        self.begun
+    }
+
+    /// The stream that the agent expects under `token`.
+    async fn open(&self, token: &str) -> Result<UnixStream> {
+        let mut stream = stream(&self.guest, STREAMS).await.context("connect to the streams")?;
+        stream.write_all(format!("{token}\n").as_bytes()).await.context("send a token")?;
+        Ok(stream)
+    }
+}
+
+async fn stream(guest: &Path, port: u32) -> Result<UnixStream> {
+    let guest = guest.to_owned();
+    let connected =
+        tokio::task::spawn_blocking(move || connect(&guest, port, patient(Duration::from_secs(10))));
+    let stream = connected.await??;
+    stream.set_nonblocking(true)?;
+    Ok(UnixStream::from_std(stream)?)
+}
+
+fn token(number: u8, stream: u8) -> String {
+    format!("{number:02x}{stream:02x}").repeat(8)
+}
+
+/// What the daemon would ask for, for a privileged shell script.
+fn spec(script: &str) -> Vec<u8> {
+    let capabilities = ["CAP_NET_ADMIN", "CAP_SYS_ADMIN"];
+    let spec = json!({
+        "ociVersion": "1.1.0",
+        "process": {
+            "cwd": "/",
+            "user": { "uid": 0, "gid": 0 },
+            "env": ["PATH=/bin"],
+            "args": ["/bin/busybox", "sh", "-c", script],
+            "capabilities": { "bounding": capabilities, "permitted": capabilities, "effective": capabilities },
+        },
+        "mounts": [
+            { "destination": "/proc", "type": "proc", "source": "proc" },
+            { "destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"] },
+            { "destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["ro"] },
+            { "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro"] },
+        ],
+        "linux": { "namespaces": [{ "type": "mount" }, { "type": "cgroup" }] },
+    });
+    spec.to_string().into_bytes()
+}
+
+impl Said {
+    /// What a script said that went well.
+    pub(crate) fn success(self) -> Result<String> {
+        ensure!(self.code == 0, "{self:?}");
+        Ok(self.out)
+    }
+}
