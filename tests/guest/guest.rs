@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -9,13 +10,12 @@ use hartpod_tests::eventually::patient;
 use hartpod_tests::{Lab, node};
 use hartpod_vm::boot::Interrupts;
 use hartpod_vm::command_line;
-use hartpod_vm::guest_image::{BuildRequest, GuestImage, NodePaths, build_blocking};
+use hartpod_vm::guest_image::GuestImage;
 use hartpod_vm::launcher::{
     CONSOLE_FILE, Control, Follower, GuestSpec, VmmProcess, choose_interrupts, launch,
 };
 use hartpod_vm::status::{Event, Exit};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::utsname::uname;
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
@@ -25,17 +25,25 @@ const INTERRUPTS: &str = "HARTPOD_VMM_INTERRUPTS";
 /// From its start to its first process: seconds where guests run at the machine's speed.
 const BOOT: Duration = Duration::from_secs(20);
 
-/// The image of this machine's guests, made once for all tests of a run.
+/// The image of this machine's guests: made by the first test of a run, or when it is older than the agent.
 pub(crate) fn image() -> Result<GuestImage> {
-    let request = BuildRequest {
-        root: std::env::temp_dir().join("hartpod-guest"),
-        agent: node::bin_dir().join("hartpod-pod"),
-        kernel: None,
-        modules: None,
-        node: NodePaths::default(),
-        running: uname().context("uname")?.release().to_string_lossy().into_owned(),
-    };
-    Ok(build_blocking(&request, || {}).context("build the guest's image")?.image)
+    let root = std::env::temp_dir().join("hartpod-guest");
+    let made = |path: &Path| fs::symlink_metadata(path).and_then(|metadata| metadata.modified());
+    let agent = made(&node::bin_dir().join("hartpod-pod")).context("look at the pod agent")?;
+    if !made(&root.join("guest/current")).is_ok_and(|image| image > agent) {
+        build(&root, &node::bin_dir().join("hartpod-pod"))?;
+    }
+    GuestImage::current(&root).context("open the guest's image")
+}
+
+/// What `hartpod guest build` says.
+pub(crate) fn build(root: &Path, agent: &Path) -> Result<String> {
+    let mut hartpod = Command::new(node::bin_dir().join("hartpod"));
+    hartpod.args(["guest", "build", "--root"]).arg(root).arg("--agent").arg(agent);
+    let output = hartpod.output().context("run hartpod guest build")?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "hartpod guest build: {}: {stderr}", output.status);
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 pub(crate) fn interrupts() -> Result<Interrupts> {

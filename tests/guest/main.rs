@@ -10,11 +10,14 @@ mod bulk;
 mod container;
 mod disk;
 mod guest;
+mod guest_image;
 mod initramfs;
 mod pod;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    hartpod_tests::runner::main([agent::TESTS, boot::TESTS, bulk::TESTS, container::TESTS].concat())
+    hartpod_tests::runner::main(
+        [agent::TESTS, boot::TESTS, bulk::TESTS, container::TESTS, guest_image::TESTS].concat(),
+    )
 }
