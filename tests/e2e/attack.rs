@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use hartpod_tests::cri::NamespaceMode;
+use hartpod_tests::eventually::patient;
 use hartpod_tests::{Container, Lab, Need, Node, Pod, cri, image, layer, node, process, tests};
 
 tests![
@@ -47,7 +48,7 @@ async fn attacker(
     options: Option<cri::NamespaceOption>,
 ) -> Result<Container> {
     let (_, backwards) = bait(lab)?;
-    let seconds = ATTACK.as_secs().to_string();
+    let seconds = patient(ATTACK).as_secs().to_string();
     let builder = pod.container("attacker").image(reference).command(["attacker", &seconds, &backwards]);
     let builder = builder.with_security(|security| {
         security.capabilities =
@@ -90,11 +91,11 @@ async fn judge(attacker: &Container, agent: &process::Process) -> Result<()> {
 
 /// Execs into `container` and makes containers in its pod until the attack is over.
 async fn be_busy(container: &Container, reference: &str) -> Result<u32> {
-    let end = tokio::time::Instant::now() + ATTACK;
+    let end = tokio::time::Instant::now() + patient(ATTACK);
     let mut execs = 0;
     while tokio::time::Instant::now() < end {
         // A tracer may hold up or kill what it traces, but never for longer than the timeout.
-        let limit = Duration::from_secs(5);
+        let limit = patient(Duration::from_secs(5));
         let runs = (0..4)
             .map(|_| container.exec_within(limit, ["sh", "-c", "cat /proc/self/stat >/dev/null; echo hi"]));
         let answers = futures_util::future::join_all(runs).await;
