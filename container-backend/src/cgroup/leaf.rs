@@ -124,6 +124,11 @@ impl Leaf {
         Ok(())
     }
 
+    /// Where the v2 tree is mounted that the leaf is in.
+    pub(crate) fn unified_tree(&self) -> &Path {
+        &self.hierarchies.unified
+    }
+
     /// The leaf's folder in each v1 hierarchy, by the name that the hierarchy is mounted under; empty on v2.
     pub(crate) fn v1_folders(&self) -> Vec<(String, PathBuf)> {
         let name = |dir: &Path| Some(dir.file_name()?.to_str()?.to_owned());

@@ -5,7 +5,7 @@
 //! /sys/fs/cgroup/<controller>/ find their limits.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, mkdirat, openat, symlinkat};
 
@@ -16,19 +16,41 @@ use crate::errno::Errno;
 use crate::mount;
 use crate::sys::mount_attr::{self, MountAttr, Reach};
 
+/// Where it comes from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum CgroupTree<'a> {
+    /// v2, from the container's leaf on: it has a cgroup namespace.
+    Private,
+    /// v2, all of it, which is mounted here. A mount of its own, made in the host's cgroup namespace, would take the node's mount
+    /// its options (nsdelegate, memory_recursiveprot): they belong to the one superblock, and the last mount there sets them.
+    Host(&'a Path),
+    /// The container's folder in each v1 hierarchy, by the name of its mount point.
+    V1(&'a [(String, PathBuf)]),
+}
+
 pub(super) fn attach(context: Context<'_>, plan: &MountPlan) -> Result<(), Errno> {
     let point = context.root.resolve_or_make(&plan.destination, PointKind::Folder)?;
-    if context.v1_cgroups.is_empty() {
-        let tree = mount::new("cgroup2", "cgroup", &[])?;
-        mount_attr::set(tree.as_fd(), Reach::One, &plan.attr)?;
-        return mount::attach(&tree, &point);
-    }
+    let tree = match context.cgroups {
+        CgroupTree::Private => mount::new("cgroup2", "cgroup", &[])?,
+        CgroupTree::Host(tree) => mount::clone_of(tree, false)?,
+        CgroupTree::V1(hierarchies) => return attach_v1(context, plan, hierarchies, &point),
+    };
+    mount_attr::set(tree.as_fd(), Reach::One, &plan.attr)?;
+    mount::attach(&tree, &point)
+}
+
+fn attach_v1(
+    context: Context<'_>,
+    plan: &MountPlan,
+    hierarchies: &[(String, PathBuf)],
+    point: &OwnedFd,
+) -> Result<(), Errno> {
     let tmpfs = mount::new("tmpfs", "cgroup", &[("mode", Some("755"))])?;
     let writable = MountAttr { set: plan.attr.set & !MOUNT_ATTR_RDONLY, ..plan.attr };
     mount_attr::set(tmpfs.as_fd(), Reach::One, &writable)?;
-    mount::attach(&tmpfs, &point)?;
+    mount::attach(&tmpfs, point)?;
     let folder = context.root.resolve(&plan.destination)?;
-    for (name, cgroup) in context.v1_cgroups {
+    for (name, cgroup) in hierarchies {
         attach_hierarchy(&folder, name, cgroup, &plan.attr)?;
     }
     mount_attr::set(tmpfs.as_fd(), Reach::One, &plan.attr)

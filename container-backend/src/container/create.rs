@@ -15,6 +15,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 use super::capability::CapabilitySets;
+use super::cgroup_mount::CgroupTree;
 use super::devices::DevicePlan;
 use super::finish::{self, Last, Way};
 use super::mount_plan::{MOUNT_ATTR_RDONLY, MountKind, MountPlan};
@@ -247,7 +248,12 @@ fn fill_root(
         PidJoin::Target { .. } => ProcSource::Target,
     };
     let v1_cgroups = plan.leaf.v1_folders();
-    mounts::attach_all(Context { root: &root, proc, v1_cgroups: &v1_cgroups }, &plan.mounts, collected)?;
+    let cgroups = match plan.cgroup_namespace {
+        _ if !v1_cgroups.is_empty() => CgroupTree::V1(&v1_cgroups),
+        CgroupNamespace::Private => CgroupTree::Private,
+        CgroupNamespace::Host => CgroupTree::Host(plan.leaf.unified_tree()),
+    };
+    mounts::attach_all(Context { root: &root, proc, cgroups }, &plan.mounts, collected)?;
     // A /dev of the host's comes complete.
     let dev = plan.mounts.iter().rev().find(|mount| mount.destination == Path::new("/dev"));
     if !dev.is_some_and(|mount| matches!(mount.kind, MountKind::Bind { .. })) {

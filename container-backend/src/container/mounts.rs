@@ -1,10 +1,11 @@
 //! The mounts of a container: collected on the host, then attached one by one below the new root.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
+use super::cgroup_mount::CgroupTree;
 use super::mount_plan::{MOUNT_ATTR_RDONLY, MountKind, MountPlan, NewFs};
 use super::root::{PointKind, Root, is_procfs, kind_of};
 use crate::errno::Errno;
@@ -109,8 +110,7 @@ impl Collected {
 pub(crate) struct Context<'a> {
     pub(crate) root: &'a Root,
     pub(crate) proc: ProcSource,
-    /// The container's folder in each v1 hierarchy, by the name of its mount point; empty on v2.
-    pub(crate) v1_cgroups: &'a [(String, PathBuf)],
+    pub(crate) cgroups: CgroupTree<'a>,
 }
 
 /// Makes and attaches the mounts in their order. A read-only /dev is still to be filled, it
