@@ -168,7 +168,8 @@ async fn an_exec_needs_a_running_container(lab: &Lab) -> Result<()> {
 async fn a_hundred_execs_leave_nothing(lab: &Lab) -> Result<()> {
     let node = lab.node().await?;
     let pod = node.pod("web").run().await?;
-    let main = pod.container("main").sh("sleep 1000").run().await?;
+    // Not by a shell, which would become it after the first look.
+    let main = pod.container("main").command(["sleep", "1000"]).run().await?;
     main.exec(["true"]).await?;
     let before = lab.look(&node)?;
     let (daemon, files) = (node.daemon_pid()?, process::open_files(node.daemon_pid()?)?);
