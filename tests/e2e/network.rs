@@ -329,8 +329,7 @@ async fn a_hanging_plugin_is_given_up(lab: &Lab) -> Result<()> {
         .ok()?;
         Some(json!({ "cniVersion": "1.0.0", "name": "fake", "plugins": [{ "type": "stuck" }] }))
     });
-    let node = lab.start(builder).await?;
-    // plugin_timeout_s of the test's nodes is 20.
+    let node = lab.start(builder.plugin_timeout(Duration::from_secs(20))).await?;
     let status = node.pod("web").run().await.refused("a pod whose plugin hangs")?;
     assert!(status.message().contains("stuck"), "{status:?}");
     let left = async || {

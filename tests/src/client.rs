@@ -14,6 +14,8 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Response, Status};
 
+use crate::eventually::patient;
+
 /// No call of a test takes longer, however long its own deadline is; the kubelet's default for most calls is 2 minutes.
 const DEADLINE: Duration = Duration::from_secs(120);
 /// ExecSync answers up to 16 MiB of each stream; tonic's own limit is 4 MiB.
@@ -148,9 +150,10 @@ pub fn image_spec(reference: &str) -> cri::ImageSpec {
 }
 
 async fn timely<T>(name: &str, call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Status> {
-    match tokio::time::timeout(DEADLINE, call).await {
+    let limit = patient(DEADLINE);
+    match tokio::time::timeout(limit, call).await {
         Ok(answer) => answer.map(Response::into_inner),
-        Err(_) => Err(Status::deadline_exceeded(format!("test: {name} did not answer within {DEADLINE:?}"))),
+        Err(_) => Err(Status::deadline_exceeded(format!("test: {name} did not answer within {limit:?}"))),
     }
 }
 

@@ -42,6 +42,7 @@ pub struct NodeBuilder {
     cni: CniDir,
     settings: String,
     agent: PathBuf,
+    plugin_timeout: Duration,
 }
 
 /// A node; clones are handles of the same one.
@@ -77,6 +78,7 @@ impl NodeBuilder {
             cni,
             settings: String::new(),
             agent: bin_dir().join("hartpod-pod"),
+            plugin_timeout: patient(PLUGIN_PATIENCE),
         })
     }
 
@@ -91,6 +93,13 @@ impl NodeBuilder {
     #[must_use]
     pub fn settings(mut self, toml: &str) -> Self {
         toml.clone_into(&mut self.settings);
+        self
+    }
+
+    /// How long plugins may take, where a test waits for just that.
+    #[must_use]
+    pub fn plugin_timeout(mut self, limit: Duration) -> Self {
+        self.plugin_timeout = limit;
         self
     }
 
@@ -142,7 +151,7 @@ impl NodeBuilder {
             "{images}\n[cni]\nconf_dir = {:?}\nbin_dirs = [{}]\nplugin_timeout_s = {}\n[pod]\nagent = {:?}\n",
             self.cni.conf_dir,
             bin_dirs.join(", "),
-            patient(PLUGIN_PATIENCE).as_secs(),
+            self.plugin_timeout.as_secs(),
             self.agent,
         );
         fs::write(self.dir.join("config.toml"), config).context("write config.toml")
