@@ -86,6 +86,7 @@ fn boot() -> Result<Child, BootError> {
     mounts::log_to_kernel()?;
     // What the kernel's command line says and the kernel does not know is in the environment.
     stderr_log::start(std::env::var("RUST_LOG").ok().as_deref());
+    modprobe::install().map_err(step("make the link that is called for modules"))?;
     let modules = modules::Index::read()?;
     modules.load_early()?;
     let late = modules.load_late_in_child().map_err(step("start the loader of modules"))?;

@@ -54,6 +54,15 @@ enum ModprobeError {
     Module(#[from] ModuleError),
 }
 
+/// Lets the kernel find it. It is not in the initramfs: the kernel asks for ciphers while it starts, and would run this program for each of them.
+pub(super) fn install() -> io::Result<()> {
+    match std::os::unix::fs::symlink(super::INIT, PROGRAM) {
+        // An initramfs of a previous version.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made,
+    }
+}
+
 pub(super) fn main(arguments: &[OsString]) -> ExitCode {
     let Some(name) = arguments.last().filter(|_| arguments.len() > 1) else { return ExitCode::FAILURE };
     let name = name.to_string_lossy().replace('-', "_");
