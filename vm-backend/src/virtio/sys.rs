@@ -17,7 +17,7 @@ pub(crate) const MAX_BUFFERS: usize = 1024;
 pub(crate) enum At {
     /// At this byte; the file's own position is neither used nor moved.
     Offset(i64),
-    /// One packet of a tap or socket.
+    /// One packet of a tap, or what there is of a stream.
     Packet,
 }
 
@@ -50,6 +50,24 @@ pub(crate) fn write_from(fd: BorrowedFd<'_>, buffers: &[VolatileSlice<'_>], at: 
         // SAFETY: as above.
         At::Packet => retry(|| unsafe { libc::writev(fd, vectors, count) }),
     }
+}
+
+/// Sends from `buffers`, of which at most [`MAX_BUFFERS`] are used, without waiting; less than all is not an error, and a receiver that has gone
+/// one (EPIPE) and no signal.
+///
+/// # Errors
+/// Those of sendmsg(2) but EINTR.
+pub(crate) fn send_from(socket: BorrowedFd<'_>, buffers: &[VolatileSlice<'_>]) -> io::Result<usize> {
+    let iov = Vectors::new(buffers);
+    // SAFETY: all fields of a msghdr are plain numbers and pointers that may be null.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = iov.as_ptr().cast_mut();
+    // The C libraries have two types for it.
+    message.msg_iovlen = iov.vectors.len() as _;
+    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+    // SAFETY: `message` names no more than the vectors of `iov`, which point at memory that `buffers` borrows, each piece as long as its
+    // slice says; the kernel only reads all of it.
+    retry(|| unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) })
 }
 
 /// Tells the host that nothing in these pages is needed. They must be whole.
@@ -102,5 +120,37 @@ fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
         if failure.kind() != io::ErrorKind::Interrupted {
             return Err(failure);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    use nix::sys::signal::{SigSet, Signal};
+
+    use super::*;
+
+    /// Signals of this thread that wait: a bit per signal from 1 on (proc(5)).
+    fn waiting() -> u64 {
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("SigPnd:")).unwrap();
+        u64::from_str_radix(line.trim(), 16).unwrap()
+    }
+
+    #[test]
+    fn a_client_that_has_gone_is_an_error_and_no_signal() {
+        // One that is blocked waits, although Rust's programs ignore it otherwise.
+        let pipe = SigSet::from(Signal::SIGPIPE);
+        pipe.thread_block().unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (mut head, mut tail) = (*b"he", *b"llo");
+        let buffers = [&mut head[..], &mut tail[..]].map(VolatileSlice::from);
+        assert_eq!(send_from(ours.as_fd(), &buffers).unwrap(), 5);
+        drop(theirs);
+        assert_eq!(send_from(ours.as_fd(), &buffers).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        assert_eq!(waiting() & 1 << (libc::SIGPIPE - 1), 0);
+        pipe.thread_unblock().unwrap();
     }
 }

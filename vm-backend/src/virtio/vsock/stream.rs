@@ -186,7 +186,7 @@ impl Stream {
         self.on(Event::Data);
         let forwarded = match (&self.socket, self.state.gives_output()) {
             (Some(socket), true) if self.leftover.is_empty() => {
-                match sys::write_from(socket.as_fd(), payload.slices(), At::Packet) {
+                match sys::send_from(socket.as_fd(), payload.slices()) {
                     Ok(count) => count as u64,
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
                     Err(_) => {
