@@ -10,12 +10,15 @@ use anyhow::{Context, Result};
 use hartpod_vm::command_line;
 use hartpod_vm::guest_image::GuestImage;
 use hartpod_vm::launcher::{CONSOLE_FILE, GuestSpec};
+use hartpod_vm::virtio::blk::BlockExtent;
 use nix::sys::utsname::uname;
 use tempfile::TempDir;
 
+use crate::disk::Layers;
 use crate::guest::{Guest, image, interrupts, spec};
 use crate::initramfs::with_bare_init;
 use crate::line::wait_for_line;
+use crate::pod::Pod;
 use crate::qemu::{self, Board, Qemu};
 
 /// The first thing that the first user process does; its modules and their folder are treated as the agent does it.
@@ -31,6 +34,9 @@ pub(crate) const UP: &str = "bench: up";
 /// Said when it has nothing more to do.
 pub(crate) const SETTLED: &str = "bench: settled";
 
+/// Its slot: after the three that every guest has.
+const FIRST_DISK: u32 = 3;
+
 /// RAM of each guest.
 pub(crate) const MEMORY_MIB: u32 = 256;
 
@@ -40,6 +46,7 @@ pub(crate) struct Bench {
     image: GuestImage,
     /// The image's, but with a shell script for its agent.
     script: PathBuf,
+    layers: Layers,
     dir: TempDir,
     started: Cell<u32>,
 }
@@ -50,7 +57,8 @@ impl Bench {
         let image = image()?;
         let dir = TempDir::new().context("make a folder")?;
         let script = with_bare_init(&image, dir.path(), INIT)?;
-        Ok(Self { runs, image, script, dir, started: Cell::new(0) })
+        let layers = Layers::make(dir.path())?;
+        Ok(Self { runs, image, script, layers, dir, started: Cell::new(0) })
     }
 
     /// What was measured on what.
@@ -84,13 +92,19 @@ impl Bench {
 
     /// A guest with its agent, that has just been started, and when.
     pub(crate) fn start_agent(&self, command_line: &str) -> Result<(Guest, Instant)> {
-        self.start(&self.image.initramfs(), command_line)
+        self.start(&self.image.initramfs(), command_line, Vec::new())
     }
 
-    fn start(&self, initramfs: &Path, command_line: &str) -> Result<(Guest, Instant)> {
+    fn start(
+        &self,
+        initramfs: &Path,
+        command_line: &str,
+        disks: Vec<Vec<BlockExtent>>,
+    ) -> Result<(Guest, Instant)> {
         let spec = GuestSpec {
             memory_mib: MEMORY_MIB,
             balloon: true,
+            disks,
             command_line: command_line.to_owned(),
             ..spec(&self.image, initramfs.to_owned())?
         };
@@ -109,7 +123,7 @@ impl Bench {
 
     /// From a VMM's start to the first user process.
     pub(crate) fn up(&self) -> Result<Duration> {
-        let (guest, begun) = self.start(&self.script, &command_line::standard())?;
+        let (guest, begun) = self.start(&self.script, &command_line::standard(), Vec::new())?;
         wait_for_line(&guest.dir().join(CONSOLE_FILE), UP)?;
         Ok(begun.elapsed())
     }
@@ -127,6 +141,23 @@ impl Bench {
         guest.running()?;
         guest.ready()?;
         Ok(begun.elapsed())
+    }
+
+    /// From a VMM's start to a container that runs, on a disk that is there from the beginning.
+    pub(crate) fn container(&self) -> Result<Duration> {
+        let (disk, scratch) = self.layers.disk(&self.image)?;
+        let (mut guest, begun) =
+            self.start(&self.image.initramfs(), &command_line::standard(), vec![disk])?;
+        guest.running()?;
+        guest.ready()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let took = runtime.block_on(async {
+            let mut pod = Pod::set_up(&guest).await?;
+            let _running = pod.start(FIRST_DISK, Layers::COUNT, "sleep 100000").await?;
+            Ok::<_, anyhow::Error>(begun.elapsed())
+        })?;
+        fs::remove_file(&scratch).with_context(|| format!("remove {}", scratch.display()))?;
+        Ok(took)
     }
 }
 

@@ -15,12 +15,18 @@ mod start;
 mod table;
 
 // The guest tests' own.
+#[path = "../guest/disk.rs"]
+#[expect(dead_code, reason = "see above")]
+mod disk;
 #[path = "../guest/guest.rs"]
 #[expect(dead_code, reason = "tests need more of a guest than its figures")]
 mod guest;
 #[path = "../guest/initramfs.rs"]
 #[expect(dead_code, reason = "see above")]
 mod initramfs;
+#[path = "../guest/pod.rs"]
+#[expect(dead_code, reason = "see above")]
+mod pod;
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};

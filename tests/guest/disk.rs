@@ -50,18 +50,25 @@ impl Layers {
 
     /// Fills a slot of a running guest with a disk of them and a scratch file of its own, whose path is returned.
     pub(crate) fn fill(&self, control: &Control, image: &GuestImage, slot: u32) -> Result<PathBuf> {
-        let scratch = self.scratch(image, slot)?;
-        let mut files = self.files.iter().map(File::open).collect::<Result<Vec<_>, _>>()?;
-        files.push(OpenOptions::new().read(true).write(true).open(&scratch)?);
-        let last = files.len() - 1;
-        let extents: Vec<_> = files.iter().enumerate().map(|(i, file)| (file.as_fd(), i != last)).collect();
+        let (disk, scratch) = self.disk(image)?;
+        let extents: Vec<_> = disk.iter().map(|extent| (extent.file.as_fd(), extent.read_only)).collect();
         control.fill(slot, &extents)?;
         Ok(scratch)
     }
 
+    /// A disk of them and a scratch file of its own, whose path is returned too.
+    pub(crate) fn disk(&self, image: &GuestImage) -> Result<(Vec<BlockExtent>, PathBuf)> {
+        let scratch = self.scratch(image)?;
+        let layer = |path| Ok(BlockExtent { file: File::open(path)?.into(), read_only: true });
+        let mut disk = self.files.iter().map(layer).collect::<Result<Vec<_>>>()?;
+        let file = OpenOptions::new().read(true).write(true).open(&scratch)?;
+        disk.push(BlockExtent { file: file.into(), read_only: false });
+        Ok((disk, scratch))
+    }
+
     /// A sparse copy of the image's, as the daemon makes one for each container.
-    fn scratch(&self, image: &GuestImage, slot: u32) -> Result<PathBuf> {
-        let scratch = (0..).map(|n| self.dir.join(format!("scratch-{slot}.{n}"))).find(|path| !path.exists());
+    fn scratch(&self, image: &GuestImage) -> Result<PathBuf> {
+        let scratch = (0..).map(|n| self.dir.join(format!("scratch.{n}"))).find(|path| !path.exists());
         let scratch = scratch.context("no name is free")?;
         let copied = Command::new("cp").arg("--sparse=always").arg(image.scratch()).arg(&scratch).status()?;
         ensure!(copied.success(), "cp: {copied}");
