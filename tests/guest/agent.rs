@@ -7,10 +7,15 @@ use anyhow::{Context, Result, ensure};
 use hartpod_tests::eventually::patient;
 use hartpod_tests::{Lab, Need, tests};
 use hartpod_vm::launcher::connect;
+use hartpod_vm::status::ExitReason;
 
 use crate::guest::{Guest, image, spec};
+use crate::initramfs::with_index;
 
-tests![the_agent_tells_that_it_is_ready_and_answers needs Need::Kvm];
+tests![
+    the_agent_tells_that_it_is_ready_and_answers needs Need::Kvm,
+    an_agent_that_cannot_begin_says_why needs Need::Kvm,
+];
 
 /// Where the agent echoes every byte (pod.proto).
 const HEARTBEAT: u32 = 1026;
@@ -34,5 +39,20 @@ async fn the_agent_tells_that_it_is_ready_and_answers(lab: &Lab) -> Result<()> {
     ensure!(nobody.is_err(), "somebody listens on port 99");
     guest.control()?.power_off()?;
     guest.exited(Duration::from_secs(5))?;
+    Ok(())
+}
+
+async fn an_agent_that_cannot_begin_says_why(lab: &Lab) -> Result<()> {
+    let image = image()?;
+    let initramfs = with_index(&image, lab.dir(), "early\n")?;
+    let mut guest = Guest::start(lab, "guest", spec(&image, initramfs)?)?;
+    guest.running()?;
+    let exit = guest.exited(Duration::from_secs(20))?;
+    ensure!(exit.reason == ExitReason::Panic, "{exit:?}");
+    let console = guest.console();
+    ensure!(
+        console.contains("hartpod-pod: line `early` of the index of modules makes no sense"),
+        "{console}"
+    );
     Ok(())
 }

@@ -16,7 +16,7 @@ pub(crate) fn with_init(image: &GuestImage, dir: &Path, script: &str) -> Result<
     with_bare_init(image, dir, &format!("{PRELUDE}{script}\npoweroff -f\n"))
 }
 
-/// The kernel unpacks one archive after the other, so the script replaces the image's agent and has its modules, a busybox and /dev/kmsg.
+/// The script replaces the image's agent and has its modules, a busybox and /dev/kmsg.
 pub(crate) fn with_bare_init(image: &GuestImage, dir: &Path, script: &str) -> Result<PathBuf> {
     let tree = dir.join("initramfs.d");
     fs::create_dir_all(tree.join("bin"))?;
@@ -28,14 +28,26 @@ pub(crate) fn with_bare_init(image: &GuestImage, dir: &Path, script: &str) -> Re
     // Documentation/admin-guide/devices.txt
     mknod(&tree.join("dev/kmsg"), SFlag::S_IFCHR, Mode::S_IRUSR | Mode::S_IWUSR, makedev(1, 11))
         .context("make /dev/kmsg")?;
+    with_tree(image, dir, &tree, "bin\nbin/busybox\ndev\ndev/kmsg\ninit\n")
+}
 
+/// The agent, with this in place of what the image tells it of its modules.
+pub(crate) fn with_index(image: &GuestImage, dir: &Path, index: &str) -> Result<PathBuf> {
+    let tree = dir.join("initramfs.d");
+    fs::create_dir_all(tree.join("modules"))?;
+    fs::write(tree.join("modules/index"), index)?;
+    with_tree(image, dir, &tree, "modules/index\n")
+}
+
+/// The kernel unpacks one archive after the other: the image's first, then these files.
+fn with_tree(image: &GuestImage, dir: &Path, tree: &Path, names: &str) -> Result<PathBuf> {
     let mut archive = fs::read(image.initramfs()).context("read the image's initramfs")?;
     // An archive begins at a multiple of 4 bytes.
     archive.resize(archive.len().next_multiple_of(4), 0);
     let mut cpio = Command::new(BUSYBOX);
-    cpio.args(["cpio", "-o", "-H", "newc"]).current_dir(&tree).stdin(Stdio::piped()).stdout(Stdio::piped());
+    cpio.args(["cpio", "-o", "-H", "newc"]).current_dir(tree).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut cpio = cpio.stderr(Stdio::null()).spawn().context("run busybox cpio")?;
-    cpio.stdin.take().context("no stdin")?.write_all(b"bin\nbin/busybox\ndev\ndev/kmsg\ninit\n")?;
+    cpio.stdin.take().context("no stdin")?.write_all(names.as_bytes())?;
     let output = cpio.wait_with_output().context("wait for busybox cpio")?;
     ensure!(output.status.success(), "busybox cpio: {}", output.status);
     archive.extend(output.stdout);
