@@ -168,7 +168,7 @@ fn what_a_client_leaves_is_not_kept_for_a_guest_that_never_takes_it() {
 
 #[test]
 fn what_a_client_leaves_is_taken_as_slowly_as_a_guest_likes() {
-    let legacy = Duration::from_millis(1200);
+    let legacy = Duration::from_secs(3);
     let mut guest = Guest::with_limits(Limits { legacy, ..Limits::default() });
     let mut client = guest.client_for(1);
     let request = guest.expect(Operation::Request);
@@ -176,21 +176,21 @@ fn what_a_client_leaves_is_taken_as_slowly_as_a_guest_likes() {
     socket.room = 1;
     socket.send(&mut guest, Operation::Response, &[]);
     assert_eq!(read_line(&client), "OK 1\n");
-    client.write_all(b"123456").unwrap();
+    client.write_all(b"1234").unwrap();
     drop(client);
     let mut taken = Vec::new();
-    while taken.len() < 6 {
+    while taken.len() < 4 {
         let packet = guest.receive();
         if packet.operation() == Operation::Data {
             taken.extend(packet.payload);
             // Each time well within the limit, in all beyond it.
-            std::thread::sleep(legacy / 4);
+            std::thread::sleep(legacy / 3);
             socket.received += 1;
             socket.consumed += 1;
             socket.send(&mut guest, Operation::CreditUpdate, &[]);
         }
     }
-    assert_eq!(taken, b"123456");
+    assert_eq!(taken, b"1234");
     until_shutdown(&mut guest, &mut socket, RECEIVE | SEND);
 }
 
