@@ -7,7 +7,7 @@
 const QUIET: &str = "loglevel=1";
 
 /// The parameters in their order (Documentation/admin-guide/kernel-parameters.txt).
-pub const PARAMETERS: [&str; 12] = [
+pub const PARAMETERS: [&str; 13] = [
     QUIET,
     // The only console, on which the VMM reads why a kernel panics. Without a driver for a serial port (there is none in a guest) nothing
     // replaces it, and the kernel must not give it up either.
@@ -19,6 +19,9 @@ pub const PARAMETERS: [&str; 12] = [
     "8250.nr_uarts=0",
     // Debian's kernel tests its own ciphers at each boot.
     "cryptomgr.notests",
+    // A generator of random numbers for ciphers that have no better one tests itself for a quarter of the kernel's start. A guest's random
+    // numbers come from the host's seed; without this generator the kernel's DRBG works on as on machines that lack a timer for it.
+    "initcall_blacklist=jent_mod_init",
     // RAM comes from the host full of zeros, and the kernel clears what it gives to user space in any case.
     "init_on_alloc=0",
     // Page tables of three levels (39 bits, more than any guest's memory): each level is walked through the host's tables too.
