@@ -3,7 +3,6 @@
 use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -159,11 +158,4 @@ impl Bench {
         fs::remove_file(&scratch).with_context(|| format!("remove {}", scratch.display()))?;
         Ok(took)
     }
-}
-
-/// The first line of what a program prints.
-pub(crate) fn first_line(program: &str, argument: &str) -> Result<String> {
-    let output = Command::new(program).arg(argument).output().with_context(|| format!("run {program}"))?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    Ok(text.lines().next().unwrap_or_default().to_owned())
 }

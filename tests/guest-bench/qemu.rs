@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context, Result};
 use hartpod_vm::command_line;
 
-use crate::bench::{MEMORY_MIB, first_line};
+use crate::bench::MEMORY_MIB;
 
 const PROGRAM: &str = "qemu-system-riscv64";
 
@@ -31,7 +31,9 @@ impl Board {
 
 /// Name and version.
 pub(crate) fn version() -> Result<String> {
-    first_line(PROGRAM, "--version")
+    let output = Command::new(PROGRAM).arg("--version").output().with_context(|| format!("run {PROGRAM}"))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    Ok(text.lines().next().unwrap_or_default().to_owned())
 }
 
 /// One that runs; dropping it ends it.

@@ -6,10 +6,6 @@ use std::time::Duration;
 pub(crate) struct Samples(Vec<f64>);
 
 impl Samples {
-    pub(crate) const fn new() -> Self {
-        Self(Vec::new())
-    }
-
     pub(crate) fn add(&mut self, value: f64) {
         self.0.push(value);
         self.0.sort_by(f64::total_cmp);

@@ -11,7 +11,7 @@ use crate::samples::Samples;
 use crate::table::{Goal, Row, table};
 
 pub(crate) fn measure(bench: &Bench) -> Result<String> {
-    let [mut up, mut ready, mut container, mut qemu, mut qemu_aia] = [const { Samples::new() }; 5];
+    let [mut up, mut ready, mut container, mut qemu, mut qemu_aia]: [Samples; 5] = Default::default();
     let aia = interrupts()? == Interrupts::Aia;
     for run in 1..=bench.runs {
         eprintln!("start: run {run}");

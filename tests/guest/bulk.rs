@@ -4,15 +4,13 @@ use anyhow::{Context, Result, ensure};
 use hartpod_tests::{Lab, Need, tests};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::container::{pod, shut_down};
+use crate::container::{SPARE, pod, shut_down};
 use crate::disk::Layers;
 use crate::guest::image;
 
 tests![a_gibibyte_comes_and_goes_unchanged needs Need::Kvm];
 
 const BYTES: usize = 1 << 30;
-/// The first spare slot.
-const SLOT: u32 = 4;
 /// Bytes until the pattern begins again: a prime, so that no buffer's size divides it and a lost or repeated buffer shows.
 const PERIOD: usize = 1_048_573;
 
@@ -36,8 +34,8 @@ async fn a_gibibyte_comes_and_goes_unchanged(lab: &Lab) -> Result<()> {
     let image = image()?;
     let layers = Layers::make(lab.dir())?;
     let (guest, mut pod) = pod(lab, &image).await?;
-    layers.fill(&guest.control()?, &image, SLOT)?;
-    let (id, _out, _err) = pod.start(SLOT, Layers::COUNT, "sleep 100000").await?;
+    layers.fill(&guest.control()?, &image, SPARE)?;
+    let (id, _out, _err) = pod.start(SPARE, Layers::COUNT, "sleep 100000").await?;
     let mut exec = pod.exec(&id, &["cat"]).await?;
 
     let pattern = pattern();

@@ -23,7 +23,7 @@ tests![
 /// After the three fixed ones: the disk of modules.
 const MODULES: u32 = 3;
 /// The first spare one.
-const SPARE: u32 = 4;
+pub(crate) const SPARE: u32 = 4;
 
 /// A guest with two spare slots, and a pod in it.
 pub(crate) async fn pod(lab: &Lab, image: &GuestImage) -> Result<(Guest, Pod)> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::super::limits::Limits;
 use super::super::packet::Operation;
-use super::guest::{Guest, Socket, end, read_line, until_shutdown};
+use super::guest::{Guest, Socket, end, until_shutdown};
 
 /// Flags of SHUTDOWN.
 const RECEIVE: u32 = 1;
@@ -144,12 +144,7 @@ fn a_guest_that_never_takes_leave_is_reset_after_a_while() {
 fn what_a_client_leaves_is_not_kept_for_a_guest_that_never_takes_it() {
     let limits = Limits { connections: 1, legacy: Duration::from_millis(100), ..Limits::default() };
     let mut guest = Guest::with_limits(limits);
-    let mut client = guest.client_for(1);
-    let request = guest.expect(Operation::Request);
-    let mut socket = Socket::new(&request.header);
-    socket.room = 10;
-    socket.send(&mut guest, Operation::Response, &[]);
-    assert_eq!(read_line(&client), "OK 1\n");
+    let (mut client, _socket) = guest.connect_with_room(1, 10);
     client.write_all(b"0123456789 and more").unwrap();
     drop(client);
     let mut taken = Vec::new();
@@ -170,12 +165,7 @@ fn what_a_client_leaves_is_not_kept_for_a_guest_that_never_takes_it() {
 fn what_a_client_leaves_is_taken_as_slowly_as_a_guest_likes() {
     let legacy = Duration::from_secs(3);
     let mut guest = Guest::with_limits(Limits { legacy, ..Limits::default() });
-    let mut client = guest.client_for(1);
-    let request = guest.expect(Operation::Request);
-    let mut socket = Socket::new(&request.header);
-    socket.room = 1;
-    socket.send(&mut guest, Operation::Response, &[]);
-    assert_eq!(read_line(&client), "OK 1\n");
+    let (mut client, mut socket) = guest.connect_with_room(1, 1);
     client.write_all(b"1234").unwrap();
     drop(client);
     let mut taken = Vec::new();

@@ -20,6 +20,9 @@ pub(super) const CID: u64 = 3;
 const RX: usize = 0;
 const TX: usize = 1;
 const EVENTS: usize = 2;
+/// Bytes that a socket takes, unless a test says otherwise.
+const ROOM: u32 = 256 << 10;
+
 /// As Linux sizes them.
 pub(super) const RX_BUFFER: u32 = 4096;
 const QUEUE: u16 = 128;
@@ -291,17 +294,26 @@ impl Guest {
 
     /// An established connection.
     pub(super) fn connect(&mut self, port: u32) -> (UnixStream, Socket) {
+        self.connect_with_room(port, ROOM)
+    }
+
+    /// The same of a socket that takes `room` bytes and no more.
+    pub(super) fn connect_with_room(&mut self, port: u32, room: u32) -> (UnixStream, Socket) {
         let client = self.client_for(port);
-        let socket = self.accept(port);
+        let socket = self.accept_with_room(port, room);
         assert_eq!(read_line(&client), format!("OK {port}\n"));
         (client, socket)
     }
 
     /// Answers the REQUEST that must be next.
     pub(super) fn accept(&mut self, port: u32) -> Socket {
+        self.accept_with_room(port, ROOM)
+    }
+
+    fn accept_with_room(&mut self, port: u32, room: u32) -> Socket {
         let request = self.expect(Operation::Request);
         assert_eq!(request.header.dst_port, port);
-        let socket = Socket::new(&request.header);
+        let socket = Socket { room, ..Socket::new(&request.header) };
         socket.send(self, Operation::Response, &[]);
         socket
     }
@@ -336,7 +348,7 @@ impl Socket {
         Self {
             guest_port: request.dst_port,
             host_port: request.src_port,
-            room: 256 << 10,
+            room: ROOM,
             received: 0,
             consumed: 0,
             told: 0,
