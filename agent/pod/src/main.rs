@@ -26,8 +26,6 @@ mod stderr_log;
 mod stream;
 mod supervisor;
 mod sys;
-#[cfg(test)]
-mod test_random;
 
 use std::io;
 use std::process::ExitCode;

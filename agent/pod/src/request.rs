@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hartpod_container::{DiskRoot, GroupPolicy, IpcMode, Overlay, PodPid, PodSetup, Slot};
+use hartpod_logs::{InvalidPlace, LogPlace};
 use hartpod_proto::id::InvalidId;
 use hartpod_proto::pod::v1::root_fs::Kind;
 use hartpod_proto::pod::v1::{
@@ -14,7 +15,6 @@ use hartpod_proto::pod::v1::{
 use hartpod_proto::{ContainerId, SandboxId};
 use oci_spec::runtime::Spec;
 
-use crate::log_writer::{InvalidPlace, LogPlace};
 use crate::stream::{InvalidToken, Token};
 
 /// Longest exec id; it becomes part of a cgroup's name.

@@ -9,24 +9,13 @@ use std::task::{Context, Poll, ready};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Bytes per page; where pages are larger, [`release_pages`] releases less than it could, or nothing.
+/// Bytes per page.
 const PAGE: usize = 4096;
 
 /// How far below the caller [`release_stack`] begins, and how far it goes: the kernel keeps 1 MiB below a stack free
 /// (`stack_guard_gap`).
 const STACK_MARGIN: usize = 4 * PAGE;
 const STACK_DEPTH: usize = 512 * 1024;
-
-/// Gives the whole pages within `buffer`, which must be ordinary memory of the heap, back to the kernel; they read as zeros
-/// afterwards.
-pub(crate) fn release_pages(buffer: &mut [u8]) {
-    let offset = buffer.as_ptr().align_offset(PAGE);
-    let Some(pages) = buffer.get_mut(offset..).filter(|rest| rest.len() >= PAGE) else { return };
-    let length = pages.len() / PAGE * PAGE;
-    // SAFETY: the range lies within `buffer`, which is borrowed mutably, so nobody else reads it; anonymous memory that was
-    // released reads as zeros, which are valid bytes. A failure changes nothing.
-    unsafe { libc::madvise(pages.as_mut_ptr().cast(), length, libc::MADV_DONTNEED) };
-}
 
 /// Takes over a descriptor that this process was started with, named by its arguments. For the start of `main`, once per number.
 pub(crate) fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {

@@ -9,6 +9,7 @@ use hartpod_container::{
     ContainerProcess, ContainerRequest, Created, Creating, Errno, LaunchError, PidNamespace, Pod, RootFs,
     Stdio,
 };
+use hartpod_logs::LogPlace;
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::Interest;
 
@@ -16,7 +17,7 @@ use super::disk::{self, DiskError};
 use super::log::{Log, LogSource};
 use super::output::Output;
 use crate::children::{Children, Starting};
-use crate::log_writer::{LogError, LogPlace, Opening};
+use crate::log_writer::{LogError, Opening};
 use crate::request::{ContainerPlan, PidPlan, RootPlan};
 use crate::stream::{Expected, Pipe};
 use crate::sys::Watched;

@@ -12,15 +12,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hartpod_container::{Child, Pod, fork_role};
+use hartpod_logs::LogPlace;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 
 use super::settle::DRAIN_WAIT;
 use crate::children::{Children, Exit};
-use crate::log_writer::{
-    ANSWER_WAIT, LogError, LogHandle, LogPlace, NAME, Opening, Sources, become_log_writer,
-};
+use crate::log_writer::{ANSWER_WAIT, LogError, LogHandle, NAME, Opening, Sources, become_log_writer};
 
 /// Before a writer that died is replaced; doubled each time that the next one does not live for [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_millis(10);

@@ -11,11 +11,11 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use hartpod_container::HostMounts;
+use hartpod_logs::LogPlace;
 use rustix::io::FdFlags;
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use super::control::{Step, report_failure};
-use super::file::LogPlace;
 use super::writer::{Sources, write_logs};
 use crate::sys;
 

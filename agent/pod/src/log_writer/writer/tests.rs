@@ -3,8 +3,9 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 
+use hartpod_logs::MAX_CONTENT;
+
 use super::*;
-use crate::test_random::Random;
 
 /// A writer on a thread of the test, and the three ends that the agent would hold.
 struct Running {
@@ -129,56 +130,4 @@ fn the_writer_outlives_the_agent() {
     log.control = UnixStream::pair().unwrap().0;
     log.print(0, b"still here\n");
     assert!(log.finish()[0].ends_with("stdout F still here\n"));
-}
-
-/// Random lines on both streams in random chunks, with rotations in between: every line comes out once, whole, in order,
-/// and within one file.
-#[test]
-fn no_line_is_lost_or_split_over_rotations() {
-    let mut random = Random::new(42);
-    let mut log = Running::start();
-    let mut expected = [Vec::new(), Vec::new()];
-    let mut unsent = [Vec::new(), Vec::new()];
-    for number in 0..600 {
-        let stream = random.below(2);
-        let length = match random.below(20) {
-            0 => MAX_CONTENT + random.below(2 * MAX_CONTENT),
-            1..=3 => random.below(3000),
-            _ => random.below(80),
-        };
-        let line = format!("{number} {}", "y".repeat(length));
-        unsent[stream].extend_from_slice(line.as_bytes());
-        unsent[stream].push(b'\n');
-        expected[stream].push(line);
-        for (stream, bytes) in unsent.iter_mut().enumerate() {
-            let count = if random.below(3) == 0 { bytes.len() } else { random.below(bytes.len()) };
-            let rest = bytes.split_off(count);
-            log.print(stream, &std::mem::replace(bytes, rest));
-        }
-        if random.below(40) == 0 {
-            // Lines end before a rotation here; what a line that does not end does is a test of its own.
-            for (stream, bytes) in unsent.iter_mut().enumerate() {
-                log.print(stream, &std::mem::take(bytes));
-            }
-            log.rotate();
-        }
-    }
-    for (stream, bytes) in unsent.iter().enumerate() {
-        log.print(stream, bytes);
-    }
-    assert!(log.rotations > 5);
-    let mut seen = [Vec::new(), Vec::new()];
-    for file in log.finish() {
-        let mut open = [String::new(), String::new()];
-        for (stream, tag, content) in file.lines().map(parse) {
-            let stream = usize::from(stream == "stderr");
-            assert!(content.len() <= MAX_CONTENT);
-            open[stream].push_str(content);
-            if tag == "F" {
-                seen[stream].push(std::mem::take(&mut open[stream]));
-            }
-        }
-        assert_eq!(open, [String::new(), String::new()], "a line is split over two files");
-    }
-    assert!(seen == expected, "lines were lost, doubled or reordered");
 }

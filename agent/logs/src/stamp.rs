@@ -3,14 +3,23 @@
 //! Always UTC and always nine digits (kubelet parses RFC 3339 with any number of them), so that every head of a stream has
 //! one length and lines sort as text.
 
-use super::frame::Tag;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::frame::Tag;
 
 /// Bytes of a head: the time, and ` stdout F `.
 pub(crate) const HEAD: usize = 30 + 10;
 
+/// Now, in nanoseconds since the Unix epoch; a clock before 1970 gives 0. Good until the year 2262.
+#[must_use]
+pub fn now_nanos() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
 /// Which stream a line was read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Stream {
+pub enum Stream {
     Stdout,
     Stderr,
 }

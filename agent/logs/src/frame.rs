@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 /// Longest content of one log line, in bytes. Same as containerd's default (`max_container_log_line_size`).
-pub(crate) const MAX_CONTENT: usize = 16 * 1024;
+pub const MAX_CONTENT: usize = 16 * 1024;
 
 /// Bytes a [`Framer`]'s buffer must have: a held-back piece and room to read as much again.
 pub(crate) const BUFFER: usize = 2 * MAX_CONTENT;
