@@ -2,7 +2,7 @@
 //! a VMM with.
 //!
 //! What it does: KVM, interrupt controllers, FDT, virtio devices over MMIO, guest images. What it does not: anything CRI, layers,
-//! networks on the host (it is handed the tap), what runs inside (the pod agent).
+//! networks on the host but the tap that joins a guest to one, what runs inside (the pod agent).
 //!
 //! Everything that a VMM uses is opened by its parent and handed in over a socket with one [`boot::BootMessage`], so that it can run in an
 //! empty root without rights.
@@ -23,4 +23,5 @@ pub mod memory;
 pub mod status;
 pub mod stop;
 mod sys;
+pub mod tap;
 pub mod virtio;
