@@ -1,7 +1,6 @@
 //! Disks of containers: an image's layers as EROFS files, and a copy of the scratch file system.
 
 use std::fs::{self, File, OpenOptions};
-use std::os::fd::AsFd as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -51,8 +50,7 @@ impl Layers {
     /// Fills a slot of a running guest with a disk of them and a scratch file of its own, whose path is returned.
     pub(crate) fn fill(&self, control: &Control, image: &GuestImage, slot: u32) -> Result<PathBuf> {
         let (disk, scratch) = self.disk(image)?;
-        let extents: Vec<_> = disk.iter().map(|extent| (extent.file.as_fd(), extent.read_only)).collect();
-        control.fill(slot, &extents)?;
+        control.fill(slot, &disk)?;
         Ok(scratch)
     }
 

@@ -8,8 +8,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SocketFlags, accept_with};
 use serde::{Deserialize, Serialize};
 
-use crate::boot::{Claims, Disk, disk_extents};
+use crate::boot::{Claims, Disk, Fd, disk_extents};
 use crate::channel;
+use crate::log::{LogId, LogToken, Logs};
 use crate::status::cut;
 use crate::stop::{Stop, StopSignal};
 use crate::virtio::blk::BlockExtent;
@@ -28,6 +29,14 @@ pub enum Request {
     Fill { slot: u32, disk: Disk },
     /// Take the disk out of a slot; the driver in the guest must have let go of it.
     Empty { slot: u32 },
+    /// Append what a container says to a regular file that is open for appending. The tokens are those of CreateContainer (pod.proto); a
+    /// terminal has no stderr. Of a log that is being written only the file is new.
+    Log { id: LogId, stdout: Option<LogToken>, stderr: Option<LogToken>, file: Fd },
+    /// Go over to another file at a line's end, and close `done`, a pipe, then. It does not wait for a stream that is within a line for
+    /// longer than a second. Of a log that is over there is nothing to do.
+    ReopenLog { id: LogId, file: Fd, done: Fd },
+    /// Close `done`, a pipe, once both streams were written to their end: at once where there is no such log.
+    AwaitLog { id: LogId, done: Fd },
     /// End the guest at once. What is polite is asked of the agent inside before.
     PowerOff {},
 }
@@ -60,11 +69,21 @@ pub struct SlotRefused {
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }
 
+/// What requests are about.
+#[allow(missing_debug_implementations)]
+pub struct Services<'s> {
+    /// Asked to end the guest, and asked for the end of the service.
+    pub stop: &'s StopSignal,
+    pub slots: &'s mut dyn Slots,
+    pub logs: &'s mut Logs,
+}
+
 /// Answers requests until the guest is to stop.
 ///
 /// # Errors
 /// The listening socket or the kernel's poll fail; the guest cannot be told anything any more then.
-pub fn serve(listener: &OwnedFd, stop: &StopSignal, slots: &mut dyn Slots) -> io::Result<()> {
+pub fn serve(listener: &OwnedFd, services: &mut Services<'_>) -> io::Result<()> {
+    let stop = services.stop;
     // Between poll and accept a client may go away.
     rustix::io::ioctl_fionbio(listener, true)?;
     let mut connections: Vec<OwnedFd> = Vec::new();
@@ -72,7 +91,7 @@ pub fn serve(listener: &OwnedFd, stop: &StopSignal, slots: &mut dyn Slots) -> io
         let ready = wait(listener, stop, &connections)?;
         // From the last one on, so that places stay what they were.
         for place in ready.connections.iter().rev() {
-            if !answer(connections[*place].as_fd(), stop, slots) {
+            if !answer(connections[*place].as_fd(), services) {
                 connections.swap_remove(*place);
             }
         }
@@ -119,9 +138,9 @@ fn accept(listener: &OwnedFd, connections: &mut Vec<OwnedFd>) -> Accepted {
 }
 
 /// Reads one request and answers it; false when the connection is of no more use.
-fn answer(connection: BorrowedFd<'_>, stop: &StopSignal, slots: &mut dyn Slots) -> bool {
+fn answer(connection: BorrowedFd<'_>, services: &mut Services<'_>) -> bool {
     let response = match channel::receive(connection) {
-        Ok(Some(packet)) => handle(&packet.bytes, packet.fds, stop, slots),
+        Ok(Some(packet)) => handle(&packet.bytes, packet.fds, services),
         Ok(None) => return false,
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
         Err(error) if error.kind() == io::ErrorKind::InvalidData => Response::Error(error.to_string()),
@@ -131,8 +150,8 @@ fn answer(connection: BorrowedFd<'_>, stop: &StopSignal, slots: &mut dyn Slots) 
     serde_json::to_vec(&response).is_ok_and(|bytes| channel::send(connection, &bytes, &[]).is_ok())
 }
 
-fn handle(message: &[u8], fds: Vec<OwnedFd>, stop: &StopSignal, slots: &mut dyn Slots) -> Response {
-    match try_handle(message, fds, stop, slots) {
+fn handle(message: &[u8], fds: Vec<OwnedFd>, services: &mut Services<'_>) -> Response {
+    match try_handle(message, fds, services) {
         Ok(()) => Response::Ok {},
         // It may quote the request, and must fit a packet.
         Err(error) => Response::Error(cut(&chain(&*error)).to_owned()),
@@ -142,9 +161,9 @@ fn handle(message: &[u8], fds: Vec<OwnedFd>, stop: &StopSignal, slots: &mut dyn 
 fn try_handle(
     message: &[u8],
     fds: Vec<OwnedFd>,
-    stop: &StopSignal,
-    slots: &mut dyn Slots,
+    services: &mut Services<'_>,
 ) -> Result<(), Box<dyn std::error::Error>> {
+    let Services { stop, slots, logs } = services;
     let mut claims = Claims::new(fds);
     match serde_json::from_slice(message)? {
         Request::Fill { slot, disk } => {
@@ -155,6 +174,22 @@ fn try_handle(
         Request::Empty { slot } => {
             claims.finish()?;
             slots.empty(slot)?;
+        }
+        Request::Log { id, stdout, stderr, file } => {
+            let file = claims.take(file, "the log file")?;
+            claims.finish()?;
+            logs.begin(id, stdout, stderr, file)?;
+        }
+        Request::ReopenLog { id, file, done } => {
+            let file = claims.take(file, "the log file")?;
+            let done = claims.take(done, "what is closed afterwards")?;
+            claims.finish()?;
+            logs.reopen(&id, file, done)?;
+        }
+        Request::AwaitLog { id, done } => {
+            let done = claims.take(done, "what is closed afterwards")?;
+            claims.finish()?;
+            logs.at_end(&id, done)?;
         }
         Request::PowerOff {} => {
             claims.finish()?;

@@ -16,13 +16,14 @@ use crate::memory::GuestRam;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::blk::{Block, BlockError, BlockExtent};
 use crate::virtio::net::{Net, NetError};
-use crate::virtio::vsock::Vsock;
+use crate::virtio::vsock::{Dialer, Vsock};
 use crate::virtio::{Device, Line, QUEUES, Removal, Slot, SlotError};
 
 /// Slots of a guest.
 #[derive(Debug)]
 pub struct Devices {
     slots: Vec<Arc<Mutex<Slot>>>,
+    dialer: Option<Dialer>,
 }
 
 /// Why there are no devices.
@@ -83,13 +84,21 @@ impl Devices {
             let kicks = kicks().map_err(|source| DevicesError::Event { source })?;
             Ok(Arc::new(Mutex::new(Slot::new(line(slot), kicks, Arc::clone(memory)))))
         });
-        let devices = Self { slots: slots.collect::<Result<_, _>>()? };
-        for (slot, device) in make(files, ready)?.into_iter().enumerate() {
+        let slots = slots.collect::<Result<_, _>>()?;
+        let (made, dialer) = make(files, ready)?;
+        let devices = Self { slots, dialer };
+        for (slot, device) in made.into_iter().enumerate() {
             if let (Some(device), Some(place)) = (device, devices.slots.get(slot)) {
                 lock(place).fill(device).map_err(|source| DevicesError::Slot { slot, source })?;
             }
         }
         Ok(devices)
+    }
+
+    /// For streams into the guest that the VMM itself opens, if there is vsock.
+    #[must_use]
+    pub fn dialer(&self) -> Option<Dialer> {
+        self.dialer.clone()
     }
 
     /// How many slots there are.
@@ -149,10 +158,13 @@ fn refused(slot: u32, source: impl Into<Box<dyn std::error::Error + Send + Sync>
     SlotRefused { slot, source: source.into() }
 }
 
+type Made = (Vec<Option<Box<dyn Device>>>, Option<Dialer>);
+
 /// Devices in the order of their slots.
-fn make(files: DeviceFiles, ready: Ready) -> Result<Vec<Option<Box<dyn Device>>>, DevicesError> {
+fn make(files: DeviceFiles, ready: Ready) -> Result<Made, DevicesError> {
     let vsock = files.vsock.map(|listener| Vsock::new(listener, GUEST_CID, ready));
     let vsock = vsock.transpose().map_err(|source| DevicesError::Vsock { source })?;
+    let dialer = vsock.as_ref().map(Vsock::dialer);
     let net = files.net.map(|net| Net::new(net.tap, net.mac, net.mtu));
     let net = net.transpose().map_err(|source| DevicesError::Net { source })?;
     let balloon = files.balloon.then(Balloon::new);
@@ -161,7 +173,7 @@ fn make(files: DeviceFiles, ready: Ready) -> Result<Vec<Option<Box<dyn Device>>>
         let block = Block::new(disk).map_err(|source| DevicesError::Disk { index, source })?;
         devices.push(boxed(Some(block)));
     }
-    Ok(devices)
+    Ok((devices, dialer))
 }
 
 fn boxed(device: Option<impl Device + 'static>) -> Option<Box<dyn Device>> {

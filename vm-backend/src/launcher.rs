@@ -19,7 +19,7 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
 };
 
-pub use client::{ClientError, Control, connect};
+pub use client::{ClientError, Control, LogTokens, connect};
 pub use follow::{FollowError, Follower};
 
 use crate::boot::{BootMessage, Disk, Extent, Fd, Interrupts, Net, NetDevice};

@@ -17,6 +17,7 @@ pub mod control;
 pub mod devices;
 pub mod guest_image;
 pub mod launcher;
+pub mod log;
 #[cfg(target_arch = "riscv64")]
 pub mod machine;
 pub mod memory;

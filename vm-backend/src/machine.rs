@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use kvm_ioctls::VcpuFd;
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -26,12 +27,16 @@ use crate::arch::riscv64::vm::{KvmError, Vm};
 use crate::boot::{BootFiles, Guest, Interrupts};
 use crate::bus::{Bus, BusError};
 use crate::console::Console;
-use crate::control::{self, chain};
+use crate::control::{self, Services, chain};
 use crate::devices::{Devices, DevicesError, Ready};
+use crate::log::Logs;
 use crate::memory::{self, GuestMemory, GuestRam, MemoryError};
 use crate::status::{Event, Exit, ExitReason, StatusWriter};
 use crate::stop::{Stop, StopSignal};
 use crate::virtio::Line;
+
+/// What the logs of a guest that has ended may hold up the word of it.
+const LAST_LINES: Duration = Duration::from_secs(2);
 
 /// Why a guest never ran.
 #[derive(Debug, thiserror::Error)]
@@ -227,7 +232,9 @@ impl Hardware {
         vcpu::prepare_kicks()?;
         let stop = StopSignal::new().map_err(|source| MachineError::Event { source })?;
         let surroundings = Arc::new(Surroundings { bus: self.bus, memory, console, stop });
-        let mut running = Running { vcpus: Vec::new(), devices: self.devices, surroundings, _vm: self._vm };
+        let logs = Logs::new(self.devices.dialer());
+        let mut running =
+            Running { vcpus: Vec::new(), devices: self.devices, logs, surroundings, _vm: self._vm };
         for (id, vcpu) in self.vcpus.into_iter().enumerate() {
             match Vcpu::start(id, vcpu, &running.surroundings) {
                 Ok(vcpu) => running.vcpus.push(vcpu),
@@ -246,6 +253,7 @@ impl Hardware {
 struct Running {
     vcpus: Vec<Vcpu>,
     devices: Devices,
+    logs: Logs,
     surroundings: Arc<Surroundings>,
     _vm: Vm,
 }
@@ -255,10 +263,13 @@ impl Running {
     fn serve(&mut self, control: &OwnedFd, status: &StatusWriter) -> Exit {
         status.write(&Event::Running);
         let Surroundings { stop, console, .. } = &*self.surroundings;
-        if let Err(error) = control::serve(control, stop, &mut self.devices) {
+        let mut services = Services { stop, slots: &mut self.devices, logs: &mut self.logs };
+        if let Err(error) = control::serve(control, &mut services) {
             stop.request(Stop::Failure(format!("serve the control socket: {error}")));
         }
         vcpu::stop(std::mem::take(&mut self.vcpus));
+        // Before the last word: who hears that finds the logs complete.
+        self.logs.finish_blocking(LAST_LINES);
         let reason = stop.reason().unwrap_or_else(|| Stop::Failure("no reason".to_owned()));
         reason.exit(console)
     }

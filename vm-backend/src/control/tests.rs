@@ -47,7 +47,9 @@ impl Server {
         let signal = Arc::clone(&stop);
         let thread = thread::spawn(move || {
             let mut slots = Fake::default();
-            (serve(&listener, &signal, &mut slots), slots)
+            let mut logs = Logs::new(None);
+            let mut services = Services { stop: &signal, slots: &mut slots, logs: &mut logs };
+            (serve(&listener, &mut services), slots)
         });
         Self { address, stop, thread }
     }
@@ -154,7 +156,9 @@ fn where_nobody_can_be_accepted_nothing_spins() {
     let stop = Arc::new(StopSignal::new().unwrap());
     let signal = Arc::clone(&stop);
     let thread = thread::spawn(move || {
-        serve(&deaf, &signal, &mut Fake::default()).unwrap();
+        let (mut slots, mut logs) = (Fake::default(), Logs::new(None));
+        let mut services = Services { stop: &signal, slots: &mut slots, logs: &mut logs };
+        serve(&deaf, &mut services).unwrap();
         // Nanoseconds on a CPU (Documentation/scheduler/sched-stats.rst).
         let used = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
         Duration::from_nanos(used.split_ascii_whitespace().next().unwrap().parse().unwrap())

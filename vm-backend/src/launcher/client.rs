@@ -6,15 +6,19 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::{CONTROL_SOCKET, VSOCK_SOCKET};
 use crate::boot::{Disk, Extent, Fd};
 use crate::channel;
 use crate::control::{Request, Response};
+use crate::log::{LogId, LogToken, NotDigits};
 use crate::status::cut;
+use crate::virtio::blk::BlockExtent;
 
 /// Bytes of the answer to CONNECT at most: `OK 4294967295\n`, or `ERROR` and why.
 const MAX_ANSWER: usize = 128;
@@ -39,6 +43,14 @@ pub enum ClientError {
         #[source]
         source: io::Error,
     },
+    #[error("name {what}")]
+    Name {
+        what: &'static str,
+        #[source]
+        source: NotDigits,
+    },
+    #[error("the log did not go over to its new file within {} seconds", Control::SWITCH_PATIENCE.as_secs())]
+    Stuck,
     #[error("the VMM refused: {0}")]
     Refused(String),
 }
@@ -89,6 +101,17 @@ fn greet(stream: &mut UnixStream, port: u32, deadline: Instant) -> io::Result<()
     }
 }
 
+/// Under which tokens the agent gives what a container says. A terminal has one stream, stdout.
+#[derive(Debug, Clone, Copy)]
+pub struct LogTokens<'t> {
+    pub stdout: Option<&'t str>,
+    pub stderr: Option<&'t str>,
+}
+
+fn log_id(text: &str) -> Result<LogId, ClientError> {
+    text.parse().map_err(|source| ClientError::Name { what: "a log", source })
+}
+
 /// A connection for requests to a running VMM. Calls block until the VMM has answered, at most for [`Control::PATIENCE`].
 #[derive(Debug)]
 pub struct Control {
@@ -98,6 +121,9 @@ pub struct Control {
 impl Control {
     /// The VMM answers from a thread that does nothing else.
     pub const PATIENCE: Duration = Duration::from_secs(10);
+
+    /// How long a log may take to go over to another file: more than it waits for a line to end. As the pod agent's on a node.
+    pub const SWITCH_PATIENCE: Duration = Duration::from_secs(8);
 
     /// Connects to the VMM whose folder is `dir`.
     ///
@@ -110,17 +136,15 @@ impl Control {
         Ok(Self { socket })
     }
 
-    /// Puts a disk of these files (and whether each is read-only) into an empty slot.
+    /// Puts a disk of these files into an empty slot.
     ///
     /// # Errors
     /// The VMM refuses, or does not answer.
-    pub fn fill(&self, slot: u32, files: &[(BorrowedFd<'_>, bool)]) -> Result<(), ClientError> {
-        let extent = |(number, (_, read_only)): (usize, &(_, bool))| Extent {
-            file: Fd(number),
-            read_only: *read_only,
-        };
-        let disk = Disk { extents: files.iter().enumerate().map(extent).collect() };
-        let fds: Vec<BorrowedFd<'_>> = files.iter().map(|(fd, _)| *fd).collect();
+    pub fn fill(&self, slot: u32, disk: &[BlockExtent]) -> Result<(), ClientError> {
+        let fds: Vec<BorrowedFd<'_>> = disk.iter().map(|extent| extent.file.as_fd()).collect();
+        let extents = disk.iter().enumerate();
+        let extents = extents.map(|(number, e)| Extent { file: Fd(number), read_only: e.read_only });
+        let disk = Disk { extents: extents.collect() };
         self.ask(&Request::Fill { slot, disk }, &fds)
     }
 
@@ -130,6 +154,53 @@ impl Control {
     /// The VMM refuses, or does not answer.
     pub fn empty(&self, slot: u32) -> Result<(), ClientError> {
         self.ask(&Request::Empty { slot }, &[])
+    }
+
+    /// Has the VMM append what a container says to `file`, which must be a regular file that is open for appending (read it may be, too:
+    /// then a line that an earlier writer left unfinished is ended first). The VMM opens the streams by itself; the tokens are those of
+    /// CreateContainer, good for one connection within 10 seconds of its answer.
+    ///
+    /// `id` is the container's: 64 lower-case hexadecimal digits. Of a log that is being written only the file is new, as with
+    /// [`reopen_log`](Self::reopen_log), but nothing is waited for: a daemon may repeat itself.
+    ///
+    /// # Errors
+    /// The id or a token is none, the file is no log, there are [`MAX_LOGS`](crate::log::MAX_LOGS) already, or the VMM does not answer.
+    pub fn log(&self, id: &str, tokens: LogTokens<'_>, file: BorrowedFd<'_>) -> Result<(), ClientError> {
+        let token = |what, text: Option<&str>| {
+            text.map(str::parse::<LogToken>).transpose().map_err(|source| ClientError::Name { what, source })
+        };
+        let stdout = token("the stream of stdout", tokens.stdout)?;
+        let stderr = token("the stream of stderr", tokens.stderr)?;
+        self.ask(&Request::Log { id: log_id(id)?, stdout, stderr, file: Fd(0) }, &[file])
+    }
+
+    /// Has a log go over to `file`, a file as for [`log`](Self::log), at a line's end; returns once it has. A stream that is within a line
+    /// for longer than a second stays with the old file until the line ends, and is not waited for. Success where there is no such log:
+    /// its container has ended.
+    ///
+    /// # Errors
+    /// As [`log`](Self::log); and the disk of the log does not answer within [`SWITCH_PATIENCE`](Self::SWITCH_PATIENCE).
+    pub fn reopen_log(&self, id: &str, file: BorrowedFd<'_>) -> Result<(), ClientError> {
+        let talk = |e: rustix::io::Errno| ClientError::Talk { source: e.into() };
+        let (switched, done) = pipe_with(PipeFlags::CLOEXEC).map_err(talk)?;
+        let request = Request::ReopenLog { id: log_id(id)?, file: Fd(0), done: Fd(1) };
+        self.ask(&request, &[file, done.as_fd()])?;
+        drop(done);
+        let mut hung_up = [PollFd::new(&switched, PollFlags::empty())];
+        let patience = Timespec::try_from(Self::SWITCH_PATIENCE).ok();
+        match rustix::io::retry_on_intr(|| poll(&mut hung_up, patience.as_ref())).map_err(talk)? {
+            0 => Err(ClientError::Stuck),
+            _ => Ok(()),
+        }
+    }
+
+    /// Has the VMM close `done`, a pipe, once all that a container said is written, or its VMM is gone: the other end hangs up then, if
+    /// the caller closes its own copy. That is at once where there is no such log, or none any more.
+    ///
+    /// # Errors
+    /// `done` is no pipe, too many wait for the same log, or the VMM does not answer.
+    pub fn await_log(&self, id: &str, done: BorrowedFd<'_>) -> Result<(), ClientError> {
+        self.ask(&Request::AwaitLog { id: log_id(id)?, done: Fd(0) }, &[done])
     }
 
     /// Ends the guest at once.

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use super::dialer::Dialer;
 use super::limits::Limits;
 use super::mux::{Mux, Outside};
 use super::poll::Poller;
@@ -38,16 +39,22 @@ impl Vsock {
     /// while the guest's driver is at work; `ready` is called when the guest first connects to port 1024 of the host.
     ///
     /// # Errors
-    /// The listener cannot be made non-blocking.
+    /// The listener cannot be made non-blocking, or there are no descriptors.
     pub fn new(listener: OwnedFd, guest_cid: u64, ready: Box<dyn Fn() + Send>) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&listener, true)?;
         let ready = Arc::new(ReadySignal::new(ready));
         Ok(Self {
-            outside: Outside { guest_cid, listener: Arc::new(listener), ready },
+            outside: Outside { guest_cid, listener: Arc::new(listener), dialer: Dialer::new()?, ready },
             limits: Limits::default(),
             lost: Arc::default(),
             worker: None,
         })
+    }
+
+    /// For clients in the VMM itself.
+    #[must_use]
+    pub fn dialer(&self) -> Dialer {
+        self.outside.dialer.clone()
     }
 
     #[cfg(test)]

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use vm_memory::{Bytes, GuestAddress};
 
+use super::dialer::Dialer;
 use super::limits::Limits;
 use super::mux::{Mux, Outside};
 use super::packet::{HEADER_LEN, HOST_CID, Header, STREAM};
@@ -50,7 +51,12 @@ pub fn vsock(data: &[u8]) {
     let [rx, tx, events] = rings.each_ref().map(DriverQueue::device_side);
     let (listener, address) = listener();
     let ready = Arc::new(AtomicUsize::new(0));
-    let outside = Outside { guest_cid: CID, listener: Arc::new(listener.into()), ready: signal(&ready) };
+    let outside = Outside {
+        guest_cid: CID,
+        listener: Arc::new(listener.into()),
+        dialer: Dialer::new().expect("an eventfd"),
+        ready: signal(&ready),
+    };
     let mux = Mux::new(outside, LIMITS, Poller::new().expect("an epoll set")).expect("a listener");
     let lost = Arc::new(AtomicBool::new(input.u8() % 2 == 0));
     let session = Session { memory: memory.clone(), interrupt: interrupt(), mux, rx, tx, events, lost };

@@ -4,6 +4,8 @@
 //! then on bytes are passed on both ways; shutdown(2) of either side reaches the other. Where the guest refuses or does not answer in
 //! time, the socket is closed; a client that asks for too much, or nothing that makes sense, reads `ERROR <why>\n` before that.
 //!
+//! Clients in the VMM itself come by a [`Dialer`].
+//!
 //! Accept-only: what the guest itself tries to connect to is reset. The first attempt at port 1024 tells that it is ready.
 //!
 //! One thread does everything and never waits for a client or the guest alone. Bytes go from a socket into the guest's buffers, and out of
@@ -13,6 +15,7 @@
 mod connection;
 mod credit;
 mod device;
+mod dialer;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
 mod greeting;
@@ -32,3 +35,4 @@ mod timers;
 mod tests;
 
 pub use device::Vsock;
+pub use dialer::Dialer;

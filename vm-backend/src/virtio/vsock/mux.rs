@@ -4,12 +4,13 @@ mod clients;
 mod transmit;
 mod turns;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::connection::Event;
+use super::dialer::Dialer;
 use super::limits::Limits;
 use super::packet::{HOST_CID, Header, MAX_PAYLOAD, Operation, STREAM};
 use super::poll::{Interest, Poller, Token};
@@ -31,6 +32,7 @@ pub(super) struct Outside {
     pub(super) guest_cid: u64,
     /// A listening unix stream socket that does not block.
     pub(super) listener: Arc<OwnedFd>,
+    pub(super) dialer: Dialer,
     pub(super) ready: Arc<ReadySignal>,
 }
 
@@ -41,11 +43,15 @@ pub(super) struct Mux {
     poller: Poller,
     /// By host port, of which each is given to one client as long as it lives.
     clients: HashMap<u32, Client>,
+    /// Ports of those of the VMM itself, which sees to it that they are not too many.
+    own: HashSet<u32>,
     next_port: u32,
     turns: Turns,
     timers: Timers,
     /// The listener may have a connection: it said so and has not said EAGAIN since.
     acceptable: bool,
+    /// There may be a client of the VMM itself.
+    called: bool,
     /// Bytes promised to connections with a room of the larger size.
     promised: u32,
 }
@@ -57,15 +63,18 @@ impl Mux {
     /// The listener cannot be watched.
     pub(super) fn new(outside: Outside, limits: Limits, poller: Poller) -> std::io::Result<Self> {
         poller.watch(&*outside.listener, Token::Listener)?;
+        poller.watch(&outside.dialer, Token::Dialer)?;
         Ok(Self {
             outside,
             limits,
             poller,
             clients: HashMap::new(),
+            own: HashSet::new(),
             next_port: FIRST_PORT,
             turns: Turns::default(),
             timers: Timers::default(),
             acceptable: true,
+            called: true,
             promised: 0,
         })
     }
@@ -165,6 +174,7 @@ impl Mux {
 
     fn remove(&mut self, port: u32) {
         self.timers.cancel(port);
+        self.own.remove(&port);
         if let Some(Client::Stream { stream, .. }) = self.clients.remove(&port) {
             if stream.room() == self.limits.room {
                 self.promised -= self.limits.room;
@@ -177,7 +187,7 @@ impl Mux {
 impl Mux {
     /// Nothing has grown beyond its limit.
     pub(super) fn assert_bounded(&self) {
-        assert!(self.clients.len() <= self.limits.connections, "{} connections", self.clients.len());
+        assert!(self.strangers() <= self.limits.connections, "{} connections", self.clients.len());
         assert!(self.turns.resets() <= self.limits.resets, "{} resets", self.turns.resets());
         assert!(self.promised <= self.limits.memory, "{} bytes promised", self.promised);
         for client in self.clients.values() {

@@ -20,6 +20,8 @@ pub(super) enum Token {
     /// The driver put something into a queue.
     Kick,
     Listener,
+    /// A client of the VMM itself, or the end of the guest.
+    Dialer,
     /// The client with this host port.
     Client(u32),
 }
@@ -31,6 +33,7 @@ impl Token {
             Self::Stop => 1 << 32,
             Self::Kick => 2 << 32,
             Self::Listener => 3 << 32,
+            Self::Dialer => 4 << 32,
         }
     }
 
@@ -39,6 +42,7 @@ impl Token {
             (Ok(port), _) => Self::Client(port),
             (_, 1) => Self::Stop,
             (_, 2) => Self::Kick,
+            (_, 4) => Self::Dialer,
             _ => Self::Listener,
         }
     }

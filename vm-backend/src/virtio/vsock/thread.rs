@@ -22,6 +22,9 @@ use crate::virtio::{ActiveQueue, Interrupt, sys};
 /// Packets that are taken from the guest before the clients' own have their turn.
 const RECEIVED_AT_A_TIME: usize = 128;
 
+/// Rounds for what is in the queues when the guest has ended; they hold far less.
+const LAST_ROUNDS: usize = 16;
+
 /// VIRTIO_VSOCK_EVENT_TRANSPORT_RESET (VIRTIO 1.2 section 5.10.6.7): all connections are gone.
 const TRANSPORT_RESET: u32 = 0;
 
@@ -97,10 +100,37 @@ impl Rounds<'_> {
             }
             let now = Instant::now();
             let more = self.round(&ready, now)?;
+            if ready.iter().any(|ready| ready.token == Token::Dialer) && self.mux.guest_has_ended() {
+                return self.finish();
+            }
             let deadline = self.mux.next_deadline().into_iter().chain(self.news.due()).min();
             let left = deadline.map(|at| at.saturating_duration_since(now));
             patience = if more { Some(Duration::ZERO) } else { left };
         }
+    }
+
+    /// The guest runs no more: what it has sent goes to the clients, as long as they take it and nobody asks for the end.
+    fn finish(&mut self) -> Result<(), QueueError> {
+        for _ in 0..LAST_ROUNDS {
+            if !self.round(&[], Instant::now())? {
+                break;
+            }
+        }
+        self.mux.lose_guest(Instant::now());
+        while !self.mux.is_deserted() {
+            let ready = self.mux.poller().wait(None).map_err(|_| QueueError::Ring)?;
+            for ready in ready {
+                match ready.token {
+                    Token::Stop => return Ok(()),
+                    Token::Client(port) => {
+                        let Ready { readable, writable, hangup, .. } = ready;
+                        self.mux.client_is(port, Readiness { readable, writable, hangup }, Instant::now());
+                    }
+                    Token::Kick | Token::Listener | Token::Dialer => {}
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Does some of everything that there is to do; `true` if there is more.
@@ -108,6 +138,7 @@ impl Rounds<'_> {
         for ready in ready {
             match ready.token {
                 Token::Listener => self.mux.listener_is_ready(),
+                Token::Dialer => self.mux.dialer_is_ready(),
                 Token::Client(port) => {
                     let Ready { readable, writable, hangup, .. } = *ready;
                     self.mux.client_is(port, Readiness { readable, writable, hangup }, now);

@@ -39,6 +39,11 @@ impl Mux {
         self.acceptable = true;
     }
 
+    /// A client of the VMM itself has come, perhaps.
+    pub(crate) fn dialer_is_ready(&mut self) {
+        self.called = true;
+    }
+
     /// Connections may wait to be accepted.
     pub(crate) fn may_accept(&self) -> bool {
         self.acceptable
@@ -46,6 +51,12 @@ impl Mux {
 
     /// Accepts connections until there are no more, or many were.
     pub(crate) fn accept(&mut self, now: Instant) {
+        while let Some(socket) = self.called.then(|| self.outside.dialer.next()).flatten() {
+            if let Some(port) = self.seat(socket, now) {
+                self.own.insert(port);
+            }
+        }
+        self.called = false;
         for _ in 0..ACCEPTED_AT_A_TIME {
             if !self.acceptable {
                 return;
@@ -66,15 +77,50 @@ impl Mux {
 
     fn welcome(&mut self, socket: OwnedFd, now: Instant) {
         let limit = self.limits.connections;
-        if self.clients.len() >= limit {
+        if self.strangers() >= limit {
             return refuse(&socket, &format!("there are {limit} connections, and no more can be had"));
         }
+        self.seat(socket, now);
+    }
+
+    /// Clients that are not of the VMM itself.
+    pub(super) fn strangers(&self) -> usize {
+        self.clients.len() - self.own.len()
+    }
+
+    /// Gives a client a port; it has yet to say what it wants.
+    fn seat(&mut self, socket: OwnedFd, now: Instant) -> Option<u32> {
         let port = self.free_port();
         if self.poller.watch(&socket, Token::Client(port)).is_err() {
-            return refuse(&socket, "out of kernel memory");
+            refuse(&socket, "out of kernel memory");
+            return None;
         }
         self.clients.insert(port, Client::Greeting(Greeting { socket }));
         self.timers.set(port, now + self.limits.greeting);
+        Some(port)
+    }
+
+    /// The guest runs no more: clients get what it has sent.
+    pub(crate) fn lose_guest(&mut self, now: Instant) {
+        let ports: Vec<u32> = self.clients.keys().copied().collect();
+        for port in ports {
+            match self.clients.get_mut(&port) {
+                Some(Client::Stream { stream, .. }) => {
+                    stream.on(Event::Reset);
+                    self.settle(port, now);
+                }
+                _ => self.remove(port),
+            }
+        }
+    }
+
+    /// Nobody is left.
+    pub(crate) fn is_deserted(&self) -> bool {
+        self.clients.is_empty()
+    }
+
+    pub(crate) fn guest_has_ended(&self) -> bool {
+        self.outside.dialer.has_hung_up()
     }
 
     /// A host port that nobody has. There are far more of them than connections.
