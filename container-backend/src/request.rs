@@ -31,7 +31,7 @@ pub struct PodSetup {
     pub containers_dir: PathBuf,
     /// Size of the pod's /dev/shm in bytes; 0 means [`DEFAULT_SHM_SIZE`].
     pub shm_size: u64,
-    /// Kernel parameters of the pod's own namespaces.
+    /// Kernel parameters of the pod's own namespaces; in a guest any.
     pub sysctls: BTreeMap<String, String>,
 }
 

@@ -22,14 +22,12 @@ mod sys;
 #[cfg(test)]
 mod tests;
 
-pub use hartpod_netlink::{Address, Neighbour, NetlinkError, Route};
+pub use hartpod_netlink::{Address, Interface, Neighbour, NetlinkError, Route};
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use hartpod_netlink::{LinkChange, Socket};
-
-pub use interface::Interface;
 
 use crate::boot::NetDevice;
 use device::MAX_MTU;

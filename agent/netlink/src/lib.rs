@@ -12,6 +12,7 @@
 
 mod address;
 mod attribute;
+mod interface;
 mod link;
 mod message;
 mod neighbour;
@@ -23,6 +24,7 @@ mod tests;
 
 pub use address::Address;
 pub use attribute::Attributes;
+pub use interface::Interface;
 pub use link::{Link, LinkChange};
 pub use message::{Request, flag};
 pub use neighbour::Neighbour;

@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 
 use crate::board::Watch;
 use crate::container::{CreateError, Refused, RemoveError};
+use crate::guest::{FileError, NetworkError};
 use crate::log_writer::LogError;
 use crate::request::InvalidRequest;
 
@@ -67,6 +68,10 @@ pub(crate) enum CallError {
     TooMany { what: &'static str, limit: usize },
     #[error("set the clock")]
     Clock(#[source] Arc<std::io::Error>),
+    #[error("set up the network")]
+    Network(#[source] Arc<NetworkError>),
+    #[error("write the pod's files")]
+    Files(#[source] Arc<FileError>),
     #[error("set up the pod")]
     SetUp(#[source] Arc<SetUpError>),
     #[error("name a cgroup")]

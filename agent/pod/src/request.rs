@@ -1,12 +1,16 @@
 //! Requests of pod/v1, checked and in the types of what they are for. Nothing here touches the world.
 
+mod guest;
+
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hartpod_container::{DiskRoot, GroupPolicy, IpcMode, Overlay, PodPid, PodSetup, Slot};
 use hartpod_logs::{InvalidPlace, LogPlace};
+use hartpod_netlink::Interface;
 use hartpod_proto::id::InvalidId;
 use hartpod_proto::pod::v1::root_fs::Kind;
 use hartpod_proto::pod::v1::{
@@ -15,6 +19,7 @@ use hartpod_proto::pod::v1::{
 use hartpod_proto::{ContainerId, SandboxId};
 use oci_spec::runtime::Spec;
 
+use crate::guest::PodFile;
 use crate::stream::{InvalidToken, Token};
 
 /// Longest exec id; it becomes part of a cgroup's name.
@@ -71,6 +76,26 @@ pub(crate) enum InvalidRequest {
     Token { stream: &'static str, source: InvalidToken },
     #[error("signal {0} is not 1 to {SIGNAL_MAX}")]
     Signal(i32),
+    #[error("network.interface: `{0}` is not the name of an interface that a pod can have")]
+    InterfaceName(String),
+    #[error("{field} is not the address of a network card")]
+    Mac { field: &'static str },
+    #[error("network.mtu: {0} is not 68 to 65535")]
+    Mtu(u32),
+    #[error("{field}: an address of {length} bytes")]
+    Ip { field: &'static str, length: usize },
+    #[error("{field}: {ip} has no prefix of {length} bits")]
+    Prefix { field: &'static str, ip: IpAddr, length: u32 },
+    #[error("network.routes: {0} is no scope")]
+    Scope(u32),
+    #[error("files: `{0}` is not a plain name")]
+    FileName(String),
+    #[error("files: {name} has {size} bytes, more than 1 MiB")]
+    FileSize { name: String, size: usize },
+    #[error("files: {name} has mode {mode:#o}, which has more than permission bits")]
+    FileMode { name: String, mode: u32 },
+    #[error("{field}: {count} are more than {most}")]
+    TooMany { field: &'static str, count: usize, most: usize },
 }
 
 /// A number that tells requests apart, to recognise one that is repeated.
@@ -85,9 +110,13 @@ fn absolute(field: &'static str, path: &str) -> Result<PathBuf, InvalidRequest> 
     if path.is_absolute() { Ok(path) } else { Err(InvalidRequest::RelativePath { field, path }) }
 }
 
+/// Whether it names something in a folder, and nothing elsewhere.
+fn is_component(name: &str) -> bool {
+    !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0'])
+}
+
 fn folder_name(field: &'static str, name: &str) -> Result<(), InvalidRequest> {
-    let plain = !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0']);
-    if plain { Ok(()) } else { Err(InvalidRequest::FolderName { field, name: name.to_owned() }) }
+    if is_component(name) { Ok(()) } else { Err(InvalidRequest::FolderName { field, name: name.to_owned() }) }
 }
 
 /// Where the agent runs.
@@ -116,6 +145,9 @@ pub(crate) struct PodPlan {
     pub(crate) log_directory: Option<PathBuf>,
     /// Nanoseconds since the epoch to set the clock to.
     pub(crate) clock: Option<u64>,
+    /// What the guest's network card is to be.
+    pub(crate) network: Option<Interface>,
+    pub(crate) files: Vec<PodFile>,
 }
 
 impl PodPlan {
@@ -135,6 +167,8 @@ impl PodPlan {
             }
         } else {
             only_at(Place::Guest, "clock_ns", request.clock_ns == 0)?;
+            only_at(Place::Guest, "network", request.network.is_none())?;
+            only_at(Place::Guest, "files", request.files.is_empty())?;
         }
         let mode = |field, value| match NamespaceMode::try_from(value) {
             Ok(mode) => Ok(mode),
@@ -161,6 +195,8 @@ impl PodPlan {
         Ok(Self {
             log_directory: optional("log_directory", &request.log_directory)?,
             clock: Some(request.clock_ns).filter(|ns| *ns > 0),
+            network: request.network.map(guest::interface).transpose()?,
+            files: guest::files(request.files)?,
             setup: PodSetup {
                 pod_id: request.pod_id.parse::<SandboxId>().map_err(InvalidRequest::PodId)?,
                 hostname: request.hostname,

@@ -9,6 +9,7 @@ use tonic::{Code, Status};
 
 use crate::call::CallError;
 use crate::container::{CreateError, DiskError};
+use crate::guest::NetworkError;
 use crate::log_writer::LogError;
 
 impl From<CallError> for Status {
@@ -46,7 +47,8 @@ fn code(error: &CallError) -> Code {
         CallError::Create { source, .. } | CallError::Exec { source, .. } => create_code(source),
         CallError::Start { source, .. } => launch_code(source),
         CallError::Reopen { source, .. } => log_code(source),
-        CallError::Remove { .. } | CallError::Clock(_) => Code::Internal,
+        CallError::Network(source) => network_code(source),
+        CallError::Remove { .. } | CallError::Clock(_) | CallError::Files(_) => Code::Internal,
     }
 }
 
@@ -61,6 +63,15 @@ fn set_up_code(error: &SetUpError) -> Code {
         | SetUpError::Cgroup(_)
         | SetUpError::Holder { .. }
         | SetUpError::Step { .. } => Code::Internal,
+    }
+}
+
+fn network_code(error: &NetworkError) -> Code {
+    match error {
+        // The caller's addresses and routes do not fit together.
+        NetworkError::Netlink { source, .. } if source.refused().is_some() => Code::FailedPrecondition,
+        NetworkError::NoCard => Code::FailedPrecondition,
+        NetworkError::Look(_) | NetworkError::Setting { .. } | NetworkError::Netlink { .. } => Code::Internal,
     }
 }
 

@@ -1,4 +1,4 @@
-//! Kernel parameters of the pod's own namespaces.
+//! Kernel parameters of the pod's own namespaces; in a guest, of its kernel.
 
 use std::fs;
 use std::path::PathBuf;
@@ -60,12 +60,13 @@ fn path_of(key: &str) -> String {
     }
 }
 
+/// In a guest everything is the pod's: the kernel is.
 fn is_own(path: &str, setup: &PodSetup) -> bool {
     let clean = !path.split('/').any(|part| part.is_empty() || part == "." || part == "..");
-    let own_network = (setup.netns.is_some() || setup.is_guest()) && path.starts_with("net/");
+    let own_network = setup.netns.is_some() && path.starts_with("net/");
     let own_ipc = setup.ipc == IpcMode::Pod && (IPC_KEYS.contains(&path) || path.starts_with("fs/mqueue/"));
     let own_uts = !setup.hostname.is_empty() && path == "kernel/domainname";
-    clean && (own_network || own_ipc || own_uts)
+    clean && (setup.is_guest() || own_network || own_ipc || own_uts)
 }
 
 #[cfg(test)]
@@ -116,10 +117,12 @@ mod tests {
     }
 
     #[test]
-    fn the_network_of_a_guest_is_its_pods() {
+    fn the_kernel_of_a_guest_is_its_pods() {
         let guest = PodSetup { layers_dir: PathBuf::new(), ..setup(None) };
-        assert!(is_own("net/ipv4/ip_forward", &guest));
-        assert!(!is_own("net/ipv4/ip_forward", &setup(None)));
-        assert!(!is_own("vm/overcommit_memory", &guest));
+        for path in ["net/ipv4/ip_forward", "vm/overcommit_memory", "kernel/panic"] {
+            assert!(is_own(path, &guest), "{path}");
+            assert!(!is_own(path, &setup(None)), "{path}");
+        }
+        assert!(!is_own("net/../../../etc/passwd", &guest));
     }
 }

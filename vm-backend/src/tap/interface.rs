@@ -3,28 +3,11 @@
 use std::fs;
 use std::io;
 
-use hartpod_netlink::{Address, Link, Neighbour, Route, Socket};
+use hartpod_netlink::{Interface, Link, Socket};
 
 use super::{TapError, netlink, step};
 
-/// The interface that a guest's card stands for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Interface {
-    pub name: String,
-    pub mac: [u8; 6],
-    pub mtu: u32,
-    pub addresses: Vec<Address>,
-    /// In an order in which they can be added.
-    pub routes: Vec<Route>,
-    /// Those that somebody has entered.
-    pub neighbours: Vec<Neighbour>,
-    /// It has no IPv6 at all.
-    pub no_ipv6: bool,
-    /// It heeds router advertisements. CNI plugins that make a pod's network switch that off, as any pod could send some.
-    pub router_advertisements: bool,
-}
-
-/// Reads it.
+/// Reads what there is to know of it.
 pub(super) fn read(socket: &mut Socket, name: &str, link: &Link) -> Result<Interface, TapError> {
     let Some(mac) = link.mac else { return Err(TapError::NoEthernet { name: name.to_owned() }) };
     let no_ipv6 = setting(name, "disable_ipv6")?.is_none_or(|value| value != "0");

@@ -8,13 +8,17 @@
 //! When /init ends for any other reason the kernel panics, and the VMM tells its parent with the last line of the console; so the
 //! agent's last words go to the console first.
 
+mod files;
 mod heartbeat;
 mod modprobe;
 mod modules;
 mod mounts;
+mod network;
 mod power;
 mod vsock;
 
+pub(crate) use files::{FileError, PodFile, write as write_files};
+pub(crate) use network::{NetworkError, set_up as set_up_network};
 pub(crate) use vsock::accept;
 
 use std::ffi::{OsStr, OsString};

@@ -162,6 +162,8 @@ fn a_guest_has_no_folders_and_a_node_keeps_its_clock() {
     assert_eq!(pod(Place::Host, |_| ()).unwrap().clock, None);
     for (place, change, field) in [
         (Place::Host, (|r| r.clock_ns = 7) as fn(&mut SetUpPodRequest), "clock_ns"),
+        (Place::Host, |r| r.network = Some(v1::GuestNetwork::default()), "network"),
+        (Place::Host, |r| r.files.push(v1::PodFile::default()), "files"),
         (Place::Guest, |r| r.layers_dir = "/l".to_owned(), "layers_dir"),
         (Place::Guest, |r| r.netns_path = "/n".to_owned(), "netns_path"),
         (Place::Guest, |r| r.log_directory = "/v".to_owned(), "log_directory"),

@@ -31,6 +31,7 @@ use crate::call::{Call, CallError};
 use crate::children::{Children, Exit};
 use crate::clock::set_clock;
 use crate::container::{Container, Workshop};
+use crate::guest;
 use crate::request::{Place, PodPlan, fingerprint};
 use crate::stream::Tokens;
 use crate::sys;
@@ -189,12 +190,17 @@ impl Supervisor {
             };
         }
         let pod_id = request.pod_id.clone();
-        let PodPlan { setup, log_directory, clock } = PodPlan::new(request, self.place)?;
+        let PodPlan { setup, log_directory, clock, network, files } = PodPlan::new(request, self.place)?;
         if let Some(nanos) = clock {
             set_clock(nanos).map_err(|error| CallError::Clock(Arc::new(error)))?;
         }
         let _starting = self.children.starting();
         self.broken = true;
+        // Before the pod's own mounts hide the guest's, and before the pod's parameters, which may be those of the interface.
+        guest::write_files(&files).map_err(|error| CallError::Files(Arc::new(error)))?;
+        if let Some(interface) = network {
+            guest::set_up_network(&interface).map_err(|error| CallError::Network(Arc::new(error)))?;
+        }
         let (pod, warnings) = Pod::set_up(setup).map_err(|error| CallError::SetUp(Arc::new(error)))?;
         if let Some(holder) = pod.holder() {
             self.holder = Some(tokio::spawn(self.children.own(holder)));
