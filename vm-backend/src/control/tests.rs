@@ -111,6 +111,34 @@ fn a_refusal_says_why_and_the_connection_goes_on() {
 }
 
 #[test]
+fn requests_for_logs_are_checked() {
+    let server = Server::start();
+    let (client, file) = (server.connect(), tempfile::NamedTempFile::new().unwrap());
+    let log = std::fs::File::options().append(true).open(file.path()).unwrap();
+    let (_reader, pipe) = rustix::pipe::pipe().unwrap();
+    let (id, token) = ("0a".repeat(32), "0b".repeat(16));
+    let refused = |request: &Value, fds: &[BorrowedFd<'_>]| {
+        ask(&client, request, fds)["error"].as_str().expect("a refusal").to_owned()
+    };
+    let begin =
+        |id: &str, token: &str| json!({"log": {"id": id, "stdout": token, "stderr": null, "file": 0}});
+    assert!(refused(&begin("../x", &token), &[log.as_fd()]).contains("not 64 lower-case hex"));
+    assert!(refused(&begin(&id, &id), &[log.as_fd()]).contains("not 32 lower-case hex"));
+    assert!(refused(&begin(&id, &token), &[]).contains("the log file is to be descriptor 0"));
+    assert!(refused(&begin(&id, &token), &[log.as_fd(); 2]).contains("nothing is said of 1"));
+    assert!(refused(&begin(&id, &token), &[pipe.as_fd()]).contains("not a regular file"));
+    assert_eq!(refused(&begin(&id, &token), &[log.as_fd()]), "this guest has no vsock");
+    let reopen = json!({"reopen_log": {"id": id, "file": 0, "done": 0}});
+    assert!(refused(&reopen, &[log.as_fd()]).contains("something else as well"));
+    let reopen = json!({"reopen_log": {"id": id, "file": 0, "done": 1}});
+    assert_eq!(ask(&client, &reopen, &[log.as_fd(), pipe.as_fd()]), json!({"ok": {}}));
+    let wait = json!({"await_log": {"id": id, "done": 0}});
+    assert!(refused(&wait, &[log.as_fd()]).contains("no pipe"));
+    assert_eq!(ask(&client, &wait, &[pipe.as_fd()]), json!({"ok": {}}));
+    server.end();
+}
+
+#[test]
 fn power_off_is_answered_and_ends_the_service() {
     let server = Server::start();
     let client = server.connect();

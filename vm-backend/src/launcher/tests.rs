@@ -309,6 +309,73 @@ mod clients {
         );
     }
 
+    /// A log from begin to end, by way of the VMM's own service.
+    #[test]
+    fn a_log_is_begun_reopened_and_awaited() {
+        use crate::control::{Services, SlotRefused, Slots, serve};
+        use crate::log::Logs;
+        use crate::stop::{Stop, StopSignal};
+        use crate::virtio::vsock::Dialer;
+
+        struct None;
+        impl Slots for None {
+            fn fill(&mut self, slot: u32, _: Vec<BlockExtent>) -> Result<(), SlotRefused> {
+                Err(SlotRefused { slot, source: "no slots".into() })
+            }
+            fn empty(&mut self, slot: u32) -> Result<(), SlotRefused> {
+                self.fill(slot, vec![])
+            }
+        }
+
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| {
+            File::options().create(true).read(true).append(true).open(folder.path().join(name)).unwrap()
+        };
+        let text = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+        let listener = bind(folder.path(), CONTROL_SOCKET, SocketType::SEQPACKET).unwrap();
+        let (dialer, stop) = (Dialer::new().unwrap(), StopSignal::new().unwrap());
+        let mut logs = Logs::new(Some(dialer.clone()));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let services = &mut Services { stop: &stop, slots: &mut None, logs: &mut logs };
+                serve(&listener, services).unwrap();
+            });
+            let control = Control::connect(folder.path()).unwrap();
+            let (id, token) = ("5c".repeat(32), "6d".repeat(16));
+            let tokens = LogTokens { stdout: Some(&token), stderr: Option::None };
+            let bad = control.log("5c", tokens, file("old").as_fd()).unwrap_err();
+            assert!(matches!(bad, ClientError::Name { .. }), "{bad}");
+            control.log(&id, tokens, file("old").as_fd()).unwrap();
+            let deadline = Instant::now() + SOON;
+            let guest = loop {
+                match dialer.next() {
+                    Some(socket) => break UnixStream::from(socket),
+                    Option::None => assert!(Instant::now() < deadline),
+                }
+                thread::yield_now();
+            };
+            guest.set_nonblocking(false).unwrap();
+            (&guest).read_exact(&mut [0; "CONNECT 1025\n".len() + 33]).unwrap();
+            (&guest).write_all(b"OK 1025\nbefore\n").unwrap();
+            while !text("old").ends_with(" stdout F before\n") {
+                assert!(Instant::now() < deadline);
+                thread::yield_now();
+            }
+            control.reopen_log(&id, file("new").as_fd()).unwrap();
+            // A daemon that comes later.
+            let control = Control::connect(folder.path()).unwrap();
+            let (over, done) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+            control.await_log(&id, done.as_fd()).unwrap();
+            drop(done);
+            (&guest).write_all(b"after\n").unwrap();
+            drop(guest);
+            let mut fds = [rustix::event::PollFd::new(&over, rustix::event::PollFlags::IN)];
+            rustix::event::poll(&mut fds, Option::None).unwrap();
+            assert!(text("new").ends_with(" stdout F after\n"));
+            stop.request(Stop::Asked);
+        });
+    }
+
     #[test]
     fn without_a_vmm_there_is_no_connection() {
         let folder = tempfile::tempdir().unwrap();

@@ -15,8 +15,7 @@ const STREAMS: u32 = 1025;
 /// What a client reads first once the guest has accepted it.
 const ACCEPTED: &[u8] = b"OK 1025\n";
 
-/// How long a guest that refuses is asked again, and how often. The token is good for 10 s (pod.proto).
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Before a guest that refused is asked again.
 const PAUSE: Duration = Duration::from_millis(200);
 
 #[derive(Debug)]
@@ -45,10 +44,10 @@ enum State {
 
 impl Feed {
     /// Without a token there is no such stream.
-    pub(super) fn new(stream: Stream, token: Option<LogToken>) -> Self {
+    pub(super) fn new(stream: Stream, token: Option<LogToken>, patience: Duration) -> Self {
         let now = Instant::now();
         let state = if token.is_some() { State::Absent { at: now } } else { State::Ended };
-        Self { stream, token, state, patience: now + PATIENCE }
+        Self { stream, token, state, patience: now + patience }
     }
 
     /// Nothing comes any more.

@@ -6,7 +6,6 @@ use std::os::fd::AsFd;
 use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags, fcntl_getfl, statx};
 
 use super::post::{MAX_AWAITING, MAX_SWITCHES};
-use super::table::MAX_LOGS;
 
 /// Why a log stays as it is.
 #[derive(Debug, thiserror::Error)]
@@ -15,8 +14,8 @@ pub enum LogRefused {
     NoVsock,
     #[error("a log without a stream")]
     NoStreams,
-    #[error("there are {MAX_LOGS} logs, and no more can be had")]
-    TooMany,
+    #[error("there are {most} logs, and no more can be had")]
+    TooMany { most: usize },
     #[error("the log file is not a regular file that is open for appending")]
     NotForAppending,
     #[error("what is to be closed afterwards is no pipe")]

@@ -23,9 +23,26 @@ pub const MAX_LOGS: usize = 1024;
 /// Bytes of a log thread's stack; pages of it exist once they are used. It keeps no buffer there.
 const STACK: usize = 64 << 10;
 
+/// What a guest's logs may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// At a time.
+    pub(super) logs: usize,
+    /// How long a guest that refuses a stream is asked again.
+    pub(super) patience: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        // A token is good for 10 seconds (pod.proto).
+        Self { logs: MAX_LOGS, patience: Duration::from_secs(10) }
+    }
+}
+
 /// What the daemon may ask of logs. Nothing here waits for a disk or for the guest.
 #[derive(Debug)]
 pub struct Logs {
+    limits: Limits,
     /// None where the guest has no vsock.
     dialer: Option<Dialer>,
     /// Those that are over stay until the next one begins.
@@ -35,7 +52,11 @@ pub struct Logs {
 impl Logs {
     #[must_use]
     pub fn new(dialer: Option<Dialer>) -> Self {
-        Self { dialer, posts: HashMap::new() }
+        Self::with_limits(dialer, Limits::default())
+    }
+
+    pub(super) fn with_limits(dialer: Option<Dialer>, limits: Limits) -> Self {
+        Self { limits, dialer, posts: HashMap::new() }
     }
 
     /// Begins a log: what the agent gives under these tokens is appended to `file`. Of one that is being written only the file is new.
@@ -50,17 +71,28 @@ impl Logs {
         file: OwnedFd,
     ) -> Result<(), LogRefused> {
         check_log(&file)?;
+        self.begin_unchecked(id, stdout, stderr, file)
+    }
+
+    pub(super) fn begin_unchecked(
+        &mut self,
+        id: LogId,
+        stdout: Option<LogToken>,
+        stderr: Option<LogToken>,
+        file: OwnedFd,
+    ) -> Result<(), LogRefused> {
         self.posts.retain(|_, post| !post.is_over());
         if let Some(post) = self.posts.get(&id) {
             return post.switch(Switch { file, done: None });
         }
         let dialer = self.dialer.clone().ok_or(LogRefused::NoVsock)?;
-        let feeds = [Feed::new(Stream::Stdout, stdout), Feed::new(Stream::Stderr, stderr)];
+        let feed = |stream, token| Feed::new(stream, token, self.limits.patience);
+        let feeds = [feed(Stream::Stdout, stdout), feed(Stream::Stderr, stderr)];
         if feeds.iter().all(Feed::has_ended) {
             return Err(LogRefused::NoStreams);
         }
-        if self.posts.len() >= MAX_LOGS {
-            return Err(LogRefused::TooMany);
+        if self.posts.len() >= self.limits.logs {
+            return Err(LogRefused::TooMany { most: self.limits.logs });
         }
         let failed = |what| move |source| LogRefused::Io { what, source };
         let post = Arc::new(Post::new().map_err(failed("make an event"))?);

@@ -36,7 +36,7 @@ impl Beginning {
         let say = |trouble| say(&id, trouble);
         let log = LogWriter::new(&mut buffers, LogFile::opened_blocking(Some(file)), &say);
         let mut writing = Writing { post: &post, dialer: &dialer, feeds, log, switching: None };
-        while !writing.feeds.iter().all(Feed::has_ended) {
+        while writing.ask() {
             writing.step();
         }
     }
@@ -79,13 +79,18 @@ struct Switching {
 }
 
 impl Writing<'_> {
-    /// Waits for something and does it.
-    fn step(&mut self) {
+    /// Asks for the streams that it is time for; false once all have ended.
+    fn ask(&mut self) -> bool {
         let now = Instant::now();
         for feed in &mut self.feeds {
             feed.ask(self.dialer, &mut self.log, now);
         }
-        let Ready { post, feeds } = self.wait(now);
+        !self.feeds.iter().all(Feed::has_ended)
+    }
+
+    /// Waits for something and does it.
+    fn step(&mut self) {
+        let Ready { post, feeds } = self.wait();
         // Before the streams: what waits in them now belongs to the new file.
         if post {
             self.switch();
@@ -99,7 +104,8 @@ impl Writing<'_> {
         drop(self.switching.take_if(over));
     }
 
-    fn wait(&mut self, now: Instant) -> Ready {
+    fn wait(&mut self) -> Ready {
+        let now = Instant::now();
         let until = self.feeds.iter().filter_map(Feed::due).chain(self.switching.as_ref().map(|s| s.until));
         let until = until.min().map(|at| at.saturating_duration_since(now));
         let patience = until.or_else(|| self.log.has_used_buffers().then_some(IDLE));

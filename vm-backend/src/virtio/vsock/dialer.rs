@@ -76,7 +76,8 @@ impl Dialer {
         self.wake();
     }
 
-    pub(super) fn next(&self) -> Option<OwnedFd> {
+    /// What the device is to take over next.
+    pub(crate) fn next(&self) -> Option<OwnedFd> {
         self.calls().waiting.pop_front()
     }
 

@@ -4,6 +4,7 @@
 #![allow(clippy::cast_possible_truncation)]
 
 mod closing;
+mod dialing;
 mod guest;
 mod handshake;
 mod hostile;

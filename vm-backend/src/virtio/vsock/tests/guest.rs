@@ -14,7 +14,7 @@ use super::super::limits::Limits;
 use super::super::packet::{HEADER_LEN, HOST_CID, Header, Operation, STREAM};
 use crate::virtio::queue::VERSION_1;
 use crate::virtio::test_driver::{Driver, DriverQueue, Piece, RAM_START, Wire, ram};
-use crate::virtio::vsock::Vsock;
+use crate::virtio::vsock::{Dialer, Vsock};
 
 pub(super) const CID: u64 = 3;
 const RX: usize = 0;
@@ -39,6 +39,7 @@ pub(super) struct Guest {
     socket: PathBuf,
     _folder: tempfile::TempDir,
     pub(super) ready: Arc<AtomicUsize>,
+    pub(super) dialer: Dialer,
     /// Where the receive buffers begin, by descriptor.
     rx_area: u64,
     /// Receive buffers that were given to the device so far.
@@ -87,6 +88,7 @@ impl Guest {
             raised.fetch_add(1, Ordering::SeqCst);
         });
         let device = Vsock::new(listener.into(), CID, signal).unwrap().with_limits(limits);
+        let dialer = device.dialer();
         let mut driver = Driver::new(ram(RAM));
         driver.slot.fill(Box::new(device)).unwrap();
         Self {
@@ -94,6 +96,7 @@ impl Guest {
             socket,
             _folder: folder,
             ready,
+            dialer,
             rx_area: 0,
             rx_offered: 0,
             tx_area: 0,
