@@ -242,6 +242,7 @@ async fn set_up(node: &Node, info: &PodInfo, client: &AgentClient) -> Result<(),
         shm_size: 0,
         sysctls: linux.map(|l| l.sysctls.clone().into_iter().collect()).unwrap_or_default(),
         clock_ns: 0,
+        ..agent::SetUpPodRequest::default()
     };
     let answer = client.set_up(request).await;
     let answer = answer.map_err(RunError::SetUp)?;
