@@ -180,6 +180,25 @@ mod tests {
         assert!(matches!(relay.await.unwrap(), Ended::Eof));
     }
 
+    /// As the log of a container in a guest, whose host is slow.
+    #[tokio::test(flavor = "current_thread", start_paused = true)]
+    async fn a_reader_that_comes_late_gets_what_was_said_before_though_the_process_has_ended() {
+        let (tokens, token, expected) = stream();
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let (running, exited) = watch::channel(false);
+        let relay = tokio::spawn(relay(Pipe::new(reader).unwrap(), Some(expected), exited));
+        Pipe::new(writer).unwrap().write_all(b"last words").await.unwrap();
+        running.send(true).unwrap();
+        sleep(super::super::CONNECT_WAIT - Duration::from_secs(1)).await;
+        assert!(!relay.is_finished());
+        let (ours, mut client) = UnixStream::pair().unwrap();
+        assert!(tokens.present(token, ours));
+        let mut said = String::new();
+        client.read_to_string(&mut said).await.unwrap();
+        assert_eq!(said, "last words");
+        assert!(matches!(relay.await.unwrap(), Ended::Eof));
+    }
+
     #[tokio::test(flavor = "current_thread")]
     async fn a_reader_that_hangs_up_does_not_block_the_process() {
         let (tokens, token, expected) = stream();

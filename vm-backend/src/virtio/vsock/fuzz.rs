@@ -51,22 +51,31 @@ pub fn vsock(data: &[u8]) {
     let [rx, tx, events] = rings.each_ref().map(DriverQueue::device_side);
     let (listener, address) = listener();
     let ready = Arc::new(AtomicUsize::new(0));
+    let dialer = Dialer::new().expect("an eventfd");
     let outside = Outside {
         guest_cid: CID,
         listener: Arc::new(listener.into()),
-        dialer: Dialer::new().expect("an eventfd"),
+        dialer: dialer.clone(),
         ready: signal(&ready),
     };
     let mux = Mux::new(outside, LIMITS, Poller::new().expect("an epoll set")).expect("a listener");
     let lost = Arc::new(AtomicBool::new(input.u8() % 2 == 0));
     let session = Session { memory: memory.clone(), interrupt: interrupt(), mux, rx, tx, events, lost };
     session.with_rounds(|rounds| {
-        let mut world = World { memory: &memory, rings, address, clients: Vec::new(), now: Instant::now() };
+        let clients = Vec::new();
+        let mut world = World { memory: &memory, rings, address, dialer, clients, now: Instant::now() };
         for _ in 0..STEPS {
-            if input.is_over() || !world.step(&mut input, rounds) {
+            if input.is_over() {
                 break;
             }
+            if !world.step(&mut input, rounds) {
+                return;
+            }
         }
+        // The guest ends: once nobody is there who might read, the device has nothing left to do.
+        world.dialer.hang_up();
+        world.clients.clear();
+        let _ = rounds.finish();
     });
     assert!(ready.load(Ordering::SeqCst) <= 1, "ready was told twice");
 }
@@ -93,6 +102,7 @@ struct World<'a> {
     memory: &'a GuestRam,
     rings: [DriverQueue; 3],
     address: SocketAddr,
+    dialer: Dialer,
     clients: Vec<UnixStream>,
     /// The device's clock, which the input can advance.
     now: Instant,
@@ -167,6 +177,12 @@ impl World<'_> {
     fn connect(&mut self, input: &mut Input<'_>) {
         if self.clients.len() >= LIMITS.connections + 2 {
             self.clients.clear();
+        }
+        if input.u8() % 4 == 0 {
+            let own = self.dialer.dial(u32::from(input.u8() % 4), b"and more").expect("a socket");
+            let own = UnixStream::from(own);
+            own.set_nonblocking(true).expect("a flag");
+            return self.clients.push(own);
         }
         let client = UnixStream::connect_addr(&self.address).expect("the device listens");
         client.set_nonblocking(true).expect("a flag");

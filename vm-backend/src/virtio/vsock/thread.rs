@@ -110,7 +110,7 @@ impl Rounds<'_> {
     }
 
     /// The guest runs no more: what it has sent goes to the clients, as long as they take it and nobody asks for the end.
-    fn finish(&mut self) -> Result<(), QueueError> {
+    pub(super) fn finish(&mut self) -> Result<(), QueueError> {
         for _ in 0..LAST_ROUNDS {
             if !self.round(&[], Instant::now())? {
                 break;
