@@ -14,18 +14,21 @@ const BYTES: usize = 1 << 30;
 /// Bytes until the pattern begins again: a prime, so that no buffer's size divides it and a lost or repeated buffer shows.
 const PERIOD: usize = 1_048_573;
 
-/// The pattern twice, so that a piece of it can begin anywhere.
-fn pattern() -> Vec<u8> {
+/// Numbers without a pattern, the same each time.
+pub(crate) fn noise() -> impl Iterator<Item = u64> {
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
-    let mut bytes: Vec<u8> = std::iter::repeat_with(|| {
+    std::iter::repeat_with(move || {
         // xorshift64
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        state.to_be_bytes()[0]
+        state
     })
-    .take(PERIOD)
-    .collect();
+}
+
+/// The pattern twice, so that a piece of it can begin anywhere.
+fn pattern() -> Vec<u8> {
+    let mut bytes: Vec<u8> = noise().map(|number| number.to_be_bytes()[0]).take(PERIOD).collect();
     bytes.extend_from_within(..);
     bytes
 }

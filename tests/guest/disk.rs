@@ -12,11 +12,11 @@ use hartpod_vm::launcher::Control;
 use hartpod_vm::virtio::blk::BlockExtent;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
-/// Two layers: busybox, and one that replaces a file of it and hides another.
+/// Two layers: busybox, and one that replaces a file of it and hides another; and what a test adds.
 #[derive(Debug)]
 pub(crate) struct Layers {
     dir: PathBuf,
-    files: [PathBuf; 2],
+    files: Vec<PathBuf>,
 }
 
 impl Layers {
@@ -43,8 +43,14 @@ impl Layers {
         // overlayfs's whiteout.
         mknod(&upper.join("etc/hidden"), SFlag::S_IFCHR, Mode::empty(), makedev(0, 0)).context("mknod")?;
 
-        let files = [erofs(&lower)?, erofs(&upper)?];
+        let files = vec![erofs(&lower)?, erofs(&upper)?];
         Ok(Self { dir: dir.to_owned(), files })
+    }
+
+    /// One more, on top, of what is in this folder.
+    pub(crate) fn add(&mut self, tree: &Path) -> Result<()> {
+        self.files.push(erofs(tree)?);
+        Ok(())
     }
 
     /// Fills a slot of a running guest with a disk of them and a scratch file of its own, whose path is returned.

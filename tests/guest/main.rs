@@ -12,12 +12,14 @@ mod disk;
 mod guest;
 mod guest_image;
 mod initramfs;
+mod network;
 mod pod;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     hartpod_tests::runner::main(
-        [agent::TESTS, boot::TESTS, bulk::TESTS, container::TESTS, guest_image::TESTS].concat(),
+        [agent::TESTS, boot::TESTS, bulk::TESTS, container::TESTS, guest_image::TESTS, network::TESTS]
+            .concat(),
     )
 }

@@ -35,6 +35,8 @@ pub(crate) struct Pod {
     guest: PathBuf,
     /// Containers and execs so far: each has an id of its own.
     begun: u8,
+    /// Files of the pod, which its containers find in /etc.
+    files: Vec<String>,
 }
 
 /// What a process said, and how it ended.
@@ -56,6 +58,11 @@ pub(crate) struct Exec {
 
 impl Pod {
     pub(crate) async fn set_up(guest: &Guest) -> Result<Self> {
+        Self::set_up_as(guest, SetUpPodRequest::default()).await
+    }
+
+    /// With what `request` has besides names and time.
+    pub(crate) async fn set_up_as(guest: &Guest, request: SetUpPodRequest) -> Result<Self> {
         let dir = guest.dir().to_owned();
         let connector = tower::service_fn({
             let dir = dir.clone();
@@ -73,10 +80,11 @@ impl Pod {
             hostname: "guest-pod".into(),
             pid: NamespaceMode::Container.into(),
             clock_ns: u64::try_from(now)?,
-            ..SetUpPodRequest::default()
+            ..request
         };
+        let files = request.files.iter().map(|file| file.name.clone()).collect();
         agent.set_up_pod(request).await.context("SetUpPod")?;
-        Ok(Self { agent, guest: dir, begun: 0 })
+        Ok(Self { agent, guest: dir, begun: 0, files })
     }
 
     /// Creates a container on the disk in `slot` and starts it; its id and its two streams.
@@ -91,7 +99,7 @@ impl Pod {
         let (out, err) = (token(number, 1), token(number, 2));
         let request = CreateContainerRequest {
             container_id: id.clone(),
-            spec_json: spec(script),
+            spec_json: spec(script, &self.files),
             rootfs: Some(RootFs { kind: Some(root_fs::Kind::Disk(Disk { slot, layers })) }),
             pid: NamespaceMode::Container.into(),
             stdio: Some(Stdio { tty: false, stdout_token: out.clone(), stderr_token: err.clone() }),
@@ -193,8 +201,18 @@ fn token(number: u8, stream: u8) -> String {
 }
 
 /// What the daemon would ask for, for a privileged shell script.
-fn spec(script: &str) -> Vec<u8> {
-    let capabilities = ["CAP_NET_ADMIN", "CAP_SYS_ADMIN"];
+fn spec(script: &str, files: &[String]) -> Vec<u8> {
+    let capabilities = ["CAP_NET_ADMIN", "CAP_NET_BIND_SERVICE", "CAP_NET_RAW", "CAP_SYS_ADMIN"];
+    let mut mounts = vec![
+        json!({ "destination": "/proc", "type": "proc", "source": "proc" }),
+        json!({ "destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"] }),
+        json!({ "destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["ro"] }),
+        json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro"] }),
+    ];
+    mounts.extend(files.iter().map(|file| {
+        let (source, destination) = (format!("/run/hartpod/files/{file}"), format!("/etc/{file}"));
+        json!({ "destination": destination, "type": "bind", "source": source, "options": ["bind", "ro"] })
+    }));
     let spec = json!({
         "ociVersion": "1.1.0",
         "process": {
@@ -204,12 +222,7 @@ fn spec(script: &str) -> Vec<u8> {
             "args": ["/bin/busybox", "sh", "-c", script],
             "capabilities": { "bounding": capabilities, "permitted": capabilities, "effective": capabilities },
         },
-        "mounts": [
-            { "destination": "/proc", "type": "proc", "source": "proc" },
-            { "destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"] },
-            { "destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["ro"] },
-            { "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro"] },
-        ],
+        "mounts": mounts,
         "linux": { "namespaces": [{ "type": "mount" }, { "type": "cgroup" }] },
     });
     spec.to_string().into_bytes()

@@ -17,7 +17,7 @@ use hartpod_proto::pod::v1::{
     self as v1, CreateContainerRequest, NamespaceMode, SetUpPodRequest, StartExecRequest,
 };
 use hartpod_proto::{ContainerId, SandboxId};
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{Capability, Spec};
 
 use crate::guest::PodFile;
 use crate::stream::{InvalidToken, Token};
@@ -291,6 +291,13 @@ impl ContainerPlan {
             tokens: output_tokens(&stdio, log.is_some())?,
             log,
         })
+    }
+
+    /// Whether its processes may set up the pod's network.
+    pub(crate) fn administers_network(&self) -> bool {
+        let capabilities = self.spec.process().as_ref().and_then(|process| process.capabilities().as_ref());
+        let bounding = capabilities.and_then(|capabilities| capabilities.bounding().as_ref());
+        bounding.is_some_and(|bounding| bounding.contains(&Capability::NetAdmin))
     }
 
     /// The slot of its disk, in a guest.

@@ -17,6 +17,7 @@ use super::disk::{self, DiskError};
 use super::log::{Log, LogSource};
 use super::output::Output;
 use crate::children::{Children, Starting};
+use crate::guest;
 use crate::log_writer::{LogError, Opening};
 use crate::request::{ContainerPlan, PidPlan, RootPlan};
 use crate::stream::{Expected, Pipe};
@@ -96,7 +97,12 @@ pub(crate) async fn create(
     let rootfs = match &plan.rootfs {
         RootPlan::Overlay(overlay) => RootFs::Overlay(overlay.clone()),
         RootPlan::Disk(disk) => {
-            RootFs::Disk(disk::open(disk, workshop.pod.host(), &workshop.children).await?)
+            let prepare = || {
+                if plan.administers_network() {
+                    guest::load_unasked_modules();
+                }
+            };
+            RootFs::Disk(disk::open(disk, workshop.pod.host(), &workshop.children, prepare).await?)
         }
     };
     let streams = Streams::make(&plan, &workshop.null).map_err(CreateError::stdio)?;

@@ -49,18 +49,22 @@ pub(crate) enum DiskError {
     Stuck,
 }
 
-/// Binds the driver and mounts what is on the disk, in a child.
+/// Binds the driver and mounts what is on the disk, in a child, which does `prepare` first.
 pub(super) async fn open(
     root: &DiskRoot,
     host: &HostMounts,
     children: &Children,
+    prepare: impl FnOnce(),
 ) -> Result<DiskMounts, DiskError> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
         .map_err(|e| DiskError::Talk(e.into()))?;
     let child = fork_role(NAME, &[host.as_fd(), theirs.as_fd()], || {
         let opened = match host.enter() {
-            Ok(()) => open_disk(root),
+            Ok(()) => {
+                prepare();
+                open_disk(root)
+            }
             Err(error) => {
                 Err(Failure::Step { step: "enter the mounts of the guest".into(), errno: error.into() })
             }

@@ -18,6 +18,7 @@ mod power;
 mod vsock;
 
 pub(crate) use files::{FileError, PodFile, write as write_files};
+pub(crate) use modprobe::load_unasked as load_unasked_modules;
 pub(crate) use network::{NetworkError, set_up as set_up_network};
 pub(crate) use vsock::accept;
 

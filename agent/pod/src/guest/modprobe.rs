@@ -80,6 +80,26 @@ pub(super) fn main(arguments: &[OsString]) -> ExitCode {
     }
 }
 
+/// Modules that the kernel does not ask for when they are missed: the tool that needs them calls modprobe, and a container has none.
+const UNASKED: [&str; 2] = ["ip_tables", "ip6_tables"];
+
+/// Loads what a container needs that may set up its network with the older iptables. For a child of the agent, in the guest's own
+/// mounts. What does not work is missed by the container, and told here.
+pub(crate) fn load_unasked() {
+    for name in UNASKED {
+        if Path::new("/sys/module").join(name).exists() {
+            continue;
+        }
+        match load(name) {
+            Ok(true) => info!(name, "loaded for a container that may set up its network"),
+            Ok(false) | Err(ModprobeError::NoDisk) => {}
+            Err(error) => {
+                warn!(name, error = chain(&error), "cannot load a module that a container may need")
+            }
+        }
+    }
+}
+
 /// False when guests have no module of this name.
 fn load(name: &str) -> Result<bool, ModprobeError> {
     let index = Path::new(FOLDER).join("index");

@@ -134,6 +134,20 @@ fn a_container_in_a_guest_brings_its_disk() {
 }
 
 #[test]
+fn a_container_may_set_up_the_network_if_its_spec_says_so() {
+    let may = |bounding: &str| {
+        let process = format!(
+            r#"{{"args":["sh"],"cwd":"/","user":{{"uid":0,"gid":0}},"capabilities":{{"bounding":[{bounding}]}}}}"#
+        );
+        let spec = format!(r#"{{"ociVersion":"1.1.0","process":{process}}}"#);
+        in_guest(|r| r.spec_json = spec.into_bytes()).unwrap().administers_network()
+    };
+    assert!(may(r#""CAP_CHOWN","CAP_NET_ADMIN""#));
+    assert!(!may(r#""CAP_CHOWN""#));
+    assert!(!in_guest(|_| ()).unwrap().administers_network());
+}
+
+#[test]
 fn output_goes_to_a_log_or_to_streams() {
     let streams = |token: &str| {
         let stdio = Stdio { stdout_token: token.to_owned(), ..Stdio::default() };
