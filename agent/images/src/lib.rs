@@ -46,4 +46,4 @@ pub use pull::error::{Attempt, Attempts, PullError};
 pub use pull::invalid::InvalidImage;
 pub use reference::{InvalidReference, Reference, ReferenceProblem};
 pub use registry::SettingsError;
-pub use store::{ImageStore, OpenError, RemoveError};
+pub use store::{ImageStore, LayerFileError, OpenError, RemoveError};

@@ -22,6 +22,8 @@ pub(crate) struct LayerTable {
 struct Slot {
     /// Of a layer that is on disk.
     facts: Option<LayerFacts>,
+    /// Bytes of its EROFS file, if it has one.
+    file_bytes: Option<u64>,
     /// Images that have it.
     images: usize,
     /// Pulls that need it.
@@ -71,6 +73,10 @@ impl LayerTable {
 
     pub(crate) fn set_present(&self, diff_id: &Digest, facts: LayerFacts) {
         self.slots().entry(diff_id.clone()).or_default().facts = Some(facts);
+    }
+
+    pub(crate) fn set_file(&self, diff_id: &Digest, bytes: u64) {
+        self.slots().entry(diff_id.clone()).or_default().file_bytes = Some(bytes);
     }
 
     /// An image has these layers from now on.
@@ -128,10 +134,13 @@ impl LayerTable {
     /// What the layers on disk take.
     pub(crate) fn usage(&self) -> Usage {
         let slots = self.slots();
-        slots.values().filter_map(|slot| slot.facts).fold(Usage::default(), |sum, facts| Usage {
-            bytes: sum.bytes.saturating_add(facts.bytes),
-            inodes: sum.inodes.saturating_add(facts.inodes),
-        })
+        slots.values().filter_map(|slot| Some((slot.facts?, slot.file_bytes))).fold(
+            Usage::default(),
+            |sum, (facts, file)| Usage {
+                bytes: sum.bytes.saturating_add(facts.bytes).saturating_add(file.unwrap_or_default()),
+                inodes: sum.inodes.saturating_add(facts.inodes).saturating_add(u64::from(file.is_some())),
+            },
+        )
     }
 }
 
@@ -142,7 +151,10 @@ impl Slot {
 
     /// Declares an unneeded layer absent; its folder is then the caller's to remove.
     fn give_up(&mut self) -> bool {
-        self.is_unneeded() && self.facts.take().is_some()
+        self.is_unneeded() && {
+            self.file_bytes = None;
+            self.facts.take().is_some()
+        }
     }
 }
 

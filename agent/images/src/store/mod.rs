@@ -19,6 +19,7 @@ use crate::registry::{Registry, RegistryOptions};
 
 mod commit;
 mod corrections;
+mod erofs;
 mod flights;
 mod index;
 mod layer_table;
@@ -27,6 +28,7 @@ mod paths;
 mod pinned;
 mod record;
 
+pub use erofs::LayerFileError;
 use flights::{Flight, Flights, Key, Outcome, Pilot};
 use index::Index;
 use pinned::Pinned;
@@ -114,6 +116,9 @@ impl ImageStore {
             let entry = inner.entry(&record, config);
             for (layer, facts) in record.on_disk() {
                 inner.table.set_present(layer, facts);
+                if let Ok(file) = std::fs::metadata(inner.table.paths().erofs(layer)) {
+                    inner.table.set_file(layer, file.len());
+                }
             }
             inner.table.add_image(&entry.diff_ids);
             inner.index().put(entry);
@@ -203,7 +208,7 @@ impl ImageStore {
     /// What the store takes on disk. From counters that unpacking kept: cheap.
     pub fn usage(&self) -> Usage {
         /// The store's own folders and its lock.
-        const FOLDERS: u64 = 6;
+        const FOLDERS: u64 = 7;
         /// A record with its configuration fits a few blocks.
         const RECORD_BYTES: u64 = 8192;
         let layers = self.inner.table.usage();

@@ -38,7 +38,9 @@ pub(super) fn open_blocking(root: &Path) -> Result<Found, OpenError> {
         let used: HashSet<&str> =
             records.iter().flat_map(|(record, _)| record.on_disk()).map(|(layer, _)| layer.hex()).collect();
         sweep(&paths.layers, |name| !used.contains(name))?;
-        sweep(&paths.lists, |name| !name.strip_suffix(".zst").is_some_and(|hex| used.contains(hex)))?;
+        for (folder, ending) in [(&paths.lists, ".zst"), (&paths.erofs, ".erofs")] {
+            sweep(folder, |name| !name.strip_suffix(ending).is_some_and(|hex| used.contains(hex)))?;
+        }
     } else {
         warn!(set_aside, "layers without an image are kept: they may belong to an unreadable record");
     }

@@ -5,6 +5,7 @@
 //! <root>/images/<hex>.json    one record per image, by id
 //! <root>/layers/<hex>/        one folder per layer, by diff-id: an overlay lower
 //! <root>/lists/<hex>.zst      the layer's list of files
+//! <root>/erofs/<hex>.erofs    the layer as a file, if a guest ever needed it
 //! <root>/tmp/<number>/        a layer that is being unpacked, or removed
 //! ```
 
@@ -25,6 +26,7 @@ pub(crate) struct Paths {
     pub(crate) images: PathBuf,
     pub(crate) layers: PathBuf,
     pub(crate) lists: PathBuf,
+    pub(crate) erofs: PathBuf,
     pub(crate) tmp: PathBuf,
     next_temp: AtomicU64,
 }
@@ -47,6 +49,7 @@ impl Paths {
             images: folder("images")?,
             layers: folder("layers")?,
             lists: folder("lists")?,
+            erofs: folder("erofs")?,
             tmp: folder("tmp")?,
             next_temp: AtomicU64::new(0),
         })
@@ -60,12 +63,16 @@ impl Paths {
         self.lists.join(format!("{}.zst", diff_id.hex()))
     }
 
+    pub(crate) fn erofs(&self, diff_id: &Digest) -> PathBuf {
+        self.erofs.join(format!("{}.erofs", diff_id.hex()))
+    }
+
     pub(crate) fn record(&self, id: &Digest) -> PathBuf {
         self.images.join(format!("{}.json", id.hex()))
     }
 
     /// A name in `tmp` that nothing has: `tmp` is emptied when the store is opened.
-    fn temp(&self) -> PathBuf {
+    pub(crate) fn temp(&self) -> PathBuf {
         self.tmp.join(self.next_temp.fetch_add(1, Ordering::Relaxed).to_string())
     }
 }
@@ -111,7 +118,9 @@ impl TempLayer {
         let target = Target { folder: dir.join("layer"), list: dir.join("list") };
         std::fs::create_dir(&dir).at("make folder", &dir)?;
         let (list, layer) = (paths.list(diff_id), paths.layer(diff_id));
-        for (from, to) in [(layer, &target.folder), (list, &target.list)] {
+        let files =
+            [(layer, &target.folder), (list, &target.list), (paths.erofs(diff_id), &dir.join("erofs"))];
+        for (from, to) in files {
             match std::fs::rename(&from, to) {
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 other => other.at("rename", &from)?,

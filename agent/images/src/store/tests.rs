@@ -15,6 +15,7 @@ mod corrections;
 mod crashes;
 mod credentials;
 mod faults;
+mod layer_files;
 mod layouts;
 mod mirrors;
 mod names;
@@ -63,7 +64,7 @@ impl World {
     /// Everything in the store's folders, sorted.
     fn contents(&self) -> Vec<String> {
         let mut names = Vec::new();
-        for folder in ["images", "layers", "lists", "tmp"] {
+        for folder in ["images", "layers", "lists", "erofs", "tmp"] {
             for entry in std::fs::read_dir(self.root().join(folder)).unwrap() {
                 names.push(format!("{folder}/{}", entry.unwrap().file_name().to_string_lossy()));
             }
