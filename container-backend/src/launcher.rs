@@ -151,7 +151,7 @@ pub fn take_sockets() -> io::Result<(UnixListener, UnixListener)> {
 pub fn adopt(pid: i32, start_time: u64) -> Option<AgentProcess> {
     let pidfd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
     // Read after the pidfd was opened: if the number was reused before, the time tells; after, the pidfd does.
-    (read_start_time(pid).ok()? == start_time).then_some(AgentProcess { pid, start_time, pidfd })
+    (self::start_time(pid).ok()? == start_time).then_some(AgentProcess { pid, start_time, pidfd })
 }
 
 fn start(
@@ -168,7 +168,7 @@ fn start(
     let fds = spawn::Descriptors { stderr, third, fourth };
     let (pid, pidfd) = spawn::spawn(image.as_fd(), "hartpod-pod", &environment, &fds, cgroup)?;
     // It is our child and nobody reaps it before this returns, so the number is still its own.
-    let start_time = read_start_time(pid).inspect_err(|_| {
+    let start_time = start_time(pid).inspect_err(|_| {
         // An agent that could not be found again is none. It may have died already.
         let _ = process::pidfd_signal(pidfd.as_fd(), libc::SIGKILL);
     })?;
@@ -203,7 +203,11 @@ fn unlink(dir: &Path, names: &[&str]) {
     }
 }
 
-fn read_start_time(pid: i32) -> io::Result<u64> {
+/// When a process started: clock ticks after boot (field 22 of /proc/pid/stat).
+///
+/// # Errors
+/// There is no such process.
+pub fn start_time(pid: i32) -> io::Result<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     parse_start_time(&stat).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }

@@ -16,12 +16,8 @@ use hyper_util::rt::TokioIo;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Response, Status, Streaming};
 
-pub(crate) use stream::{StreamError, Token};
-
-/// pod/v1 below the pod's state folder.
-pub(crate) const CONTROL_SOCKET: &str = "agent.sock";
-/// Raw streams below the pod's state folder.
-pub(crate) const STREAM_SOCKET: &str = "stream.sock";
+use stream::Service;
+pub(crate) use stream::{Door, StreamError, Token};
 
 /// Bytes in flight per call; calls of pod/v1 are small, a runtime spec is the largest.
 const STREAM_WINDOW: u32 = 64 << 10;
@@ -55,18 +51,19 @@ pub(crate) enum AgentError {
 #[derive(Debug, Clone)]
 pub(crate) struct AgentClient {
     calls: PodAgentClient<Channel>,
-    /// Folder that holds both sockets.
+    /// Folder that holds its sockets, or its VMM's.
     dir: Arc<Path>,
+    door: Door,
 }
 
 impl AgentClient {
-    /// The agent whose sockets are in `dir`. Connects at the first call.
-    pub(crate) fn new(dir: PathBuf) -> Self {
+    /// The agent that is reached by sockets in `dir`. Connects at the first call.
+    pub(crate) fn new(dir: PathBuf, door: Door) -> Self {
         let dir: Arc<Path> = dir.into();
         let socket_dir = dir.clone();
         let connector = tower::service_fn(move |_: Uri| {
             let dir = socket_dir.clone();
-            async move { stream::connect(&dir, CONTROL_SOCKET).await.map(TokioIo::new) }
+            async move { stream::connect(&dir, door, Service::Calls).await.map(TokioIo::new) }
         });
         // Never resolved: the connector ignores it, and h2 wants an authority.
         let channel = Endpoint::from_static("http://pod")
@@ -74,7 +71,12 @@ impl AgentClient {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .buffer_size(WAITING_CALLS)
             .connect_with_connector_lazy(connector);
-        Self { calls: PodAgentClient::new(channel), dir }
+        Self { calls: PodAgentClient::new(channel), dir, door }
+    }
+
+    /// How it is reached.
+    pub(crate) fn door(&self) -> Door {
+        self.door
     }
 
     /// See the protocol for this and the calls below.

@@ -1,7 +1,7 @@
 //! The process of a pod agent: its end is noticed, and reaped when it is the daemon's own child.
 
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,6 +38,11 @@ impl AgentProcess {
             let _ = sender.send(Some(how));
         });
         Ok(Self { record, pidfd, end })
+    }
+
+    /// Readable once it has ended.
+    pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
     }
 
     /// It runs, as far as is known.

@@ -1,34 +1,63 @@
 //! What can run a pod: the node knows a backend by this trait, and the runtime handler's name picks one.
 
+mod host;
+mod vm;
+
 use std::fmt::Debug;
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use hartpod_container::cgroup::{CgroupError, Leaf, Limits, PathError, Tree};
-use hartpod_container::launcher::{self, AgentImage, LauncherError};
+use hartpod_container::cgroup::{CgroupError, Leaf, PathError, Tree};
+use hartpod_container::launcher::{self, LauncherError};
 use hartpod_proto::SandboxId;
+use hartpod_vm::tap::Tap;
 
+pub(crate) use vm::VmBackend;
+
+use self::host::HostBackend;
+use crate::agent_client::Door;
+use crate::config::{Config, NoAgent, NoVmm};
+use crate::pod::PodInfo;
 use crate::records::AgentRecord;
 
-/// Runtime handlers that exist; the kubelet sends "" for pods without a RuntimeClass.
-pub(crate) const HANDLERS: [&str; 2] = ["", "container"];
-/// Pods in lightweight guests, once they are there.
+/// Runtime handlers of namespace pods; the kubelet sends "" for pods without a RuntimeClass.
+const HOST: [&str; 2] = ["", "container"];
+/// Of pods in guests.
 const VM: &str = "vm";
-/// What an agent has to say outside of pod/v1, below its folder.
+/// What an agent or a VMM has to say outside of its protocols, below its folder.
 const LOG: &str = "agent.log";
 
-/// Starts the agents of pods, finds them again, and tells what their own resources are counted in.
+/// Starts the agents of pods, finds them again, and tells what their own resources are counted in. The process that it starts is the
+/// agent itself, or the VMM that the agent is inside of.
 pub(crate) trait Backend: Debug + Send + Sync {
     /// Starts an agent with its sockets in `dir` and its process in `leaf`, which is made.
-    fn start_blocking(&self, dir: &Path, leaf: &Leaf) -> Result<StartedAgent, StartError>;
+    fn start_blocking(&self, pod: &PodInfo, dir: &Path, leaf: &Leaf) -> Result<StartedAgent, StartError>;
+
+    /// Waits until the agent that was just started takes calls.
+    fn await_ready_blocking(&self, _dir: &Path, _process: BorrowedFd<'_>) -> Result<(), StartError> {
+        Ok(())
+    }
+
+    /// How its agents are reached.
+    fn door(&self) -> Door;
 
     /// The agent of an earlier daemon, if it still runs.
-    fn adopt_blocking(&self, record: AgentRecord) -> Option<StartedAgent>;
+    fn adopt_blocking(&self, record: AgentRecord) -> Option<StartedAgent> {
+        launcher::adopt(record.pid, record.start_time).map(started)
+    }
 
     /// The cgroup leaf of the agent itself: what the pod costs besides its containers is counted there, and whatever is in it
     /// goes with the pod.
-    fn own_leaf(&self, cgroups: &Tree, parent: &str, pod: &SandboxId) -> Result<Leaf, PathError>;
+    fn own_leaf(&self, cgroups: &Tree, parent: &str, pod: &SandboxId) -> Result<Leaf, PathError> {
+        cgroups.leaf(parent, pod.as_str())
+    }
+
+    /// Why an agent of this backend ended, as far as it said so itself.
+    fn last_words_blocking(&self, dir: &Path) -> Option<String> {
+        last_line_blocking(&dir.join(LOG)).map(|line| format!("it last said: {line}"))
+    }
 }
 
 /// An agent's process.
@@ -37,6 +66,8 @@ pub(crate) struct StartedAgent {
     pub(crate) record: AgentRecord,
     /// Readable once it has ended.
     pub(crate) pidfd: OwnedFd,
+    /// The other end of a new guest's network card, until it is connected.
+    pub(crate) tap: Option<Tap>,
 }
 
 /// An agent could not be started.
@@ -48,81 +79,90 @@ pub(crate) enum StartError {
     Cgroup(#[from] CgroupError),
     #[error(transparent)]
     Launch(#[from] LauncherError),
+    #[error(transparent)]
+    Vm(Box<vm::VmStartError>),
 }
 
 /// A runtime handler that is not there.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NoHandler {
-    #[error("runtime handler {VM:?} is not built yet; there is \"container\" (also \"\")")]
-    NotBuilt,
-    #[error("no runtime handler {name:?}; there is \"container\" (also \"\")")]
+    #[error("runtime handler {VM:?}: guests run on riscv64 only, by its H extension")]
+    Architecture,
+    #[error("runtime handler {VM:?}")]
+    NoVmm(#[source] NoVmm),
+    #[error("no runtime handler {name:?}; there is \"container\" (also \"\") and {VM:?}")]
     Unknown { name: String },
+}
+
+/// Why there are no backends.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendsError {
+    #[error(transparent)]
+    NoAgent(#[from] NoAgent),
+    #[error(transparent)]
+    Agent(#[from] LauncherError),
 }
 
 /// All backends of this node.
 #[derive(Debug)]
 pub(crate) struct Backends {
     host: HostBackend,
+    vm: Result<VmBackend, NoHandler>,
 }
 
 impl Backends {
     /// Loads the pod agent's program.
-    pub(crate) fn open_blocking(agent: &Path) -> Result<Self, LauncherError> {
-        Ok(Self { host: HostBackend { image: AgentImage::load(agent)? } })
+    pub(crate) fn open_blocking(config: &Config) -> Result<Self, BackendsError> {
+        let vm = match config.vm.vmm_path() {
+            _ if !cfg!(target_arch = "riscv64") => Err(NoHandler::Architecture),
+            Ok(program) => Ok(VmBackend::new(program, config)),
+            Err(missing) => Err(NoHandler::NoVmm(missing)),
+        };
+        Ok(Self { host: HostBackend::open_blocking(&config.pod.agent_path()?)?, vm })
     }
 
     /// The backend behind a runtime handler.
     pub(crate) fn of(&self, handler: &str) -> Result<&dyn Backend, NoHandler> {
         match handler {
-            "" | "container" => Ok(&self.host),
-            VM => Err(NoHandler::NotBuilt),
+            name if HOST.contains(&name) => Ok(&self.host),
+            VM => self.vm.as_ref().map(|vm| vm as &dyn Backend).map_err(Clone::clone),
             name => Err(NoHandler::Unknown { name: name.to_owned() }),
         }
     }
+
+    /// The backend of guests, if `handler` is theirs.
+    pub(crate) fn guests(&self, handler: &str) -> Option<&VmBackend> {
+        self.vm.as_ref().ok().filter(|_| is_guest(handler))
+    }
+
+    /// The names of the runtime handlers of this node.
+    pub(crate) fn handlers(&self) -> Vec<&'static str> {
+        HOST.into_iter().chain(self.vm.is_ok().then_some(VM)).collect()
+    }
 }
 
-/// Pods as namespaces of this host.
-#[derive(Debug)]
-struct HostBackend {
-    image: AgentImage,
-}
-
-impl Backend for HostBackend {
-    fn start_blocking(&self, dir: &Path, leaf: &Leaf) -> Result<StartedAgent, StartError> {
-        // Born there: moving a process later waits for the kernel, 7 to 14 ms, and until then a crash of ours would leave it
-        // in nobody's cgroup.
-        for warning in leaf.create(&Limits::default())? {
-            tracing::debug!(cgroup = leaf.cgroup_path(), %warning, "cgroup of an agent made");
-        }
-        let cgroup = leaf.open_unified()?;
-        let path = dir.join(LOG);
-        // A file, not the daemon's own stderr: the agent outlives the daemon, and whoever reads that.
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(&path);
-        let log = log.map_err(|source| StartError::Log { path, source })?;
-        let agent = launcher::spawn(&self.image, dir, log.as_fd(), Some(cgroup.as_fd()))?;
-        Ok(started(agent))
-    }
-
-    fn adopt_blocking(&self, record: AgentRecord) -> Option<StartedAgent> {
-        launcher::adopt(record.pid, record.start_time).map(started)
-    }
-
-    fn own_leaf(&self, cgroups: &Tree, parent: &str, pod: &SandboxId) -> Result<Leaf, PathError> {
-        cgroups.leaf(parent, pod.as_str())
-    }
+/// Whether pods of this runtime handler are guests.
+pub(crate) fn is_guest(handler: &str) -> bool {
+    handler == VM
 }
 
 fn started(agent: launcher::AgentProcess) -> StartedAgent {
     let record = AgentRecord { pid: agent.pid, start_time: agent.start_time };
-    StartedAgent { record, pidfd: agent.pidfd }
+    StartedAgent { record, pidfd: agent.pidfd, tap: None }
 }
 
-/// The last line that an agent wrote outside of pod/v1, for a word on why it ended.
-pub(crate) fn last_words_blocking(dir: &Path) -> Option<String> {
+/// A file, not the daemon's own stderr: the agent outlives the daemon, and whoever reads that.
+fn log_file(path: &Path) -> Result<File, StartError> {
+    let log = File::options().create(true).append(true).open(path);
+    log.map_err(|source| StartError::Log { path: path.to_owned(), source })
+}
+
+/// The last line of a file that is not empty.
+fn last_line_blocking(path: &Path) -> Option<String> {
     use std::io::{Read as _, Seek as _, SeekFrom};
 
     const TAIL: u64 = 1024;
-    let mut log = std::fs::File::open(dir.join(LOG)).ok()?;
+    let mut log = File::open(path).ok()?;
     let length = log.metadata().ok()?.len();
     log.seek(SeekFrom::Start(length.saturating_sub(TAIL))).ok()?;
     let mut tail = Vec::new();
@@ -136,17 +176,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_line_of_an_agent_is_its_last_word() {
+    fn the_last_line_of_a_log_is_the_last_word() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(last_words_blocking(dir.path()), None);
-        std::fs::write(dir.path().join(LOG), format!("{}\nlast words\n\n", "x".repeat(5000))).unwrap();
-        assert_eq!(last_words_blocking(dir.path()).unwrap(), "last words");
+        let log = dir.path().join(LOG);
+        assert_eq!(last_line_blocking(&log), None);
+        std::fs::write(&log, format!("{}\nlast words\n\n", "x".repeat(5000))).unwrap();
+        assert_eq!(last_line_blocking(&log).unwrap(), "last words");
     }
 
     #[test]
     fn a_handler_that_is_not_there_is_named_with_those_that_are() {
         let text = NoHandler::Unknown { name: "kata".into() }.to_string();
-        assert_eq!(text, "no runtime handler \"kata\"; there is \"container\" (also \"\")");
-        assert!(NoHandler::NotBuilt.to_string().starts_with("runtime handler \"vm\" is not built yet"));
+        assert_eq!(text, "no runtime handler \"kata\"; there is \"container\" (also \"\") and \"vm\"");
     }
 }

@@ -25,6 +25,9 @@ const SOCKET_NAME: &str = "hartpod.sock";
 /// Looked at when the agent is not beside the daemon's own executable.
 const AGENT_FALLBACK: &str = "/usr/libexec/hartpod/hartpod-pod";
 
+/// Looked at when the VMM is not beside the daemon's own executable.
+const VMM_FALLBACK: &str = "/usr/libexec/hartpod/hartpod-vmm";
+
 sections! {
     /// Everything that `hartpod serve` can be told.
     Config {
@@ -38,6 +41,7 @@ sections! {
         images: Images = Images::default(),
         cgroup: Cgroup = Cgroup::default(),
         pod: Pod = Pod::default(),
+        vm: Vm = Vm::default(),
     }
 
     /// The network of pods.
@@ -79,6 +83,29 @@ sections! {
         agent: PathBuf = PathBuf::new(),
         /// Where the network namespace of each pod gets a name, hartpod-<id>.
         netns_dir: PathBuf = "/var/run/netns".into(),
+    }
+
+    /// Pods in guests: runtime handler "vm".
+    Vm {
+        /// The program that runs a guest. When empty: hartpod-vmm beside the daemon's own executable, then
+        /// /usr/libexec/hartpod/hartpod-vmm.
+        vmm: PathBuf = PathBuf::new(),
+        /// Memory of a guest whose pod has a container without a memory limit, in MiB. It is a ceiling: pages are taken when the
+        /// guest first touches them.
+        default_memory_mib: u64 = 2048,
+        /// vCPUs of a guest whose pod has a container without a CPU limit. A limit is rounded up to whole ones.
+        default_vcpus: u64 = 2,
+        /// What a guest's kernel and agent need before any container, in MiB: added to the limits of the pod's containers.
+        guest_base_mib: u64 = 128,
+        /// What the VMM itself may take besides the guest's memory, in MiB.
+        overhead_mib: u64 = 32,
+        /// First and last of the users that VMMs run as, a user each. Nothing else on the node may have them.
+        uid_range: [u32; 2] = [2_000_000_000, 2_000_065_535],
+        /// Annotations of pods that may change their guest: any of "io.hartpod.vm.memory-mib", "io.hartpod.vm.vcpus" and
+        /// "io.hartpod.vm.kernel-arguments". A pod with one that is not listed is refused.
+        allowed_annotations: Vec<String> = vec![],
+        /// What a guest may print on its console, in KiB; the rest is dropped.
+        console_kib: u64 = 256,
     }
 }
 
@@ -125,6 +152,13 @@ pub struct NoAgent {
     tried: Vec<PathBuf>,
 }
 
+/// No VMM was found.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("no hartpod-vmm at {}: set vm.vmm to its path", list(.tried))]
+pub struct NoVmm {
+    tried: Vec<PathBuf>,
+}
+
 fn list(paths: &[PathBuf]) -> String {
     paths.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(" or ")
 }
@@ -132,18 +166,30 @@ fn list(paths: &[PathBuf]) -> String {
 impl Pod {
     /// The agent's path: the configured one as it is, or the first default place that has it.
     pub fn agent_path(&self) -> Result<PathBuf, NoAgent> {
-        let beside = std::env::current_exe().ok().and_then(|e| Some(e.parent()?.join("hartpod-pod")));
-        self.find_agent(beside)
+        find(&self.agent, beside("hartpod-pod"), AGENT_FALLBACK).map_err(|tried| NoAgent { tried })
     }
+}
 
-    fn find_agent(&self, beside: Option<PathBuf>) -> Result<PathBuf, NoAgent> {
-        let tried: Vec<PathBuf> = if self.agent.as_os_str().is_empty() {
-            beside.into_iter().chain([PathBuf::from(AGENT_FALLBACK)]).collect()
-        } else {
-            vec![self.agent.clone()]
-        };
-        tried.iter().find(|p| p.is_file()).cloned().ok_or(NoAgent { tried })
+impl Vm {
+    /// The VMM's path: the configured one as it is, or the first default place that has it.
+    pub fn vmm_path(&self) -> Result<PathBuf, NoVmm> {
+        find(&self.vmm, beside("hartpod-vmm"), VMM_FALLBACK).map_err(|tried| NoVmm { tried })
     }
+}
+
+/// Where a program of this name would be if it came with the daemon's own.
+fn beside(name: &str) -> Option<PathBuf> {
+    std::env::current_exe().ok().and_then(|own| Some(own.parent()?.join(name)))
+}
+
+/// The configured program, or the first default place that has one; else where it was looked for.
+fn find(configured: &Path, beside: Option<PathBuf>, fallback: &str) -> Result<PathBuf, Vec<PathBuf>> {
+    let tried: Vec<PathBuf> = if configured.as_os_str().is_empty() {
+        beside.into_iter().chain([PathBuf::from(fallback)]).collect()
+    } else {
+        vec![configured.to_owned()]
+    };
+    tried.iter().find(|p| p.is_file()).cloned().ok_or(tried)
 }
 
 /// The socket that belongs to a state folder when none is named.
@@ -158,8 +204,9 @@ mod tests {
     #[test]
     fn a_named_agent_is_the_only_one_tried() {
         let pod = Pod { agent: "/nonexistent/agent".into(), ..Pod::default() };
-        let error = pod.find_agent(Some("/bin/sh".into())).unwrap_err();
-        assert_eq!(error.tried, [PathBuf::from("/nonexistent/agent")]);
+        let tried = find(&pod.agent, Some("/bin/sh".into()), AGENT_FALLBACK).unwrap_err();
+        assert_eq!(tried, [PathBuf::from("/nonexistent/agent")]);
+        let error = pod.agent_path().unwrap_err();
         assert!(error.to_string().starts_with("no pod agent at /nonexistent/agent: "), "{error}");
     }
 
@@ -168,7 +215,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let beside = dir.path().join("hartpod-pod");
         std::fs::write(&beside, "").unwrap();
-        assert_eq!(Pod::default().find_agent(Some(beside.clone())).unwrap(), beside);
+        assert_eq!(find(Path::new(""), Some(beside.clone()), AGENT_FALLBACK).unwrap(), beside);
     }
 
     #[test]

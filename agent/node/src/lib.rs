@@ -21,6 +21,7 @@ mod clock;
 mod container;
 mod epoch;
 mod filter;
+mod guest;
 mod image_use;
 mod laps;
 mod names;

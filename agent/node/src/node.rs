@@ -95,6 +95,8 @@ pub(crate) struct Node {
     pub(crate) trash: Arc<Trash>,
     pub(crate) registry: Registry,
     pub(crate) spec_settings: SpecSettings,
+    /// Of guests.
+    pub(crate) guest_spec_settings: SpecSettings,
     /// Guards the texts that were warned about; held for one look-up.
     pub(crate) warned: Mutex<HashSet<String>>,
 }

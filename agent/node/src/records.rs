@@ -70,6 +70,9 @@ pub(crate) struct PodRecord {
     pub(crate) netns: Option<PathBuf>,
     pub(crate) ips: Vec<IpAddr>,
     pub(crate) config: cri::PodSandboxConfig,
+    /// The user of its VMM.
+    #[serde(default)]
+    pub(crate) vmm_uid: Option<u32>,
 }
 
 /// How a container ended.
@@ -109,6 +112,9 @@ pub(crate) struct ContainerRecord {
     /// Signal that asks it to stop.
     pub(crate) stop_signal: i32,
     pub(crate) config: cri::ContainerConfig,
+    /// Where its disk is, in a guest.
+    #[serde(default)]
+    pub(crate) slot: Option<u32>,
 }
 
 /// A record could not be written or deleted.

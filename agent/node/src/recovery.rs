@@ -20,6 +20,7 @@ use self::judge::{ContainerVerdict, PodFacts, PodVerdict};
 use crate::agent_client::AgentClient;
 use crate::agent_process::AgentProcess;
 use crate::container::{ContainerInfo, ContainerSnapshot, ContainerState, Exit, User};
+use crate::guest::{GuestInfo, GuestPlan};
 use crate::names::{ConfigHash, Progress};
 use crate::node::Node;
 use crate::pod::{
@@ -69,7 +70,7 @@ enum Examined {
 }
 
 /// What a record alone says.
-fn pod_info(record: &PodRecord) -> Arc<PodInfo> {
+fn pod_info(node: &Node, record: &PodRecord) -> Arc<PodInfo> {
     let request = cri::RunPodSandboxRequest {
         config: Some(record.config.clone()),
         runtime_handler: record.handler.clone(),
@@ -82,12 +83,19 @@ fn pod_info(record: &PodRecord) -> Arc<PodInfo> {
         config: record.config.clone(),
         created_at: record.created_at,
         netns: record.netns.clone(),
+        guest: guest_info(node, record),
     })
+}
+
+/// Its size was for the VMM to know.
+fn guest_info(node: &Node, record: &PodRecord) -> Option<GuestInfo> {
+    let backend = node.backends.guests(&record.handler)?;
+    Some(GuestInfo { plan: GuestPlan::default(), user: backend.retake_user(record.vmm_uid?) })
 }
 
 async fn examine(node: &Arc<Node>, pod: LoadedPod) -> Examined {
     let LoadedPod { record, containers, lost_containers } = pod;
-    let info = pod_info(&record);
+    let info = pod_info(node, &record);
     let same_epoch = record.epoch == node.epoch;
     let agent = if same_epoch { adopt(node, &record) } else { None };
     let told = match &agent {
@@ -149,7 +157,8 @@ fn adopt(node: &Node, record: &PodRecord) -> Option<RunningAgent> {
     let backend = node.backends.of(&record.handler).ok()?;
     let started = backend.adopt_blocking(record.agent?)?;
     let process = AgentProcess::watch(started.record, started.pidfd).ok()?;
-    Some(RunningAgent { client: AgentClient::new(node.layout.agent(&record.id)), process: Arc::new(process) })
+    let client = AgentClient::new(node.layout.agent(&record.id), backend.door());
+    Some(RunningAgent { client, process: Arc::new(process) })
 }
 
 fn by_id(states: Vec<agent::ContainerState>) -> BTreeMap<ContainerId, agent::ContainerState> {
@@ -176,7 +185,8 @@ fn restore_container(
         image_ref: record.image_ref,
         created_at: record.created_at,
         log_path: pod::log_path(pod, &record.config),
-        cgroup_path: leaf.cgroup_path().to_owned(),
+        cgroup_path: pod::cgroup_path(pod, &leaf),
+        slot: record.slot,
         config: record.config,
         id: record.id,
     };

@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use hartpod_cni::{Cni, CniConfig};
 use hartpod_container::cgroup::{DetectError, Tree};
-use hartpod_container::launcher::LauncherError;
 use hartpod_images::{ImageStore, ImagesConfig, OpenError};
 use sd_notify::NotifyState;
 use tokio::net::UnixListener;
@@ -23,8 +22,8 @@ use tokio_stream::wrappers::UnixListenerStream;
 pub use folder::FolderError;
 pub use socket::SocketError;
 
-use crate::backend::Backends;
-use crate::config::{Config, NoAgent};
+use crate::backend::{Backends, BackendsError};
+use crate::config::Config;
 use crate::epoch::{Epoch, EpochError};
 use crate::image_use::ImageUses;
 use crate::node::{Layout, Node};
@@ -58,9 +57,7 @@ pub enum ServeError {
     #[error("control groups")]
     Cgroups(#[from] DetectError),
     #[error(transparent)]
-    NoAgent(#[from] NoAgent),
-    #[error(transparent)]
-    Agent(#[from] LauncherError),
+    Backends(#[from] BackendsError),
     #[error("image store")]
     Images(#[from] OpenError),
     #[error("records of pods")]
@@ -169,7 +166,7 @@ fn open_blocking(config: &Config) -> Result<Opened, ServeError> {
     let node = Node {
         epoch: Epoch::read_blocking(&layout.state)?,
         cgroups: Tree::detect(&config.cgroup.root)?,
-        backends: Backends::open_blocking(&config.pod.agent_path()?)?,
+        backends: Backends::open_blocking(config)?,
         images: ImageStore::open_blocking(images(config, &layout))?,
         cni: Cni::new(CniConfig {
             conf_dir: config.cni.conf_dir.clone(),
@@ -183,6 +180,7 @@ fn open_blocking(config: &Config) -> Result<Opened, ServeError> {
         trash: Arc::new(Trash::new(layout.trash())),
         warned: Mutex::default(),
         spec_settings: SpecSettings::detect(config),
+        guest_spec_settings: SpecSettings::of_guests(),
         records,
         layout,
     };

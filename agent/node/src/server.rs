@@ -19,6 +19,7 @@ use hartpod_proto::cri::v1::runtime_service_server::RuntimeServiceServer;
 use tonic::Status;
 
 use crate::agent_client::AgentError;
+use crate::guest::LogError;
 use crate::node::Node;
 
 /// Bytes of one request; the same as the kubelet's own limit (pkg/kubelet/cri/remote: maxMsgSize).
@@ -48,6 +49,8 @@ pub(crate) enum ReopenError {
     /// The agent says what it tried and with which container.
     #[error(transparent)]
     Agent(AgentError),
+    #[error("log of a container in a guest")]
+    Log(#[source] LogError),
 }
 
 impl Server {

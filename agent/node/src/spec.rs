@@ -16,6 +16,8 @@ use oci_spec::runtime::{
     Linux, LinuxResources, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, Root, Spec,
 };
 
+use crate::validate::Kind;
+
 mod capabilities;
 mod devices;
 mod error;
@@ -54,8 +56,10 @@ pub struct SpecInput<'a> {
     pub holder_pid: Option<u32>,
     /// Pid of the container whose pid namespace is joined.
     pub target_pid: Option<u32>,
-    /// Host folder that may hold `resolv.conf`, `hostname` and `hosts`.
+    /// Folder that may hold `resolv.conf`, `hostname` and `hosts`.
     pub sandbox_dir: &'a Path,
+    /// What the pod is made of: in a guest there are neither the node's files nor its devices.
+    pub kind: Kind,
     /// Path of the container's leaf below the hierarchies' roots, e.g. /kubepods/burstable/pod1/ID.
     pub cgroup_path: String,
     pub settings: &'a SpecSettings,
@@ -246,7 +250,10 @@ fn spec(
     warnings: &mut Vec<String>,
 ) -> Result<Spec, SpecError> {
     let security = security(input.container);
-    let devices = devices::devices_blocking(input.container, &input.settings.dev)?;
+    let devices = match input.kind {
+        Kind::Namespaces => devices::devices_blocking(input.container, &input.settings.dev)?,
+        Kind::Guest => devices::in_guest(input.container)?,
+    };
     let mounts = mounts::mounts(input, namespaces.node_ipc)?;
     let hostname = pod_hostname(input.sandbox);
     let filter = security::seccomp_blocking(security, input.settings, || {

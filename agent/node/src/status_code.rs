@@ -10,6 +10,7 @@ use tonic::{Code, Status};
 use crate::agent_client::AgentError;
 use crate::backend::NoHandler;
 use crate::container::ExecError;
+use crate::guest::{LogError, NoUser};
 use crate::image_use::Busy;
 use crate::pod::{
     CreateError, RemoveContainerError, RemovePodError, RunError, StartError, StopContainerError, StopError,
@@ -92,7 +93,8 @@ impl Coded for NameTaken {
 impl Coded for NoHandler {
     fn code(&self) -> Code {
         match self {
-            Self::NotBuilt => Code::Unimplemented,
+            Self::Architecture => Code::Unimplemented,
+            Self::NoVmm(_) => Code::FailedPrecondition,
             Self::Unknown { .. } => Code::InvalidArgument,
         }
     }
@@ -127,6 +129,21 @@ impl Coded for AgentError {
     }
 }
 
+impl Coded for NoUser {
+    fn code(&self) -> Code {
+        Code::ResourceExhausted
+    }
+}
+
+fn log(error: &LogError) -> Code {
+    match error {
+        LogError::Place(_) => Code::InvalidArgument,
+        LogError::Open { .. } | LogError::Vmm(_) | LogError::Token(_) | LogError::BrokenOff(_) => {
+            Code::Internal
+        }
+    }
+}
+
 fn cni(error: &CniError) -> Code {
     match error {
         CniError::NotReady(_) => Code::FailedPrecondition,
@@ -155,6 +172,8 @@ impl Coded for RunError {
             | Self::Netns { .. }
             | Self::Start { .. }
             | Self::Watch { .. }
+            | Self::Thread { .. }
+            | Self::Tap { .. }
             | Self::BrokenOff { .. } => Code::Internal,
         }
     }
@@ -188,6 +207,8 @@ impl Coded for CreateError {
             Self::NameTaken { .. } => Code::AlreadyExists,
             Self::NoImage { .. } => Code::NotFound,
             Self::ImageBusy(source) => source.code(),
+            Self::NoSlot => Code::ResourceExhausted,
+            Self::Log { source, .. } => log(source),
             Self::Spec(source) => spec(source),
             Self::Agent(source) => source.code(),
             Self::NoId(_)
@@ -195,6 +216,7 @@ impl Coded for CreateError {
             | Self::Encode { .. }
             | Self::Record { .. }
             | Self::Scratch { .. }
+            | Self::Disk { .. }
             | Self::BrokenOff { .. } => Code::Internal,
         }
     }
@@ -233,9 +255,12 @@ impl Coded for RemoveContainerError {
     fn code(&self) -> Code {
         match self {
             Self::Refused { .. } => Code::FailedPrecondition,
-            Self::Leaf { .. } | Self::Scratch { .. } | Self::Record { .. } | Self::BrokenOff { .. } => {
-                Code::Internal
-            }
+            Self::Agent { source, .. } => source.code(),
+            Self::Disk { .. }
+            | Self::Leaf { .. }
+            | Self::Scratch { .. }
+            | Self::Record { .. }
+            | Self::BrokenOff { .. } => Code::Internal,
         }
     }
 }
@@ -258,6 +283,7 @@ impl Coded for ReopenError {
         match self {
             Self::NotRunning { .. } => Code::FailedPrecondition,
             Self::Agent(source) => source.code(),
+            Self::Log(source) => log(source),
         }
     }
 }
@@ -333,7 +359,7 @@ mod tests {
         let table: Vec<(Box<dyn Coded>, Code)> = vec![
             (Box::new(LookupError::NotFound { what: "container", id: "x".into() }), Code::NotFound),
             (Box::new(LookupError::Empty { what: "container" }), Code::InvalidArgument),
-            (Box::new(NoHandler::NotBuilt), Code::Unimplemented),
+            (Box::new(NoHandler::Architecture), Code::Unimplemented),
             (Box::new(NoHandler::Unknown { name: "k".into() }), Code::InvalidArgument),
             (
                 Box::new(ExecError::TimedOut { command: "sleep".into(), after: std::time::Duration::ZERO }),

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use hartpod_cni::netns;
 use hartpod_proto::{ContainerId, SandboxId};
 
-use crate::agent_client::AgentClient;
+use crate::agent_client::{AgentClient, Door};
 use crate::node::Node;
 use crate::pod;
 use crate::scratch;
@@ -60,7 +60,7 @@ pub(crate) async fn sweep(node: &Arc<Node>, lost: Vec<SandboxId>, claimed: Claim
     for id in &orphans.pods {
         let dir = node.layout.agent(id);
         if dir.exists() {
-            let _ = tokio::time::timeout(AGENT_END, AgentClient::new(dir).shut_down()).await;
+            let _ = tokio::time::timeout(AGENT_END, AgentClient::new(dir, Door::Sockets).shut_down()).await;
         }
     }
     destroy_leaves(node, &orphans).await;

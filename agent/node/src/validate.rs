@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::path::{Component, Path};
 
 pub use container::container;
-pub use sandbox::sandbox;
+pub use sandbox::{Kind, sandbox};
 
 /// A request that cannot be honoured; becomes InvalidArgument.
 #[derive(Debug, thiserror::Error)]

@@ -85,3 +85,10 @@ fn the_sample_network_maps_ports() {
     assert_eq!(types, ["bridge", "portmap"]);
     assert_eq!(network["plugins"][1]["capabilities"]["portMappings"], true);
 }
+
+#[test]
+fn the_runtime_class_declares_what_a_guest_costs() {
+    let vm = Config::default().vm;
+    let overhead = format!("    memory: {}Mi\n", vm.guest_base_mib + vm.overhead_mib);
+    assert!(read("runtimeclass.yaml").contains(&overhead), "{overhead}");
+}

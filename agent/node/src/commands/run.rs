@@ -263,7 +263,7 @@ mod tests {
             command: vec!["ls".into()],
         };
         let sandbox = sandbox(&args, "run-1", Path::new("/tmp/hartpod-run-1")).unwrap();
-        crate::validate::sandbox(&sandbox, "", &[]).unwrap();
+        crate::validate::sandbox(&sandbox, crate::validate::Kind::Namespaces).unwrap();
         crate::validate::container(&container(&args, "sha256:1".into())).unwrap();
     }
 }

@@ -89,7 +89,8 @@ mod tests {
 
     #[test]
     fn an_unknown_key_is_an_error_that_names_it() {
-        for (text, key) in [("rooot = '/x'", "rooot"), ("[images]\npined = []", "pined"), ("[vm]\n", "vm")] {
+        for (text, key) in [("rooot = '/x'", "rooot"), ("[images]\npined = []", "pined"), ("[vmm]\n", "vmm")]
+        {
             let error = Config::parse(text, Overrides::default()).unwrap_err().to_string();
             assert!(error.contains(&format!("unknown field `{key}`")), "{error}");
         }

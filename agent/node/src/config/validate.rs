@@ -7,6 +7,7 @@ use std::path::{Component, Path};
 use hartpod_container::cgroup;
 
 use super::{CgroupDriver, Config};
+use crate::guest;
 
 /// One key and what is wrong with its value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,6 +74,7 @@ impl Config {
             found.absolute("pod.agent", &self.pod.agent);
         }
         found.absolute("pod.netns_dir", &self.pod.netns_dir);
+        self.vm(&mut found);
         found.0
     }
 
@@ -107,6 +109,31 @@ impl Config {
             found.absolute("cni.bin_dirs", dir);
         }
         found.range("cni.plugin_timeout_s", self.cni.plugin_timeout_s, 1..=3600);
+    }
+
+    fn vm(&self, found: &mut Findings) {
+        let vm = &self.vm;
+        if !vm.vmm.as_os_str().is_empty() {
+            found.absolute("vm.vmm", &vm.vmm);
+        }
+        found.range("vm.default_memory_mib", vm.default_memory_mib, 64..=guest::MAX_MEMORY_MIB);
+        found.range("vm.default_vcpus", vm.default_vcpus, 1..=guest::MAX_VCPUS);
+        found.range("vm.guest_base_mib", vm.guest_base_mib, 64..=4096);
+        found.range("vm.overhead_mib", vm.overhead_mib, 8..=4096);
+        found.range("vm.console_kib", vm.console_kib, 1..=1 << 20);
+        let [first, last] = vm.uid_range;
+        // Below are the system's own and people's (login.defs(5)); the last two mean nobody and no user at all.
+        if first < 65_536 || last >= u32::MAX - 1 || first > last {
+            found.add("vm.uid_range", format!("{first} to {last} is not within 65536 to {}", u32::MAX - 2));
+        }
+        for name in &vm.allowed_annotations {
+            if !guest::ANNOTATIONS.contains(&name.as_str()) {
+                found.add(
+                    "vm.allowed_annotations",
+                    format!("{name:?} is none of {}", guest::ANNOTATIONS.join(", ")),
+                );
+            }
+        }
     }
 
     fn images(&self, found: &mut Findings) {
@@ -149,6 +176,13 @@ mod tests {
             ("[images]\npinned = ['a*b']", "images.pinned: \"a*b\": * is understood at the end only"),
             ("[images]\npinned = ['']", "images.pinned: has an empty entry"),
             ("[pod]\nagent = 'bin/agent'", "pod.agent: \"bin/agent\" is not an absolute path"),
+            (
+                "[vm]\nallowed_annotations = ['x']",
+                "vm.allowed_annotations: \"x\" is none of io.hartpod.vm.memory-mib, io.hartpod.vm.vcpus, \
+                 io.hartpod.vm.kernel-arguments",
+            ),
+            ("[vm]\nuid_range = [9, 1]", "vm.uid_range: 9 to 1 is not within 65536 to 4294967293"),
+            ("[vm]\ndefault_vcpus = 65", "vm.default_vcpus: 65 is not in 1 to 64"),
             (
                 "[cgroup]\nroot = '/cgroup'",
                 "cgroup.root: \"/cgroup\" is not supported: control groups must be at /sys/fs/cgroup",

@@ -27,6 +27,8 @@ pub(crate) struct ContainerInfo {
     pub(crate) log_path: Option<PathBuf>,
     /// Path of its leaf below the hierarchies' roots.
     pub(crate) cgroup_path: String,
+    /// Where its disk is, in a guest.
+    pub(crate) slot: Option<u32>,
 }
 
 /// What a container's process runs as.
@@ -76,6 +78,7 @@ pub(crate) fn test_container(
         created_at: 5,
         log_path: Some("/var/log/pods/p/c/0.log".into()),
         cgroup_path: "/kubepods/p/c".into(),
+        slot: None,
     };
     ContainerSnapshot {
         info: Arc::new(info),

@@ -12,6 +12,7 @@ use hartpod_cni::{Attachment, CniError, netns};
 use hartpod_container::cgroup::PathError;
 use hartpod_proto::SandboxId;
 use hartpod_proto::pod::v1 as agent;
+use hartpod_vm::tap::{self, Tap, TapError};
 use tokio::task::JoinError;
 
 use super::files::{self, FileError};
@@ -22,6 +23,7 @@ use super::{PodInfo, RunningAgent};
 use crate::agent_client::{AgentClient, AgentError};
 use crate::agent_process::AgentProcess;
 use crate::backend::{NoHandler, StartError, StartedAgent};
+use crate::clock;
 use crate::laps::Laps;
 use crate::node::Node;
 use crate::records::{PodRecord, PodStage, RecordError, VERSION};
@@ -55,10 +57,14 @@ pub(crate) enum RunError {
     Netns { id: SandboxId, source: netns::NetnsError },
     #[error("network of pod {id}")]
     Network { id: SandboxId, source: CniError },
+    #[error("join the guest to the network of pod {id}")]
+    Tap { id: SandboxId, source: TapError },
     #[error("start the agent of pod {id}")]
     Start { id: SandboxId, source: StartError },
     #[error("watch the agent of pod {id}")]
     Watch { id: SandboxId, source: io::Error },
+    #[error("wait for the guest of pod {id}")]
+    Thread { id: SandboxId, source: io::Error },
     /// The agent says what it tried.
     #[error(transparent)]
     SetUp(AgentError),
@@ -112,21 +118,92 @@ async fn steps(node: &Arc<Node>, info: &Arc<PodInfo>, held: &mut Holdings) -> Re
     let mut laps = Laps::start();
     record(node, info, None, &[]).await?;
     laps.note("record");
+    let up = match info.is_guest() {
+        false => on_host(node, info, held, &mut laps).await?,
+        true => in_guest(node, info, held, &mut laps).await?,
+    };
+    record(node, info, Some(&up.agent), &up.ips).await?;
+    laps.note("record");
+    tracing::debug!(sandbox = %info.id, %laps, "brought up");
+    Ok(up)
+}
+
+async fn on_host(
+    node: &Arc<Node>,
+    info: &Arc<PodInfo>,
+    held: &mut Holdings,
+    laps: &mut Laps,
+) -> Result<Up, RunError> {
     // Both are awaited to their end even when one fails, so that there is something definite to undo.
     let (netns, agent) = tokio::join!(make_netns(info), start_agent(node, info));
-    let agent = agent?;
+    let (agent, _) = agent?;
     held.agent = HeldAgent::Running(agent.clone(), None);
     netns?;
     laps.note("netns and start of the agent");
-    let (ips, set_up) =
-        tokio::join!(attach(node, info, held.attachment.as_ref()), set_up(node, info, &agent.client));
+    let (ips, set_up) = tokio::join!(
+        attach(node, info, held.attachment.as_ref()),
+        set_up(node, info, &agent.client, host_request(node, info))
+    );
     let ips = ips?;
     set_up?;
     laps.note("network and setup");
-    record(node, info, Some(&agent), &ips).await?;
-    laps.note("record");
-    tracing::debug!(sandbox = %info.id, %laps, "brought up");
     Ok(Up { agent, ips })
+}
+
+/// The guest boots while the plugins work; what its card is set to is known only when they are done.
+async fn in_guest(
+    node: &Arc<Node>,
+    info: &Arc<PodInfo>,
+    held: &mut Holdings,
+    laps: &mut Laps,
+) -> Result<Up, RunError> {
+    make_netns(info).await?;
+    laps.note("netns");
+    let (agent, tap) = start_agent(node, info).await?;
+    held.agent = HeldAgent::Running(agent.clone(), None);
+    laps.note("start of the VMM");
+    let (ips, ready) = tokio::join!(
+        attach(node, info, held.attachment.as_ref()),
+        await_ready(node.clone(), info.clone(), agent.process.clone())
+    );
+    let ips = ips?;
+    ready?;
+    laps.note("network and boot");
+    let request = {
+        let (node, info, ips) = (node.clone(), info.clone(), ips.clone());
+        blocking(&info.id.clone(), move || guest_request_blocking(&node, &info, tap, &ips)).await?
+    };
+    set_up(node, info, &agent.client, request).await?;
+    laps.note("card and setup");
+    Ok(Up { agent, ips })
+}
+
+/// On a thread of its own: guests that hang must not use up those for everybody's short work.
+async fn await_ready(
+    node: Arc<Node>,
+    info: Arc<PodInfo>,
+    process: Arc<AgentProcess>,
+) -> Result<(), RunError> {
+    const STACK: usize = 128 << 10;
+    let (sender, outcome) = tokio::sync::oneshot::channel();
+    let id = info.id.clone();
+    let waiting = move || {
+        let dir = node.layout.agent(&info.id);
+        let ready = node.backends.of(&info.handler).map_err(RunError::from).and_then(|backend| {
+            backend
+                .await_ready_blocking(&dir, process.pidfd())
+                .map_err(|source| RunError::Start { id: info.id.clone(), source })
+        });
+        let _ = sender.send(ready);
+    };
+    let spawned = std::thread::Builder::new().name("guest-boot".to_owned()).stack_size(STACK).spawn(waiting);
+    spawned.map_err(|source| RunError::Thread { id: id.clone(), source })?;
+    outcome.await.unwrap_or_else(|_| {
+        Err(RunError::Thread {
+            id,
+            source: io::Error::other("the thread that waited for its boot broke off"),
+        })
+    })
 }
 
 /// Before anything is made (`agent` is none), and again when everything is.
@@ -148,6 +225,7 @@ async fn record(
         netns: info.netns.clone(),
         ips: ips.to_vec(),
         config: info.config.clone(),
+        vmm_uid: info.guest.as_ref().map(|guest| guest.user.uid),
     };
     let is_up = agent.is_some();
     let node = node.clone();
@@ -170,15 +248,17 @@ async fn make_netns(info: &Arc<PodInfo>) -> Result<(), RunError> {
         .await
 }
 
-async fn start_agent(node: &Arc<Node>, info: &Arc<PodInfo>) -> Result<RunningAgent, RunError> {
+async fn start_agent(node: &Arc<Node>, info: &Arc<PodInfo>) -> Result<(RunningAgent, Option<Tap>), RunError> {
     let dir = node.layout.agent(&info.id);
+    let door = node.backends.of(&info.handler)?.door();
     let started = {
         let (node, info, dir) = (node.clone(), info.clone(), dir.clone());
         blocking(&info.id.clone(), move || start_agent_blocking(&node, &info, dir)).await?
     };
     let process = AgentProcess::watch(started.record, started.pidfd)
         .map_err(|source| RunError::Watch { id: info.id.clone(), source })?;
-    Ok(RunningAgent { client: AgentClient::new(dir), process: Arc::new(process) })
+    let client = AgentClient::new(dir, door);
+    Ok((RunningAgent { client, process: Arc::new(process) }, started.tap))
 }
 
 fn start_agent_blocking(node: &Node, info: &PodInfo, dir: PathBuf) -> Result<StartedAgent, RunError> {
@@ -190,7 +270,7 @@ fn start_agent_blocking(node: &Node, info: &PodInfo, dir: PathBuf) -> Result<Sta
     let started = node
         .backends
         .of(&info.handler)?
-        .start_blocking(&dir, &leaf)
+        .start_blocking(info, &dir, &leaf)
         .map_err(|source| RunError::Start { id: id(), source })?;
     // While the agent comes to life.
     let files = files::write_blocking(&node.records.pod_dir(&info.id), &info.config)
@@ -225,31 +305,64 @@ async fn attach(
     Ok(attached.map_err(|source| RunError::Network { id: info.id.clone(), source })?.ips)
 }
 
-async fn set_up(node: &Node, info: &PodInfo, client: &AgentClient) -> Result<(), RunError> {
-    let path = |path: PathBuf| path.to_string_lossy().into_owned();
-    let namespaces = info.namespaces();
-    let linux = info.config.linux.as_ref();
-    let request = agent::SetUpPodRequest {
-        pod_id: info.id.to_string(),
-        hostname: pod_hostname(&info.config).unwrap_or_default(),
-        netns_path: info.netns.clone().map(path).unwrap_or_default(),
-        ipc: mode(namespaces.ipc).into(),
-        pid: mode(namespaces.pid).into(),
-        cgroup_parent: info.cgroup_parent().to_owned(),
-        layers_dir: path(node.images.layers_dir().to_owned()),
-        containers_dir: path(node.layout.containers()),
-        log_directory: info.config.log_directory.clone(),
-        shm_size: 0,
-        sysctls: linux.map(|l| l.sysctls.clone().into_iter().collect()).unwrap_or_default(),
-        clock_ns: 0,
-        ..agent::SetUpPodRequest::default()
-    };
+async fn set_up(
+    node: &Node,
+    info: &PodInfo,
+    client: &AgentClient,
+    request: agent::SetUpPodRequest,
+) -> Result<(), RunError> {
     let answer = client.set_up(request).await;
     let answer = answer.map_err(RunError::SetUp)?;
     for warning in answer.warnings {
         node.warn_once(&info.id, &warning);
     }
     Ok(())
+}
+
+/// What is the same wherever the agent is.
+fn common_request(info: &PodInfo) -> agent::SetUpPodRequest {
+    let namespaces = info.namespaces();
+    let linux = info.config.linux.as_ref();
+    agent::SetUpPodRequest {
+        pod_id: info.id.to_string(),
+        hostname: pod_hostname(&info.config).unwrap_or_default(),
+        ipc: mode(namespaces.ipc).into(),
+        pid: mode(namespaces.pid).into(),
+        sysctls: linux.map(|l| l.sysctls.clone().into_iter().collect()).unwrap_or_default(),
+        ..agent::SetUpPodRequest::default()
+    }
+}
+
+fn host_request(node: &Node, info: &PodInfo) -> agent::SetUpPodRequest {
+    let path = |path: PathBuf| path.to_string_lossy().into_owned();
+    agent::SetUpPodRequest {
+        netns_path: info.netns.clone().map(path).unwrap_or_default(),
+        cgroup_parent: info.cgroup_parent().to_owned(),
+        layers_dir: path(node.images.layers_dir().to_owned()),
+        containers_dir: path(node.layout.containers()),
+        log_directory: info.config.log_directory.clone(),
+        ..common_request(info)
+    }
+}
+
+/// A guest has neither the host's clock nor its files.
+fn guest_request_blocking(
+    node: &Node,
+    info: &PodInfo,
+    tap: Option<Tap>,
+    ips: &[IpAddr],
+) -> Result<agent::SetUpPodRequest, RunError> {
+    let connect = |source| RunError::Tap { id: info.id.clone(), source };
+    let interface = tap.map(|tap| tap::connect_blocking(&tap, network::INTERFACE)).transpose();
+    let interface = interface.map_err(connect)?;
+    let files = files::guest_files_blocking(&node.records.pod_dir(&info.id), &info.config, ips)
+        .map_err(|source| RunError::Files { id: info.id.clone(), source })?;
+    Ok(agent::SetUpPodRequest {
+        clock_ns: u64::try_from(clock::now()).unwrap_or_default(),
+        network: interface.as_ref().map(network::of_guest),
+        files,
+        ..common_request(info)
+    })
 }
 
 async fn blocking<T: Send + 'static>(

@@ -68,6 +68,9 @@ pub(super) enum News {
     Container(pod::ContainerState),
     /// These are all the containers that it knows; it told the state of each before.
     Synced(BTreeSet<ContainerId>),
+    /// Its guest does not answer; and it does again.
+    Silent,
+    Alive,
     /// It ended; the text says how.
     Lost(String),
 }

@@ -6,14 +6,14 @@ use hartpod_proto::ContainerId;
 use hartpod_proto::cri::v1 as cri;
 
 use super::command::{Done, Reply};
-use super::entry::{Entry, container_name, log_path};
+use super::entry::{Entry, cgroup_path, container_name, log_path};
 use super::make::{CreateError, Made, Making, make};
 use super::task::PodTask;
 use super::{RunningAgent, SandboxState};
 use crate::container::{ContainerEvent, ContainerInfo, ContainerState, Exit};
 use crate::image_use::ImageUse;
 use crate::names::{Claim, ConfigHash, ContainerName, Progress};
-use crate::{clock, random, validate};
+use crate::{clock, guest, random, validate};
 
 /// SIGTERM: what a container is asked to stop with unless it or its image says otherwise.
 const SIGTERM: i32 = 15;
@@ -90,12 +90,22 @@ impl PodTask {
             image_id,
             created_at: clock::now(),
             log_path: log_path(&self.info, &config),
-            cgroup_path: leaf.cgroup_path().to_owned(),
+            cgroup_path: cgroup_path(&self.info, &leaf),
+            slot: self.slot()?,
             config,
             id,
         };
         let making = Making { pod: self.info.clone(), info: Arc::new(info), image, agent, leaf, target_pid };
         Ok((making, image_use))
+    }
+
+    /// A place for the container's disk, in a guest.
+    fn slot(&self) -> Result<Option<u32>, CreateError> {
+        if !self.info.is_guest() {
+            return Ok(None);
+        }
+        let taken = self.containers.values().filter_map(|entry| entry.info.slot);
+        guest::free_slot(taken).map(Some).ok_or(CreateError::NoSlot)
     }
 
     /// Pid of the container whose pid namespace the new one joins, when it asks for that.
@@ -162,6 +172,7 @@ fn new_entry(making: &Making, image_use: ImageUse) -> Entry {
         stop_signal: SIGTERM,
         pid: 0,
         started_at: 0,
+        start_asked_at: 0,
         exit: None,
         user: None,
         delivered: false,

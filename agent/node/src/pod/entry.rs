@@ -10,12 +10,15 @@ use hartpod_proto::pod::v1 as agent;
 
 use super::PodInfo;
 use super::command::Reply;
+use super::info::GUEST_PARENT;
 use super::make::CreateError;
 use super::remove::RemoveContainerError;
 use super::start::StartError;
 use super::stopping::Stopping;
 use super::task::PodTask;
+use crate::clock;
 use crate::container::{ContainerEvent, ContainerInfo, ContainerSnapshot, ContainerState, Exit, User};
+use crate::guest;
 use crate::image_use::ImageUse;
 use crate::names::{ConfigHash, ContainerName, Progress};
 use crate::records::{ContainerRecord, ExitRecord, UserRecord, VERSION};
@@ -40,6 +43,8 @@ pub(super) struct Entry {
     pub(super) stop_signal: i32,
     pub(super) pid: i32,
     pub(super) started_at: i64,
+    /// When StartContainer was passed on, by the clock of this host.
+    pub(super) start_asked_at: i64,
     pub(super) exit: Option<Exit>,
     pub(super) user: Option<User>,
     pub(super) delivered: bool,
@@ -94,6 +99,7 @@ impl Entry {
             image_ref: self.info.image_ref.clone(),
             stop_signal: self.stop_signal,
             config: self.info.config.clone(),
+            slot: self.info.slot,
         })
     }
 
@@ -119,7 +125,10 @@ impl Entry {
     }
 
     /// Takes in what the agent says; it may be late or say it twice.
-    pub(super) fn learn(&mut self, news: agent::ContainerState) {
+    pub(super) fn learn(&mut self, mut news: agent::ContainerState) {
+        if self.info.slot.is_some() {
+            guest::to_host_time(&mut news, (self.start_asked_at, self.started_at), clock::now());
+        }
         let phase = news.phase();
         if let Some(user) = news.user.clone() {
             self.user = Some(user.into());
@@ -162,6 +171,7 @@ impl PodTask {
             stop_signal,
             pid,
             started_at,
+            start_asked_at: 0,
             exit,
             user,
             delivered: container.delivered,
@@ -206,6 +216,15 @@ impl PodTask {
 pub(crate) fn container_name(config: &cri::ContainerConfig) -> ContainerName {
     let metadata = config.metadata.clone().unwrap_or_default();
     ContainerName { name: metadata.name, attempt: metadata.attempt }
+}
+
+/// The path of a container's leaf where its processes are: on this host, or in its guest. `leaf` is the one on this host, which a guest's
+/// container does not have.
+pub(crate) fn cgroup_path(pod: &PodInfo, leaf: &Leaf) -> String {
+    match (pod.is_guest(), leaf.cgroup_path().rsplit_once('/')) {
+        (true, Some((_, id))) => format!("{GUEST_PARENT}/{id}"),
+        _ => leaf.cgroup_path().to_owned(),
+    }
 }
 
 /// Where a container logs, if it does.

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use hartpod_proto::cri::v1 as cri;
+use hartpod_proto::pod::v1 as pod;
 use rustix::io::Errno;
 
 use super::info::uses_host_network;
@@ -71,6 +72,21 @@ pub(super) fn write_hosts_blocking(
         hosts(&hostname(config), ips).into_bytes()
     };
     std::fs::write(&path, text).map_err(fail("write", &path))
+}
+
+/// The same files for a guest, whose agent writes them anew.
+pub(super) fn guest_files_blocking(
+    dir: &Path,
+    config: &cri::PodSandboxConfig,
+    ips: &[IpAddr],
+) -> Result<Vec<pod::PodFile>, FileError> {
+    write_hosts_blocking(dir, config, ips)?;
+    let read = |name: &str| {
+        let path = dir.join(name);
+        let content = std::fs::read(&path).map_err(fail("read", &path))?;
+        Ok(pod::PodFile { name: name.to_owned(), content, ..pod::PodFile::default() })
+    };
+    ["hostname", "hosts", "resolv.conf"].into_iter().map(read).collect()
 }
 
 /// Makes the folder of the pod's logs, as containerd and CRI-O do for callers that did not.

@@ -6,7 +6,12 @@ use hartpod_proto::SandboxId;
 use hartpod_proto::cri::v1 as cri;
 use hartpod_proto::pod::v1::NamespaceMode;
 
+use crate::backend::is_guest;
+use crate::guest::GuestInfo;
 use crate::names::{ConfigHash, PodName};
+
+/// Parent of cgroup leaves in a guest (pod.proto).
+pub(super) const GUEST_PARENT: &str = "/pod";
 
 /// A pod from its birth on.
 #[derive(Debug)]
@@ -22,12 +27,19 @@ pub(crate) struct PodInfo {
     pub(crate) created_at: i64,
     /// Its network namespace file; none with the host's network.
     pub(crate) netns: Option<PathBuf>,
+    /// What a pod in a guest has besides; none of a namespace pod, and of one that has left its guest behind.
+    pub(crate) guest: Option<GuestInfo>,
 }
 
 impl PodInfo {
     /// Parent of the pod's cgroup leaves, as the kubelet named it; may be empty.
     pub(crate) fn cgroup_parent(&self) -> &str {
         self.config.linux.as_ref().map_or("", |l| l.cgroup_parent.as_str())
+    }
+
+    /// Its containers are inside a guest.
+    pub(crate) fn is_guest(&self) -> bool {
+        is_guest(&self.handler)
     }
 
     pub(crate) fn namespaces(&self) -> cri::NamespaceOption {

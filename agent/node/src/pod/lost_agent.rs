@@ -23,7 +23,8 @@ impl PodTask {
             // Its end was wanted.
             return;
         }
-        self.reason = format!("the pod's agent is gone: {how}");
+        let what = if self.info.is_guest() { "guest" } else { "agent" };
+        self.reason = format!("the pod's {what} is gone: {how}");
         tracing::error!(sandbox = %self.info.id, reason = self.reason, "sandbox not ready");
         self.agent = None;
         self.node.registry.advance(&self.info, Progress::Settled);
@@ -36,7 +37,8 @@ impl PodTask {
     }
 
     pub(super) fn on_leaves_killed(&mut self) {
-        self.end_containers(&Exit::killed("killed because the pod's agent was gone"));
+        let what = if self.info.is_guest() { "guest" } else { "agent" };
+        self.end_containers(&Exit::killed(&format!("killed because the pod's {what} was gone")));
         self.publish();
     }
 }

@@ -13,13 +13,17 @@ use tokio::task::JoinError;
 use super::{PodInfo, RunningAgent, SandboxState};
 use crate::agent_client::AgentError;
 use crate::container::ContainerInfo;
+use crate::guest::{self, DiskError, FIRST_CONTAINER, GuestLog, LogError, LogTokens, Place, SLOTS};
 use crate::image_use::Busy;
 use crate::laps::Laps;
 use crate::node::Node;
 use crate::records::{ContainerRecord, RecordError, VERSION};
 use crate::scratch::{self, ScratchError};
 use crate::spec::{ContainerPlan, SpecError, SpecInput, container_spec_blocking};
-use crate::validate::InvalidRequest;
+use crate::validate::{InvalidRequest, Kind};
+
+/// Where the agent of a guest writes the pod's files (pod.proto).
+const GUEST_FILES: &str = "/run/hartpod/files";
 
 /// For the processes of a container that failed to be gone.
 const LEAF_END: Duration = Duration::from_secs(10);
@@ -41,6 +45,12 @@ pub(crate) enum CreateError {
     NoTarget { target: String },
     #[error("no random id")]
     NoId(#[source] io::Error),
+    #[error("a guest has room for {} containers at a time, and this one has them", SLOTS - FIRST_CONTAINER)]
+    NoSlot,
+    #[error("disk of container {id}")]
+    Disk { id: ContainerId, source: DiskError },
+    #[error("log of container {id}")]
+    Log { id: ContainerId, source: LogError },
     #[error("cgroup of container {id}")]
     Cgroup { id: ContainerId, source: PathError },
     #[error(transparent)]
@@ -105,8 +115,10 @@ async fn steps(node: &Arc<Node>, making: &Making) -> Result<Made, CreateError> {
     }
     laps.note("plan and record");
     let stop_signal = plan.stop_signal;
-    let answer = making.agent.client.create(request(making, plan, json)).await;
-    let answer = answer.map_err(CreateError::Agent)?;
+    let answer = match making.info.slot {
+        None => making.agent.client.create(on_host(making, plan, json)).await.map_err(CreateError::Agent)?,
+        Some(slot) => in_guest(node, making, slot, (plan, json), &mut laps).await?,
+    };
     laps.note("agent");
     tracing::debug!(container = %id, %laps, "made");
     for warning in answer.warnings {
@@ -118,7 +130,7 @@ async fn steps(node: &Arc<Node>, making: &Making) -> Result<Made, CreateError> {
 /// The record comes before the first thing that it stands for. It is not touched again when the container is made: the agent
 /// knows the container from then on, and a daemon that finds the record asks it.
 fn plan_blocking(node: &Node, making: &Making) -> Result<(ContainerPlan, Vec<u8>), CreateError> {
-    let Making { pod, info, image, agent, leaf, target_pid } = making;
+    let Making { pod, info, image, agent, target_pid, .. } = making;
     let id = || info.id.clone();
     let plan = container_spec_blocking(&SpecInput {
         sandbox: &pod.config,
@@ -128,13 +140,14 @@ fn plan_blocking(node: &Node, making: &Making) -> Result<(ContainerPlan, Vec<u8>
         sandbox_id: &pod.id,
         container_id: &info.id,
         netns: pod.netns.as_deref(),
-        agent_pid: u32::try_from(agent.process.record.pid).ok(),
+        agent_pid: u32::try_from(agent.process.record.pid).ok().filter(|_| !pod.is_guest()),
         // The holder is the agent's own business.
         holder_pid: None,
         target_pid: *target_pid,
-        sandbox_dir: &node.records.pod_dir(&pod.id),
-        cgroup_path: leaf.cgroup_path().to_owned(),
-        settings: &node.spec_settings,
+        sandbox_dir: &if pod.is_guest() { GUEST_FILES.into() } else { node.records.pod_dir(&pod.id) },
+        kind: Kind::of(&pod.handler),
+        cgroup_path: info.cgroup_path.clone(),
+        settings: if pod.is_guest() { &node.guest_spec_settings } else { &node.spec_settings },
     })?;
     let json = serde_json::to_vec(&plan.spec).map_err(|source| CreateError::Encode { id: id(), source })?;
     let record = ContainerRecord {
@@ -149,6 +162,7 @@ fn plan_blocking(node: &Node, making: &Making) -> Result<(ContainerPlan, Vec<u8>
         image_ref: info.image_ref.clone(),
         stop_signal: plan.stop_signal,
         config: info.config.clone(),
+        slot: info.slot,
     };
     node.records
         .write_container_blocking(&pod.id, &record)
@@ -159,22 +173,70 @@ fn plan_blocking(node: &Node, making: &Making) -> Result<(ContainerPlan, Vec<u8>
     Ok((plan, json))
 }
 
-fn request(making: &Making, plan: ContainerPlan, spec_json: Vec<u8>) -> agent::CreateContainerRequest {
-    let log_path = plan.log_path.unwrap_or_default();
+/// A disk of its own, and a log that the VMM writes.
+async fn in_guest(
+    node: &Node,
+    making: &Making,
+    slot: u32,
+    (plan, json): (ContainerPlan, Vec<u8>),
+    laps: &mut Laps,
+) -> Result<agent::CreateContainerResponse, CreateError> {
+    let id = || making.info.id.clone();
+    let log = |source| CreateError::Log { id: id(), source };
+    let dir = node.layout.agent(&making.pod.id);
+    let place = Place { dir: dir.clone(), container: id(), slot };
+    let filled = guest::fill(node, place, &making.image).await;
+    let layers = filled.map_err(|source| CreateError::Disk { id: id(), source })?;
+    laps.note("disk");
+    let log_to = match &plan.log_path {
+        Some(path) => {
+            let directory = &making.pod.config.log_directory;
+            let place = GuestLog::new(dir, id(), directory, path).map_err(log)?;
+            Some((place, LogTokens::new(plan.tty).map_err(log)?))
+        }
+        None => None,
+    };
+    let kind = agent::root_fs::Kind::Disk(agent::Disk { slot, layers });
+    let mut request = request(making, plan, json, kind);
+    if let (Some((_, tokens)), Some(stdio)) = (&log_to, &mut request.stdio) {
+        stdio.stdout_token = tokens.stdout.as_str().to_owned();
+        stdio.stderr_token =
+            tokens.stderr.as_ref().map(|token| token.as_str().to_owned()).unwrap_or_default();
+    }
+    let answer = making.agent.client.create(request).await.map_err(CreateError::Agent)?;
+    if let Some((place, tokens)) = log_to {
+        place.begin(tokens).await.map_err(log)?;
+    }
+    Ok(answer)
+}
+
+fn on_host(making: &Making, plan: ContainerPlan, json: Vec<u8>) -> agent::CreateContainerRequest {
+    let log_path = plan.log_path.clone().unwrap_or_default();
+    let kind = agent::root_fs::Kind::Overlay(agent::Overlay {
+        layers: making.image.layers.clone(),
+        scratch: making.info.id.to_string(),
+    });
+    agent::CreateContainerRequest {
+        log_path: log_path.to_string_lossy().into_owned(),
+        ..request(making, plan, json, kind)
+    }
+}
+
+fn request(
+    making: &Making,
+    plan: ContainerPlan,
+    spec_json: Vec<u8>,
+    rootfs: agent::root_fs::Kind,
+) -> agent::CreateContainerRequest {
     agent::CreateContainerRequest {
         container_id: making.info.id.to_string(),
         spec_json,
-        rootfs: Some(agent::RootFs {
-            kind: Some(agent::root_fs::Kind::Overlay(agent::Overlay {
-                layers: making.image.layers.clone(),
-                scratch: making.info.id.to_string(),
-            })),
-        }),
+        rootfs: Some(agent::RootFs { kind: Some(rootfs) }),
         user: plan.user,
         pid: plan.pid.into(),
         pid_target: plan.pid_target,
         stdio: Some(agent::Stdio { tty: plan.tty, ..agent::Stdio::default() }),
-        log_path: log_path.to_string_lossy().into_owned(),
+        log_path: String::new(),
         stdin: plan.stdin,
         stdin_once: plan.stdin_once,
         strict_groups: plan.strict_groups,
@@ -191,6 +253,11 @@ async fn undo(node: Arc<Node>, making: Making) {
     }
     let undone = tokio::task::spawn_blocking(move || {
         let id = &making.info.id;
+        if let Some(slot) = making.info.slot.filter(|_| making.agent.process.is_alive()) {
+            if let Err(error) = guest::empty_blocking(&node.layout.agent(&making.pod.id), slot) {
+                tracing::warn!(container = %id, error = %crate::chain(&error), "disk of a container that failed stays");
+            }
+        }
         if let Err(error) = making.leaf.destroy_blocking(Instant::now() + LEAF_END) {
             tracing::warn!(container = %id, %error, "cgroup of a container that failed stays");
         }

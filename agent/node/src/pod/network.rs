@@ -1,14 +1,17 @@
 //! What the network's plugins are told about a pod.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use hartpod_cni::{Attachment, Bandwidth, Capabilities, Dns, InvalidBandwidth, PortMapping, Protocol};
 use hartpod_proto::cri::v1 as cri;
+use hartpod_proto::pod::v1 as pod;
+use hartpod_vm::tap::{Interface, Neighbour, Route};
 
 use super::PodInfo;
 
 /// Name of the pod's interface, as the kubelet and all plugins expect.
-const INTERFACE: &str = "eth0";
+pub(super) const INTERFACE: &str = "eth0";
 
 /// A network configuration that makes no sense.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +62,38 @@ pub(crate) fn bare_attachment(id: &str, netns: PathBuf) -> Attachment {
         pod_name: String::new(),
         pod_uid: String::new(),
         capabilities: Capabilities::default(),
+    }
+}
+
+/// What the agent of a guest sets its network card to: what the plugins made of the pod's interface.
+pub(super) fn of_guest(interface: &Interface) -> pod::GuestNetwork {
+    let prefix = |ip: IpAddr, length: u8| pod::IpPrefix { ip: octets(ip), length: length.into() };
+    let route = |route: &Route| pod::GuestRoute {
+        destination: Some(prefix(route.destination.0, route.destination.1)),
+        gateway: route.gateway.map(octets).unwrap_or_default(),
+        source: route.source.map(octets).unwrap_or_default(),
+        metric: route.metric,
+        mtu: route.mtu,
+        scope: route.scope.into(),
+        on_link: route.on_link,
+    };
+    let neighbour = |n: &Neighbour| pod::GuestNeighbour { ip: octets(n.ip), mac: n.mac.to_vec() };
+    pod::GuestNetwork {
+        interface: interface.name.clone(),
+        mac: interface.mac.to_vec(),
+        mtu: interface.mtu,
+        addresses: interface.addresses.iter().map(|a| prefix(a.ip, a.prefix)).collect(),
+        routes: interface.routes.iter().map(route).collect(),
+        neighbours: interface.neighbours.iter().map(neighbour).collect(),
+        no_ipv6: interface.no_ipv6,
+        router_advertisements: interface.router_advertisements,
+    }
+}
+
+fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
     }
 }
 

@@ -75,6 +75,7 @@ impl PodTask {
             netns: self.info.netns.clone(),
             ips: self.ips.clone(),
             config: self.info.config.clone(),
+            vmm_uid: self.info.guest.as_ref().map(|guest| guest.user.uid),
         }
     }
 }

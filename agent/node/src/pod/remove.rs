@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use hartpod_container::cgroup::{DestroyError, Leaf};
 use hartpod_proto::ContainerId;
+use hartpod_vm::launcher::ClientError;
 use tokio::task::JoinError;
 
 use super::command::{Done, Reply};
@@ -14,7 +15,9 @@ use super::state as pod_state;
 use super::stopping::StopContainerError;
 use super::task::{Next, PodTask};
 use super::{PodInfo, RunningAgent, SandboxEvent, SandboxState, StopError};
+use crate::agent_client::AgentError;
 use crate::container::{self, ContainerEvent, ContainerState, Exit};
+use crate::guest;
 use crate::names::Progress;
 use crate::node::Node;
 use crate::records::RecordError;
@@ -28,6 +31,10 @@ const LEAF_END: Duration = Duration::from_secs(10);
 pub(crate) enum RemoveContainerError {
     #[error("container {id}")]
     Refused { id: ContainerId, source: container::Refused },
+    #[error("remove container {id} from its guest")]
+    Agent { id: ContainerId, source: AgentError },
+    #[error("take the disk of container {id} out of its guest")]
+    Disk { id: ContainerId, source: ClientError },
     #[error("take down the cgroup of container {id}")]
     Leaf { id: ContainerId, source: DestroyError },
     #[error("writable layer of container {id}")]
@@ -58,13 +65,21 @@ async fn remove_container(
     node: Arc<Node>,
     pod: Arc<PodInfo>,
     id: ContainerId,
-    leaf: Leaf,
+    (leaf, slot): (Leaf, Option<u32>),
     agent: Option<RunningAgent>,
 ) -> Result<(), RemoveContainerError> {
     if let Some(agent) = agent.filter(|a| a.process.is_alive()) {
-        // The steps below do not depend on it.
-        if let Err(error) = agent.client.remove(&id).await {
-            tracing::warn!(container = %id, %error, "the agent did not remove a container");
+        match (agent.client.remove(&id).await, slot) {
+            (Ok(()), Some(slot)) => give_back(&node, &pod, &id, slot).await?,
+            (Ok(()), None) => {}
+            // In a guest that runs there is no other way to it.
+            (Err(source), Some(_)) if agent.process.is_alive() => {
+                return Err(RemoveContainerError::Agent { id, source });
+            }
+            // The steps below do not depend on it.
+            (Err(error), _) => {
+                tracing::warn!(container = %id, %error, "the agent did not remove a container")
+            }
         }
     }
     let removed = {
@@ -72,6 +87,20 @@ async fn remove_container(
         tokio::task::spawn_blocking(move || remove_container_blocking(&node, &pod, &id, &leaf)).await
     };
     removed.map_err(|source| RemoveContainerError::BrokenOff { id, source })?
+}
+
+/// Takes the disk of a container out of its guest, so that another can have its place.
+async fn give_back(
+    node: &Arc<Node>,
+    pod: &PodInfo,
+    id: &ContainerId,
+    slot: u32,
+) -> Result<(), RemoveContainerError> {
+    let dir = node.layout.agent(&pod.id);
+    let emptied = tokio::task::spawn_blocking(move || guest::empty_blocking(&dir, slot)).await;
+    emptied
+        .map_err(|source| RemoveContainerError::BrokenOff { id: id.clone(), source })?
+        .map_err(|source| RemoveContainerError::Disk { id: id.clone(), source })
 }
 
 fn remove_container_blocking(
@@ -142,9 +171,9 @@ impl PodTask {
     pub(super) fn remove_container_now(&mut self, id: &ContainerId) {
         let Some(entry) = self.containers.get(id) else { return };
         let (node, pod, agent) = (self.node.clone(), self.info.clone(), self.agent.clone());
-        let (id, leaf) = (id.clone(), entry.leaf.clone());
+        let (id, held) = (id.clone(), (entry.leaf.clone(), entry.info.slot));
         self.start(async move {
-            let removed = remove_container(node, pod, id.clone(), leaf, agent).await;
+            let removed = remove_container(node, pod, id.clone(), held, agent).await;
             Done::Remove(id, removed)
         });
     }

@@ -73,6 +73,7 @@ pub(crate) fn test_pod(digits: &str, state: SandboxState, labels: &[(&str, &str)
         config,
         created_at: 3,
         netns: Some("/var/run/netns/hartpod-x".into()),
+        guest: None,
     };
     PodSnapshot {
         info: Arc::new(info),

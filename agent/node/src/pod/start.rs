@@ -10,6 +10,7 @@ use super::command::{Done, Reply};
 use super::entry::Entry;
 use super::task::PodTask;
 use crate::agent_client::AgentError;
+use crate::clock;
 use crate::container::{ContainerEvent, ContainerState, Exit, Refused};
 use crate::names::Progress;
 
@@ -49,6 +50,7 @@ impl PodTask {
         let gone = Refused { state: ContainerState::Removing, event: ContainerEvent::StartAsked };
         let Some(entry) = self.containers.get_mut(id) else { return Err(refused(gone)) };
         entry.state = entry.state.on(ContainerEvent::StartAsked).map_err(refused)?;
+        entry.start_asked_at = clock::now();
         self.names.advance(&entry.info.name, id, Progress::Settled);
         let started = id.clone();
         self.start(async move {

@@ -17,7 +17,7 @@ use super::remove::RemovePodError;
 use super::state::{SandboxEvent, SandboxState};
 use super::stop::StopError;
 use super::unheard::Unheard;
-use super::{PodInfo, PodSnapshot, RunningAgent, watch as news};
+use super::{PodInfo, PodSnapshot, RunningAgent, heartbeat, watch as news};
 use crate::names::{ContainerName, Names, Progress};
 use crate::node::Node;
 
@@ -138,6 +138,8 @@ impl PodTask {
         match news {
             News::Container(state) => self.on_container_news(state),
             News::Synced(known) => self.on_synced(&known),
+            News::Silent => self.on_guest_silent(),
+            News::Alive => self.on_guest_alive(),
             News::Lost(how) => self.on_agent_lost(&how),
         }
         Next::Continue
@@ -179,8 +181,10 @@ impl PodTask {
     }
 
     pub(super) fn follow(&mut self, agent: RunningAgent) {
-        let dir = self.node.layout.agent(&self.info.id);
-        self.news = Some(news::follow(agent, dir, self.sender.clone()));
+        if self.info.is_guest() {
+            heartbeat::follow(agent.clone(), self.sender.clone());
+        }
+        self.news = Some(news::follow(self.node.clone(), self.info.clone(), agent, self.sender.clone()));
     }
 
     /// Moves the sandbox on; an event that does not fit was let through by a mistake of ours and changes nothing.

@@ -12,7 +12,8 @@ use hartpod_proto::SandboxId;
 use tokio::task::JoinHandle;
 
 use super::RunningAgent;
-use crate::agent_client::AgentClient;
+use super::heartbeat;
+use crate::agent_client::{AgentClient, Door};
 use crate::node::Node;
 
 /// After its answer to ShutDown, or after a kill, an agent is gone within this.
@@ -119,7 +120,8 @@ async fn end_agent(agent: HeldAgent, state_dir: &std::path::Path) -> Vec<Fault> 
         HeldAgent::None => Vec::new(),
         HeldAgent::Unknown => {
             // Refused at once when nobody listens.
-            let asked = AgentClient::new(state_dir.to_owned());
+            // A VMM of which nobody knows the pid ends with its leaf.
+            let asked = AgentClient::new(state_dir.to_owned(), Door::Sockets);
             let _ = tokio::time::timeout(UNKNOWN_END, asked.shut_down()).await;
             Vec::new()
         }
@@ -137,7 +139,13 @@ async fn end_running(agent: &RunningAgent) -> Option<Fault> {
     if !agent.process.is_alive() {
         return None;
     }
-    match agent.client.shut_down().await {
+    let asked = tokio::select! {
+        answer = agent.client.shut_down() => answer.map_err(|error| error.to_string()),
+        () = heartbeat::until_silent(&agent.client), if agent.client.door() == Door::Vsock => {
+            Err("the guest does not answer".to_owned())
+        }
+    };
+    match asked {
         Ok(()) if agent.process.ends_within(AGENT_END).await => return None,
         Ok(()) => tracing::warn!(pid = agent.process.record.pid, "agent stays after ShutDown, killing it"),
         Err(error) => {

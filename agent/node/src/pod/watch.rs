@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hartpod_proto::ContainerId;
@@ -11,9 +12,10 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tonic::Streaming;
 
-use super::RunningAgent;
 use super::command::{Message, News};
-use crate::backend::last_words_blocking;
+use super::{PodInfo, RunningAgent};
+use crate::guest;
+use crate::node::Node;
 
 /// Between attempts to get a living agent to talk.
 const RETRY: Duration = Duration::from_millis(200);
@@ -22,12 +24,15 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// Passes news on until the agent has ended; the loss itself is the last of them.
 ///
-/// `dir` is the agent's folder, with what it said outside of pod/v1.
+/// How it ended is what its backend knows of it, or the kernel.
 pub(super) fn follow(
+    node: Arc<Node>,
+    pod: Arc<PodInfo>,
     agent: RunningAgent,
-    dir: PathBuf,
     to: mpsc::UnboundedSender<Message>,
 ) -> JoinHandle<()> {
+    let dir = node.layout.agent(&pod.id);
+    let to = Ears { to, guest: pod.is_guest().then(|| dir.clone()) };
     tokio::spawn(async move {
         let how = loop {
             if let Ok(mut stream) = agent.client.watch().await {
@@ -44,30 +49,55 @@ pub(super) fn follow(
                 how = agent.process.ended() => break how,
             }
         };
-        let words = tokio::task::spawn_blocking(move || last_words_blocking(&dir)).await;
-        let said = words.ok().flatten().map(|words| format!(" (it last said: {words})"));
-        tell(&to, News::Lost(how + &said.unwrap_or_default()));
+        let words = tokio::task::spawn_blocking(move || {
+            node.backends.of(&pod.handler).ok().and_then(|backend| backend.last_words_blocking(&dir))
+        });
+        let said = words.await.ok().flatten().map(|words| format!(" ({words})"));
+        to.tell(News::Lost(how + &said.unwrap_or_default()));
     })
 }
 
+/// Who hears of it.
+#[derive(Debug, Clone)]
+struct Ears {
+    to: mpsc::UnboundedSender<Message>,
+    /// The folder of the VMM, for a guest.
+    guest: Option<PathBuf>,
+}
+
+impl Ears {
+    fn tell(&self, news: News) {
+        // The pod's task may have ended: then nobody needs the news.
+        let _ = self.to.send(Message::News(news));
+    }
+
+    /// A container has ended when its log is whole, which in a guest is the VMM's to know.
+    fn tell_of(&self, state: pod::ContainerState) {
+        let ended = self.guest.clone().filter(|_| state.phase() == pod::Phase::Exited);
+        let (Some(dir), Ok(id)) = (ended, state.container_id.parse::<ContainerId>()) else {
+            return self.tell(News::Container(state));
+        };
+        let ears = self.clone();
+        tokio::spawn(async move {
+            guest::last_lines(dir, id).await;
+            ears.tell(News::Container(state));
+        });
+    }
+}
+
 /// Until the stream ends.
-async fn pass_on(stream: &mut Streaming<pod::WatchResponse>, to: &mpsc::UnboundedSender<Message>) {
+async fn pass_on(stream: &mut Streaming<pod::WatchResponse>, to: &Ears) {
     let mut known = BTreeSet::new();
     while let Ok(Some(news)) = stream.message().await {
         match news.change {
             Some(Change::Container(state)) => {
                 known.extend(state.container_id.parse::<ContainerId>());
-                tell(to, News::Container(state));
+                to.tell_of(state);
             }
             // Once per stream.
-            Some(Change::Synced(_)) => tell(to, News::Synced(std::mem::take(&mut known))),
+            Some(Change::Synced(_)) => to.tell(News::Synced(std::mem::take(&mut known))),
             // A container is removed only when this side asks for it.
             Some(Change::Removed(_)) | None => {}
         }
     }
-}
-
-fn tell(to: &mpsc::UnboundedSender<Message>, news: News) {
-    // The pod's task may have ended: then nobody needs the news.
-    let _ = to.send(Message::News(news));
 }

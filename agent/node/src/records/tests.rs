@@ -15,6 +15,7 @@ fn pod() -> PodRecord {
         netns: Some("/var/run/netns/hartpod-x".into()),
         ips: vec!["10.1.2.3".parse().unwrap(), "fd00::1".parse().unwrap()],
         config: cri::PodSandboxConfig { hostname: "h".into(), ..Default::default() },
+        vmm_uid: None,
     }
 }
 
@@ -36,6 +37,7 @@ fn container() -> ContainerRecord {
         image_ref: "a@sha256:1".into(),
         stop_signal: 15,
         config: cri::ContainerConfig { tty: true, ..Default::default() },
+        slot: None,
     }
 }
 

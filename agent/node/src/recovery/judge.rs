@@ -131,6 +131,7 @@ mod tests {
             netns: None,
             ips: Vec::new(),
             config: cri::PodSandboxConfig::default(),
+            vmm_uid: None,
         }
     }
 
@@ -152,6 +153,7 @@ mod tests {
             image_ref: "sha256:1".into(),
             stop_signal: 15,
             config: cri::ContainerConfig::default(),
+            slot: None,
         }
     }
 

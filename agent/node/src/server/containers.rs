@@ -1,5 +1,6 @@
 //! Calls about containers.
 
+use std::path::Path;
 use std::time::Duration;
 
 use hartpod_proto::ContainerId;
@@ -9,6 +10,7 @@ use tonic::Status;
 use super::{ReopenError, Server, container_view, info, seconds};
 use crate::container::{ContainerState, ExecError, exec_sync};
 use crate::filter;
+use crate::guest::GuestLog;
 use crate::pod::{Command, Gone, PodHandle};
 use crate::registry::LookupError;
 use crate::status_code::status;
@@ -118,12 +120,21 @@ impl Server {
     pub(super) async fn reopen_log(&self, id: &str) -> Result<(), Status> {
         let (pod, container) = self.node.registry.container(id).map_err(|e| status(&e))?;
         let pod = pod.snapshot();
-        let state = pod.container(&container).map(|c| c.state);
-        let (Some(ContainerState::Running), Some(agent)) = (state, &pod.agent) else {
+        let known = pod.container(&container).map(|c| (c.state, c.info.config.log_path.clone()));
+        let (Some((ContainerState::Running, log_path)), Some(agent)) = (known, &pod.agent) else {
             return Err(status(&ReopenError::NotRunning { id: container }));
         };
-        let reopened = agent.client.reopen_log(&container).await;
-        reopened.map_err(|error| status(&ReopenError::Agent(error)))
+        if !pod.info.is_guest() {
+            let reopened = agent.client.reopen_log(&container).await;
+            return reopened.map_err(|error| status(&ReopenError::Agent(error)));
+        }
+        let dir = self.node.layout.agent(&pod.info.id);
+        let log = GuestLog::new(dir, container, &pod.info.config.log_directory, Path::new(&log_path));
+        let reopened = match log {
+            Ok(log) => log.reopen().await,
+            Err(error) => Err(error),
+        };
+        reopened.map_err(|error| status(&ReopenError::Log(error)))
     }
 }
 

@@ -7,12 +7,13 @@ use hartpod_proto::cri::v1 as cri;
 use tonic::Status;
 
 use super::{NameTaken, Server, info, pod_view};
-use crate::backend::HANDLERS;
+use crate::guest::{self, GuestInfo};
 use crate::names::{Claim, ConfigHash};
 use crate::pod::{self, Command, Gone, PodHandle, PodInfo, RunError, Unborn};
 use crate::registry::LookupError;
 use crate::status_code::status;
-use crate::{clock, filter, random, validate};
+use crate::validate::{self, Kind};
+use crate::{clock, filter, random};
 
 impl Server {
     pub(super) async fn run_pod(
@@ -21,7 +22,7 @@ impl Server {
     ) -> Result<cri::RunPodSandboxResponse, Status> {
         self.node.backends.of(&request.runtime_handler).map_err(|e| status(&e))?;
         let config = request.config.clone().unwrap_or_default();
-        validate::sandbox(&config, &request.runtime_handler, &HANDLERS).map_err(|e| status(&e))?;
+        validate::sandbox(&config, Kind::of(&request.runtime_handler)).map_err(|e| status(&e))?;
         let info = self.new_info(&request, config)?;
         let (handle, unborn) = self.claim(info)?;
         let id = handle.info.id.to_string();
@@ -48,6 +49,7 @@ impl Server {
     ) -> Result<Arc<PodInfo>, Status> {
         let bytes = random::bytes().map_err(|e| status(&RunError::NoId(e)))?;
         let id = SandboxId::from_bytes(bytes);
+        let guest = self.guest(&id, request)?;
         let netns = (!pod::uses_host_network(&config)).then(|| self.node.layout.netns_file(&id));
         Ok(Arc::new(PodInfo {
             name: pod::pod_name(&config),
@@ -56,8 +58,26 @@ impl Server {
             created_at: clock::now(),
             config,
             netns,
+            guest,
             id,
         }))
+    }
+
+    /// What its guest will be, for a pod in one.
+    fn guest(
+        &self,
+        id: &SandboxId,
+        request: &cri::RunPodSandboxRequest,
+    ) -> Result<Option<GuestInfo>, Status> {
+        let Some(backend) = self.node.backends.guests(&request.runtime_handler) else { return Ok(None) };
+        let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+        let config = request.config.clone().unwrap_or_default();
+        let plan = guest::plan(backend.config(), &config, cpus).map_err(|e| status(&e))?;
+        if let Some(warning) = &plan.warning {
+            self.node.warn_once(id, warning);
+        }
+        let user = backend.user().map_err(|e| status(&e))?;
+        Ok(Some(GuestInfo { plan, user }))
     }
 
     /// The pod that the request stands for: a new one that is yet to be made, or the one that it made before.

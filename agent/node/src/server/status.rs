@@ -4,7 +4,6 @@ use hartpod_proto::cri::v1 as cri;
 use serde_json::json;
 
 use super::{Server, info};
-use crate::backend::HANDLERS;
 
 /// What the kubelet's generic runtime manager checks for.
 const API_VERSION: &str = "v1";
@@ -40,7 +39,7 @@ impl Server {
         cri::StatusResponse {
             status: Some(cri::RuntimeStatus { conditions }),
             info: if verbose { self.node_info(network.ok()) } else { Default::default() },
-            runtime_handlers: HANDLERS.map(handler).into(),
+            runtime_handlers: self.node.backends.handlers().into_iter().map(handler).collect(),
             features: Some(cri::RuntimeFeatures {
                 supplemental_groups_policy: true,
                 user_namespaces_host_network: false,

@@ -74,6 +74,17 @@ pub(super) fn devices_blocking(
     Ok(devices)
 }
 
+/// A guest has none of the node's devices, and a privileged container may use all of the guest's own.
+pub(super) fn in_guest(container: &cri::ContainerConfig) -> Result<Devices, SpecError> {
+    if !container.devices.is_empty() {
+        let why = "devices of the node cannot be had with runtime handler \"vm\"";
+        return Err(SpecError::unsupported("config.devices", why));
+    }
+    let privileged = super::security(container).privileged;
+    let rules = if privileged { vec![rule(true, None, "rwm")] } else { default_rules() };
+    Ok(Devices { nodes: Vec::new(), rules })
+}
+
 fn permissions<'a>(field: &str, asked: &'a str) -> Result<&'a str, SpecError> {
     let once = |c| asked.matches(c).count() <= 1;
     if !asked.is_empty() && asked.chars().all(|c| "rwm".contains(c)) && "rwm".chars().all(once) {

@@ -6,6 +6,7 @@ use hartpod_proto::cri::v1 as cri;
 use oci_spec::runtime::Mount;
 
 use super::{SpecError, SpecInput};
+use crate::validate::Kind;
 
 /// Mounts in order, and what the root's propagation must be for them.
 #[derive(Debug, Default)]
@@ -38,6 +39,10 @@ pub(super) fn mounts(input: &SpecInput<'_>, node_ipc: bool) -> Result<Mounts, Sp
     let security = super::security(input.container);
     let mut mounts = Mounts::default();
     let mut asked = Vec::new();
+    if input.kind == Kind::Guest && !input.container.mounts.is_empty() {
+        let why = "volumes cannot be had with runtime handler \"vm\" yet";
+        return Err(SpecError::unsupported("config.mounts", why));
+    }
     for (index, mount) in input.container.mounts.iter().enumerate() {
         asked.push(volume(index, mount, &mut mounts.rootfs_propagation)?);
     }
@@ -84,7 +89,8 @@ fn pod_mounts(input: &SpecInput<'_>, node_ipc: bool) -> Vec<Mount> {
     let access = if super::security(input.container).readonly_rootfs { "ro" } else { "rw" };
     for (file, destination) in POD_FILES {
         let source = input.sandbox_dir.join(file);
-        if source.exists() {
+        // In a guest the agent has written them.
+        if input.kind == Kind::Guest || source.exists() {
             list.push(bind(Path::new(destination), &source, &["rbind", "rprivate", access]));
         }
     }

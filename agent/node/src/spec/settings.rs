@@ -52,6 +52,11 @@ impl Default for SpecSettings {
 }
 
 impl SpecSettings {
+    /// What guests offer, whose kernel is a distribution's and whose cgroups are v2.
+    pub fn of_guests() -> Self {
+        Self { unified_cgroups: true, seccomp: true, open_files: (1024, 1 << 20), ..Self::default() }
+    }
+
     /// Looks at the running system; what cannot be read counts as missing.
     pub fn detect(config: &Config) -> Self {
         let root = &config.cgroup.root;

@@ -61,6 +61,7 @@ impl Fixture {
             holder_pid: Some(101),
             target_pid: None,
             sandbox_dir: self.dir.path(),
+            kind: crate::validate::Kind::Namespaces,
             cgroup_path: "/kubepods/pod1/2".into(),
             settings: &self.settings,
         }

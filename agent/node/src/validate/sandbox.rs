@@ -7,6 +7,7 @@ use hartpod_container::cgroup::PathError;
 use hartpod_proto::cri::v1::{self as cri, NamespaceMode as Mode};
 
 use super::{Checked, annotations, invalid, labels, name, plain_path, sysctl};
+use crate::backend::is_guest;
 
 /// Longest host name that the kernel keeps (HOST_NAME_MAX, limits.h).
 const HOSTNAME_MAX: usize = 64;
@@ -16,15 +17,24 @@ const DNS_SERVERS_MAX: usize = 3;
 const DNS_SEARCHES_MAX: usize = 32;
 const DNS_SEARCH_BYTES_MAX: usize = 2048;
 
-/// Checks a sandbox's configuration. `handlers` are the names of runtime handlers that exist; "" always does.
-pub fn sandbox(config: &cri::PodSandboxConfig, handler: &str, handlers: &[&str]) -> Checked {
-    if !handler.is_empty() && !handlers.contains(&handler) {
-        let known = handlers.iter().map(|h| format!("{h:?}")).collect::<Vec<_>>().join(", ");
-        return Err(invalid(
-            "runtime_handler",
-            format!("{handler:?} is not known: there is \"\" and {known}"),
-        ));
+/// What a pod is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Namespaces of the node.
+    Namespaces,
+    /// A guest, which has a kernel of its own and nothing of the node's.
+    Guest,
+}
+
+impl Kind {
+    /// By the runtime handler of the request, which exists.
+    pub fn of(handler: &str) -> Self {
+        if is_guest(handler) { Self::Guest } else { Self::Namespaces }
     }
+}
+
+/// Checks a sandbox's configuration.
+pub fn sandbox(config: &cri::PodSandboxConfig, kind: Kind) -> Checked {
     let Some(metadata) = &config.metadata else {
         return Err(invalid("config.metadata", "is missing"));
     };
@@ -46,7 +56,7 @@ pub fn sandbox(config: &cri::PodSandboxConfig, handler: &str, handlers: &[&str])
         port_mapping(index, mapping)?;
         host_port_is_free(index, &config.port_mappings)?;
     }
-    config.linux.as_ref().map_or(Ok(()), linux)
+    config.linux.as_ref().map_or(Ok(()), |config| linux(config, kind))
 }
 
 fn hostname(text: &str) -> Checked {
@@ -136,7 +146,7 @@ fn host_port_is_free(index: usize, mappings: &[cri::PortMapping]) -> Checked {
     }
 }
 
-fn linux(config: &cri::LinuxPodSandboxConfig) -> Checked {
+fn linux(config: &cri::LinuxPodSandboxConfig, kind: Kind) -> Checked {
     cgroup_parent(&config.cgroup_parent)?;
     let options = crate::spec::pod_namespaces(config);
     const FIELD: &str = "config.linux.security_context.namespace_options";
@@ -150,13 +160,17 @@ fn linux(config: &cri::LinuxPodSandboxConfig) -> Checked {
             let names = modes.iter().map(|m| m.as_str_name()).collect::<Vec<_>>().join(" or ");
             return Err(invalid(format!("{FIELD}.{name}"), format!("must be {names}")));
         }
+        if kind == Kind::Guest && value == Mode::Node as i32 {
+            let problem = "NODE is not possible with runtime handler \"vm\": a guest has a kernel of its own";
+            return Err(invalid(format!("{FIELD}.{name}"), problem));
+        }
     }
     if options.userns_options.as_ref().is_some_and(|u| u.mode != Mode::Node as i32) {
         let problem = "pods with a user namespace of their own are not supported yet";
         return Err(invalid(format!("{FIELD}.userns_options"), problem));
     }
     for (key, value) in &config.sysctls {
-        sysctl::check(key, value, &options)?;
+        sysctl::check(key, value, &options, kind)?;
     }
     Ok(())
 }
@@ -207,15 +221,14 @@ mod tests {
     fn refusal(change: impl FnOnce(&mut cri::PodSandboxConfig)) -> String {
         let mut config = good();
         change(&mut config);
-        sandbox(&config, "", &[]).unwrap_err().to_string()
+        sandbox(&config, Kind::Namespaces).unwrap_err().to_string()
     }
 
     #[test]
     fn what_the_kubelet_sends_passes() {
-        sandbox(&good(), "", &[]).unwrap();
-        sandbox(&good(), "container", &["container"]).unwrap();
+        sandbox(&good(), Kind::Namespaces).unwrap();
         let bare = cri::PodSandboxConfig { metadata: good().metadata, ..Default::default() };
-        sandbox(&bare, "", &[]).unwrap();
+        sandbox(&bare, Kind::Namespaces).unwrap();
     }
 
     #[test]
@@ -230,7 +243,7 @@ mod tests {
         let with = |second| {
             let mut config = good();
             config.port_mappings = vec![mapping(0, "", Tcp), mapping(8080, "", Tcp), second];
-            sandbox(&config, "", &[])
+            sandbox(&config, Kind::Namespaces)
         };
         for taken in ["", "0.0.0.0"] {
             let error = with(mapping(8080, taken, Tcp)).unwrap_err().to_string();
@@ -247,9 +260,37 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_handler_is_refused_with_the_known_ones() {
-        let error = sandbox(&good(), "vm", &["container"]).unwrap_err().to_string();
-        assert_eq!(error, "runtime_handler: \"vm\" is not known: there is \"\" and \"container\"");
+    fn a_guest_has_nothing_of_the_nodes() {
+        sandbox(&good(), Kind::Guest).unwrap();
+        for name in ["network", "pid", "ipc"] {
+            let mut options = cri::NamespaceOption::default();
+            match name {
+                "network" => options.network = Mode::Node.into(),
+                "pid" => options.pid = Mode::Node.into(),
+                _ => options.ipc = Mode::Node.into(),
+            }
+            let security_context =
+                cri::LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() };
+            let mut config = good();
+            config.linux.as_mut().unwrap().security_context = Some(security_context);
+            sandbox(&config, Kind::Namespaces).unwrap();
+            let error = sandbox(&config, Kind::Guest).unwrap_err().to_string();
+            let expected = "NODE is not possible with runtime handler \"vm\"";
+            assert!(error.contains(&format!("namespace_options.{name}: {expected}")), "{error}");
+        }
+    }
+
+    #[test]
+    fn only_a_guest_can_have_any_kernel_parameter() {
+        let mut config = good();
+        config.linux.as_mut().unwrap().sysctls =
+            [("vm.max_map_count".to_owned(), "262144".to_owned())].into();
+        assert!(
+            sandbox(&config, Kind::Namespaces).unwrap_err().to_string().contains("would change the node")
+        );
+        sandbox(&config, Kind::Guest).unwrap();
+        config.linux.as_mut().unwrap().sysctls = [("vm..x".to_owned(), "1".to_owned())].into();
+        assert!(sandbox(&config, Kind::Guest).is_err());
     }
 
     #[test]
@@ -273,7 +314,7 @@ mod tests {
             assert!(refusal(|c| c.hostname = bad.into()).starts_with("config.hostname: "), "{bad}");
         }
         for fine in ["", "a", "Web-0", "ip-10-0-0-1.ec2.internal", &"x".repeat(64)] {
-            sandbox(&cri::PodSandboxConfig { hostname: fine.into(), ..good() }, "", &[]).unwrap();
+            sandbox(&cri::PodSandboxConfig { hostname: fine.into(), ..good() }, Kind::Namespaces).unwrap();
         }
     }
 
@@ -330,7 +371,7 @@ mod tests {
             assert_eq!(refusal(|c| c.port_mappings = vec![mapping]), expected);
         }
         let config = cri::PodSandboxConfig { port_mappings: vec![mapping(80, 8080, "::1", 2)], ..good() };
-        sandbox(&config, "", &[]).unwrap();
+        sandbox(&config, Kind::Namespaces).unwrap();
     }
 
     #[test]

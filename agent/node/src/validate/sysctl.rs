@@ -1,8 +1,8 @@
-//! Kernel parameters of a pod: only those that belong to one of its own namespaces, so that no pod sets the node's.
+//! Kernel parameters of a pod: only those that belong to one of its own namespaces, so that no pod sets the node's. A guest's are all its own.
 
 use hartpod_proto::cri::v1::{self as cri, NamespaceMode as Mode};
 
-use super::{Checked, invalid};
+use super::{Checked, Kind, invalid};
 
 /// Parameters of an ipc namespace (ipc_namespaces(7)).
 const IPC: [&str; 8] = [
@@ -21,7 +21,7 @@ const SHOWN: usize = 128;
 
 /// Checks one parameter against the namespaces that the pod has of its own. Both ways of writing it are known:
 /// net.ipv4.ip_forward and net/ipv4/ip_forward (where an interface's name may have a dot).
-pub(super) fn check(key: &str, value: &str, options: &cri::NamespaceOption) -> Checked {
+pub(super) fn check(key: &str, value: &str, options: &cri::NamespaceOption, kind: Kind) -> Checked {
     let field = || format!("config.linux.sysctls[{:?}]", key.chars().take(SHOWN).collect::<String>());
     let slashed = key.contains('/') && !key[..key.find('/').unwrap_or(0)].contains('.');
     let parts: Vec<&str> = key.split(if slashed { '/' } else { '.' }).collect();
@@ -36,6 +36,10 @@ pub(super) fn check(key: &str, value: &str, options: &cri::NamespaceOption) -> C
     }
     if value.contains(['\n', '\0']) {
         return Err(invalid(field(), "the value is not one line"));
+    }
+    if kind == Kind::Guest {
+        // Its kernel is its own.
+        return Ok(());
     }
     let dotted = parts.join(".");
     let (own, what) = if parts[0] == "net" {
@@ -80,7 +84,7 @@ mod tests {
             "kernel.sem",
             "fs.mqueue.msg_max",
         ] {
-            check(key, "1 2", &cri::NamespaceOption::default()).unwrap();
+            check(key, "1 2", &cri::NamespaceOption::default(), Kind::Namespaces).unwrap();
         }
     }
 
@@ -94,13 +98,14 @@ mod tests {
             "kernel.shmmax2",
             "user.x",
         ] {
-            let error = check(key, "1", &cri::NamespaceOption::default()).unwrap_err().to_string();
+            let error =
+                check(key, "1", &cri::NamespaceOption::default(), Kind::Namespaces).unwrap_err().to_string();
             assert!(error.ends_with("it would change the node"), "{error}");
         }
         let node =
             cri::NamespaceOption { network: Mode::Node.into(), ipc: Mode::Node.into(), ..Default::default() };
         for key in ["net.ipv4.ip_forward", "kernel.shmmax"] {
-            let error = check(key, "1", &node).unwrap_err().to_string();
+            let error = check(key, "1", &node, Kind::Namespaces).unwrap_err().to_string();
             assert!(error.contains("the pod uses the node's"), "{error}");
         }
     }
@@ -119,11 +124,14 @@ mod tests {
             "net/ipv4//x",
             "net/./ipv4/x",
         ] {
-            let error = check(key, "1", &cri::NamespaceOption::default()).unwrap_err().to_string();
+            let error =
+                check(key, "1", &cri::NamespaceOption::default(), Kind::Namespaces).unwrap_err().to_string();
             assert!(error.ends_with("is not the name of a kernel parameter"), "{key}: {error}");
         }
-        assert!(check("net.a", "1\n2", &cri::NamespaceOption::default()).is_err());
-        let error = check(&"x".repeat(5000), "1", &cri::NamespaceOption::default()).unwrap_err().to_string();
+        assert!(check("net.a", "1\n2", &cri::NamespaceOption::default(), Kind::Namespaces).is_err());
+        let error = check(&"x".repeat(5000), "1", &cri::NamespaceOption::default(), Kind::Namespaces)
+            .unwrap_err()
+            .to_string();
         assert!(error.len() < 300, "{error}");
     }
 }

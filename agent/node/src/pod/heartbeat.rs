@@ -1,0 +1,81 @@
+//! Whether a guest is alive.
+//!
+//! A VMM runs on while its guest hangs or spins, and nothing would tell. So each guest echoes a byte now and then; one that does not is not
+//! ready, with the reason, until it does again. An agent on this host needs none of this: it ends, or it is stopped on purpose.
+
+use std::io;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::command::{Message, News};
+use super::task::PodTask;
+use super::{RunningAgent, SandboxEvent, SandboxState};
+use crate::agent_client::AgentClient;
+
+/// Between two beats: each wakes the guest.
+const INTERVAL: Duration = Duration::from_secs(5);
+/// For a byte to come back: what a guest on a busy board may take.
+const ANSWER: Duration = Duration::from_secs(10);
+/// The same for one that is being stopped: then nobody waits longer for it than it takes to be sure.
+const LAST_ANSWER: Duration = Duration::from_secs(2);
+/// Between two looks at a guest that is being stopped.
+const LAST_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Tells of changes, until the agent has ended.
+pub(super) fn follow(agent: RunningAgent, to: mpsc::UnboundedSender<Message>) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        let mut was_alive = true;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(INTERVAL) => {}
+                _ = agent.process.ended() => return,
+            }
+            let is_alive = !is_silent(&agent.client, ANSWER).await;
+            if is_alive != was_alive {
+                let _ = to.send(Message::News(if is_alive { News::Alive } else { News::Silent }));
+            }
+            was_alive = is_alive;
+        }
+    })
+}
+
+/// Resolves when a guest that is being stopped does not answer.
+pub(super) async fn until_silent(client: &AgentClient) {
+    while !is_silent(client, LAST_ANSWER).await {
+        tokio::time::sleep(LAST_INTERVAL).await;
+    }
+}
+
+/// A refusal is an answer: of a guest that is on its way out, or has more connections than it takes.
+async fn is_silent(client: &AgentClient, patience: Duration) -> bool {
+    match tokio::time::timeout(patience, client.echo()).await {
+        Ok(Ok(())) => false,
+        Ok(Err(error)) => error.kind() == io::ErrorKind::TimedOut,
+        Err(_) => true,
+    }
+}
+
+impl PodTask {
+    pub(super) fn on_guest_silent(&mut self) {
+        if self.state != SandboxState::Ready {
+            return;
+        }
+        self.move_on(SandboxEvent::AgentSilent);
+        self.reason = format!("the guest does not answer: nothing came back for {} s", ANSWER.as_secs());
+        tracing::warn!(sandbox = %self.info.id, reason = self.reason, "sandbox not ready");
+        self.publish();
+    }
+
+    pub(super) fn on_guest_alive(&mut self) {
+        // An agent that has not told of its containers yet is waited for elsewhere.
+        if self.state != SandboxState::Silent || self.unheard.is_some() {
+            return;
+        }
+        self.move_on(SandboxEvent::AgentHeard);
+        self.reason.clear();
+        tracing::info!(sandbox = %self.info.id, "sandbox ready again: its guest answers");
+        self.publish();
+    }
+}
