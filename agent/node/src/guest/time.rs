@@ -24,8 +24,7 @@ mod tests {
     use super::*;
 
     fn moved(told: (i64, i64), known: (i64, i64), now: i64) -> (i64, i64) {
-        let mut state =
-            pod::ContainerState { started_at: told.0, finished_at: told.1, ..Default::default() };
+        let mut state = pod::ContainerState { started_at: told.0, finished_at: told.1, ..Default::default() };
         to_host_time(&mut state, known, now);
         (state.started_at, state.finished_at)
     }

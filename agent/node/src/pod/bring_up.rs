@@ -137,7 +137,7 @@ async fn on_host(
     // Both are awaited to their end even when one fails, so that there is something definite to undo.
     let (netns, agent) = tokio::join!(make_netns(info), start_agent(node, info));
     let (agent, _) = agent?;
-    held.agent = HeldAgent::Running(agent.clone(), None);
+    held.agent = HeldAgent::Running(Box::new(agent.clone()), None);
     netns?;
     laps.note("netns and start of the agent");
     let (ips, set_up) = tokio::join!(
@@ -160,7 +160,7 @@ async fn in_guest(
     make_netns(info).await?;
     laps.note("netns");
     let (agent, tap) = start_agent(node, info).await?;
-    held.agent = HeldAgent::Running(agent.clone(), None);
+    held.agent = HeldAgent::Running(Box::new(agent.clone()), None);
     laps.note("start of the VMM");
     let (ips, ready) = tokio::join!(
         attach(node, info, held.attachment.as_ref()),

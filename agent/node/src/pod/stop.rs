@@ -58,7 +58,7 @@ impl PodTask {
         Holdings {
             id: self.info.id.clone(),
             agent: match self.agent.clone() {
-                Some(agent) => HeldAgent::Running(agent, self.news.take()),
+                Some(agent) => HeldAgent::Running(Box::new(agent), self.news.take()),
                 None => HeldAgent::None,
             },
             leaves: own.into_iter().chain(self.containers.values().map(|c| c.leaf.clone())).collect(),

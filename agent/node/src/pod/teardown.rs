@@ -42,7 +42,7 @@ pub(crate) struct Holdings {
 /// What is known of a pod's agent.
 #[derive(Debug)]
 pub(crate) enum HeldAgent {
-    Running(RunningAgent, Option<JoinHandle<()>>),
+    Running(Box<RunningAgent>, Option<JoinHandle<()>>),
     /// An earlier daemon may have started one just before its end: nobody knows its pid.
     Unknown,
     None,
