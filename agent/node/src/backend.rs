@@ -9,9 +9,8 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use hartpod_container::cgroup::{CgroupError, Leaf, PathError, Tree};
+use hartpod_container::cgroup::{CgroupError, Leaf};
 use hartpod_container::launcher::{self, LauncherError};
-use hartpod_proto::SandboxId;
 use hartpod_vm::tap::Tap;
 
 pub(crate) use vm::VmBackend;
@@ -29,8 +28,8 @@ const VM: &str = "vm";
 /// What an agent or a VMM has to say outside of its protocols, below its folder.
 const LOG: &str = "agent.log";
 
-/// Starts the agents of pods, finds them again, and tells what their own resources are counted in. The process that it starts is the
-/// agent itself, or the VMM that the agent is inside of.
+/// Starts the agents of pods, finds them again, and knows why they ended. The process that it starts is the agent itself, or the VMM that
+/// the agent is inside of.
 pub(crate) trait Backend: Debug + Send + Sync {
     /// Starts an agent with its sockets in `dir` and its process in `leaf`, which is made.
     fn start_blocking(&self, pod: &PodInfo, dir: &Path, leaf: &Leaf) -> Result<StartedAgent, StartError>;
@@ -46,12 +45,6 @@ pub(crate) trait Backend: Debug + Send + Sync {
     /// The agent of an earlier daemon, if it still runs.
     fn adopt_blocking(&self, record: AgentRecord) -> Option<StartedAgent> {
         launcher::adopt(record.pid, record.start_time).map(started)
-    }
-
-    /// The cgroup leaf of the agent itself: what the pod costs besides its containers is counted there, and whatever is in it
-    /// goes with the pod.
-    fn own_leaf(&self, cgroups: &Tree, parent: &str, pod: &SandboxId) -> Result<Leaf, PathError> {
-        cgroups.leaf(parent, pod.as_str())
     }
 
     /// Why an agent of this backend ended, as far as it said so itself.

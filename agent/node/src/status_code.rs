@@ -164,6 +164,7 @@ impl Coded for RunError {
             Self::SetUp(source) => source.code(),
             Self::Left { error, .. } => error.code(),
             Self::NotUp { .. } => Code::FailedPrecondition,
+            Self::OutOfMemory { .. } => Code::ResourceExhausted,
             Self::Files { source, .. } if source.is_the_requests_fault() => Code::InvalidArgument,
             Self::NoId(_)
             | Self::Record { .. }

@@ -61,6 +61,10 @@ pub(crate) enum RunError {
     Tap { id: SandboxId, source: TapError },
     #[error("start the agent of pod {id}")]
     Start { id: SandboxId, source: StartError },
+    #[error(
+        "the guest of pod {id} did not boot: the kernel killed its VMM because a memory limit of the pod was hit"
+    )]
+    OutOfMemory { id: SandboxId },
     #[error("watch the agent of pod {id}")]
     Watch { id: SandboxId, source: io::Error },
     #[error("wait for the guest of pod {id}")]
@@ -82,7 +86,7 @@ pub(super) async fn bring_up(node: &Arc<Node>, info: &Arc<PodInfo>) -> Result<Up
     let mut held = Holdings {
         id: info.id.clone(),
         agent: HeldAgent::None,
-        leaves: vec![own_leaf(node, info)?],
+        leaves: vec![own_leaf(node, info).map_err(RunError::CgroupParent)?],
         attachment: network::attachment(info).map_err(RunError::InvalidNetwork)?,
         state_dir: node.layout.agent(&info.id),
     };
@@ -96,10 +100,16 @@ pub(super) async fn bring_up(node: &Arc<Node>, info: &Arc<PodInfo>) -> Result<Up
     }
 }
 
-/// The cgroup leaf of the pod's agent.
-pub(crate) fn own_leaf(node: &Node, info: &PodInfo) -> Result<hartpod_container::cgroup::Leaf, RunError> {
-    let backend = node.backends.of(&info.handler)?;
-    backend.own_leaf(&node.cgroups, info.cgroup_parent(), &info.id).map_err(RunError::CgroupParent)
+/// The cgroup leaf of the pod's agent, or of its VMM: what the pod costs besides its containers is counted there, and whatever is in it goes
+/// with the pod.
+pub(crate) fn own_leaf(node: &Node, info: &PodInfo) -> Result<hartpod_container::cgroup::Leaf, PathError> {
+    node.leaf(info.cgroup_parent(), info.id.as_str())
+}
+
+/// Whether the kernel has killed the pod's agent, or its VMM, because a memory limit was hit.
+pub(super) fn ran_out_of_memory(node: &Node, info: &PodInfo) -> bool {
+    let kills = own_leaf(node, info).ok().and_then(|leaf| leaf.oom_kills().ok());
+    kills.is_some_and(|kills| kills > 0)
 }
 
 async fn undo(node: &Arc<Node>, held: Holdings) -> Result<(), TearDownError> {
@@ -190,9 +200,12 @@ async fn await_ready(
     let waiting = move || {
         let dir = node.layout.agent(&info.id);
         let ready = node.backends.of(&info.handler).map_err(RunError::from).and_then(|backend| {
-            backend
-                .await_ready_blocking(&dir, process.pidfd())
-                .map_err(|source| RunError::Start { id: info.id.clone(), source })
+            backend.await_ready_blocking(&dir, process.pidfd()).map_err(|source| {
+                match ran_out_of_memory(&node, &info) {
+                    true => RunError::OutOfMemory { id: info.id.clone() },
+                    false => RunError::Start { id: info.id.clone(), source },
+                }
+            })
         });
         let _ = sender.send(ready);
     };
@@ -266,7 +279,7 @@ fn start_agent_blocking(node: &Node, info: &PodInfo, dir: PathBuf) -> Result<Sta
     if let Err(source) = make_state_dir(&dir) {
         return Err(RunError::StateDir { path: dir, source });
     }
-    let leaf = own_leaf(node, info)?;
+    let leaf = own_leaf(node, info).map_err(RunError::CgroupParent)?;
     let started = node
         .backends
         .of(&info.handler)?

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::bring_up::own_leaf;
 use super::command::{Done, Reply};
 use super::network;
 use super::recording::Deferred;
@@ -51,10 +52,8 @@ impl PodTask {
     }
 
     fn holdings(&mut self) -> Holdings {
-        let backend = self.node.backends.of(&self.info.handler);
-        let own = backend.map(|b| b.own_leaf(&self.node.cgroups, self.info.cgroup_parent(), &self.info.id));
-        // Both were checked when the pod was made; without them there is nothing of that kind to give back.
-        let own = own.ok().and_then(Result::ok);
+        // It was checked when the pod was made.
+        let own = own_leaf(&self.node, &self.info).ok();
         Holdings {
             id: self.info.id.clone(),
             agent: match self.agent.clone() {

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tonic::Streaming;
 
+use super::bring_up::ran_out_of_memory;
 use super::command::{Message, News};
 use super::{PodInfo, RunningAgent};
 use crate::guest;
@@ -50,6 +51,9 @@ pub(super) fn follow(
             }
         };
         let words = tokio::task::spawn_blocking(move || {
+            if ran_out_of_memory(&node, &pod) {
+                return Some("the kernel killed it because a memory limit of the pod was hit".to_owned());
+            }
             node.backends.of(&pod.handler).ok().and_then(|backend| backend.last_words_blocking(&dir))
         });
         let said = words.await.ok().flatten().map(|words| format!(" ({words})"));
