@@ -118,7 +118,8 @@ async fn run(pod: &mut Pod, container: &str, script: &str) -> Result<String> {
 
 /// Waits until the container's HTTP server answers.
 async fn page(address: SocketAddr) -> Result<Vec<u8>> {
-    let get = || get(address, "/");
+    // Refused, until it listens.
+    let get = async || Ok(get(address, "/").await.unwrap_or_default());
     hartpod_tests::eventually::within(PROGRAM, "the page", get, |page| !page.is_empty()).await
 }
 
@@ -144,9 +145,6 @@ async fn a_pod_in_a_guest_is_in_the_pods_network(lab: &Lab) -> Result<()> {
     host::resolver()?;
     let data: Vec<u8> = noise().take(BULK / 8).flat_map(u64::to_le_bytes).collect();
     let _server = serve(TcpListener::bind("[::]:8000")?, data.clone())?;
-    let said = run(&mut pod, &id, "busybox nslookup web.test").await?;
-    ensure!(said.contains(&format!("Address: {GATEWAY}")), "{said}");
-
     // There and back, and the other way there and back.
     run(&mut pod, &id, "busybox wget -q -O /www/data http://web.test:8000/").await?;
     let web = SocketAddr::new(ip, 80);

@@ -11,7 +11,7 @@
 //!
 //! Everything here blocks for milliseconds: not for a runtime's threads. The namespace is entered by a thread of its own.
 //!
-//! Limits: one interface per pod; routes of the main table only, and of one gateway each; what a plugin sets by sysctl stays behind but for
+//! Limits: one interface per pod; routes of the main table only, and the first of several gateways; what a plugin sets by sysctl stays behind but for
 //! IPv6 being off and router advertisements being heeded.
 
 mod device;

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use crate::attribute::{Attributes, family, ip, ip_bytes, u32_at};
+use crate::attribute::{Attributes, family, ip, ip_bytes, u16_at, u32_at};
 use crate::message::{Request, flag};
 use crate::socket::{NetlinkError, Socket};
 
@@ -16,6 +16,7 @@ const GATEWAY: u16 = 5;
 const METRIC: u16 = 6;
 const SOURCE: u16 = 7;
 const METRICS: u16 = 8;
+const MULTIPATH: u16 = 9;
 const TABLE: u16 = 15;
 const VIA: u16 = 18;
 /// Within METRICS.
@@ -36,7 +37,8 @@ const CLONED: u32 = 0x200;
 pub struct Route {
     /// Everything: an unspecified address and 0.
     pub destination: (IpAddr, u8),
-    /// None: the destination is on the link. It may be of the other family than the destination (RFC 5549).
+    /// None: the destination is on the link. It may be of the other family than the destination (RFC 5549). Of several gateways by the
+    /// interface this is the first.
     pub gateway: Option<IpAddr>,
     /// The address to send from.
     pub source: Option<IpAddr>,
@@ -126,11 +128,33 @@ fn parse(item: &[u8], index: u32) -> Option<Route> {
             METRIC => route.metric = u32_at(value, 0)?,
             METRICS => route.mtu = mtu(value),
             TABLE => table = u32_at(value, 0)?,
+            MULTIPATH => {
+                if let Some(gateway) = first_gateway(value, index) {
+                    (out, route.gateway) = (Some(index), gateway);
+                }
+            }
             _ => {}
         }
     }
     let made = kind == UNICAST && flags & CLONED == 0 && ![BY_REDIRECT, BY_ADVERTISEMENT].contains(&by);
     (table == MAIN && out == Some(index) && made && !is_link_local(&route)).then_some(route)
+}
+
+/// The gateway of the first next hop by this interface, if there is one (struct rtnexthop: length, flags, weight, interface; attributes).
+fn first_gateway(mut hops: &[u8], index: u32) -> Option<Option<IpAddr>> {
+    loop {
+        let length = usize::from(u16_at(hops, 0)?);
+        let attributes = hops.get(8..length)?;
+        if u32_at(hops, 4)? == index {
+            let gateway = Attributes::new(attributes).find_map(|(kind, value)| match kind {
+                GATEWAY => ip(value),
+                VIA => ip(value.get(2..)?),
+                _ => None,
+            });
+            return Some(gateway);
+        }
+        hops = hops.get(length.next_multiple_of(4)..)?;
+    }
 }
 
 fn mtu(metrics: &[u8]) -> u32 {

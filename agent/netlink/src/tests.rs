@@ -118,6 +118,26 @@ fn routes_are_listed_in_an_order_that_they_can_be_added_in() {
 }
 
 #[test]
+fn of_several_gateways_the_first_is_listed() {
+    with_link("b", "bridge", |socket, index| {
+        socket.change_link(index, &LinkChange { up: Some(true), ..LinkChange::default() }).unwrap();
+        socket.add_address(index, &address("10.9.0.2", 24)).unwrap();
+        socket.add_route(index, &Route { scope: 253, ..route("10.9.0.0", 24) }).unwrap();
+        let mut request =
+            Request::change(24, flag::CREATE | flag::EXCL, &[2, 0, 0, 0, 254, 3, 0, 1, 0, 0, 0, 0]);
+        let hop = |last: u8| {
+            let head = [[16, 0, 0, 0], index.to_ne_bytes()].concat();
+            [head, vec![8, 0, 5, 0, 10, 9, 0, last]].concat()
+        };
+        request.put(9, &[hop(7), hop(8)].concat());
+        socket.request(request).unwrap();
+        let listed = socket.routes(index).unwrap();
+        assert_eq!(listed[1], Route { gateway: Some(ip("10.9.0.7")), ..route("0.0.0.0", 0) }, "{listed:?}");
+        assert_eq!(socket.routes(1).unwrap(), []);
+    });
+}
+
+#[test]
 fn neighbours_are_those_that_somebody_entered() {
     with_link("b", "bridge", |socket, index| {
         socket.change_link(index, &LinkChange { up: Some(true), ..LinkChange::default() }).unwrap();
