@@ -134,7 +134,7 @@ async fn a_pod_in_a_guest_is_in_the_pods_network(lab: &Lab) -> Result<()> {
     let (ip, ip_v6) = network.addresses()?;
 
     let said = run(&mut pod, &id, "ip addr show dev eth0; ip route; ip -6 route").await?;
-    for part in [&format!("{ip}/24"), &format!("{ip_v6}/64"), &network.mac()?, "mtu 1500", "state UP"] {
+    for part in [&format!("{ip}/24"), &format!("{ip_v6}/64"), &network.mac()?, "mtu 1500", "LOWER_UP"] {
         ensure!(said.contains(part), "no {part} in {said}");
     }
     ensure!(said.contains(&format!("default via {GATEWAY} ")), "{said}");
@@ -188,6 +188,8 @@ fn iptables(tree: &Path) -> Result<()> {
             symlink(program, tree.join(format!("usr/sbin/{name}-{kind}")))?;
         }
     }
+    // For the lock of the older ones.
+    fs::create_dir(tree.join("run"))?;
     let plugins = glob("/usr/lib", "xtables")?;
     copy(&[&plugins])
 }
