@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use hartpod_container::cgroup::{CgroupError, Leaf, LimitError, Limits};
@@ -30,8 +30,9 @@ use crate::records::AgentRecord;
 
 /// Says which interrupt controller guests get, `plic` or `aia`, where a trial would say otherwise.
 const INTERRUPTS: &str = "HARTPOD_VMM_INTERRUPTS";
-/// For a guest to boot up to its agent: seconds at worst on a busy board. The kubelet gives RunPodSandbox four minutes.
-const BOOT: Duration = Duration::from_secs(60);
+/// For a guest to boot up to its agent: a second, or many on a board that starts many guests at once. The kubelet gives RunPodSandbox four
+/// minutes.
+const BOOT: Duration = Duration::from_secs(150);
 
 /// A guest could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +78,8 @@ pub(crate) struct VmBackend {
     /// Where guest images are.
     root: PathBuf,
     users: VmmUsers,
-    interrupts: OnceLock<Interrupts>,
+    /// Guards the choice while it is made.
+    interrupts: Mutex<Option<Interrupts>>,
 }
 
 impl VmBackend {
@@ -87,7 +89,7 @@ impl VmBackend {
             root: config.root.clone(),
             users: VmmUsers::new(config.vm.uid_range),
             config: config.vm.clone(),
-            interrupts: OnceLock::new(),
+            interrupts: Mutex::default(),
         }
     }
 
@@ -106,8 +108,9 @@ impl VmBackend {
     }
 
     fn interrupts(&self) -> Result<Interrupts, LaunchError> {
-        if let Some(known) = self.interrupts.get() {
-            return Ok(*known);
+        let mut known = self.interrupts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = *known {
+            return Ok(known);
         }
         let chosen = match std::env::var(INTERRUPTS).as_deref() {
             Ok("plic") => Interrupts::Plic,
@@ -115,7 +118,8 @@ impl VmBackend {
             _ => choose_interrupts()?,
         };
         tracing::info!(interrupts = ?chosen, "guests' interrupt controller");
-        Ok(*self.interrupts.get_or_init(|| chosen))
+        *known = Some(chosen);
+        Ok(chosen)
     }
 
     fn spec(&self, guest: &GuestInfo, tap: &Tap) -> Result<GuestSpec, VmStartError> {
