@@ -93,15 +93,16 @@ fn nobody_answers_in_the_guests_place() {
     connect_blocking(&tap, "eth0").unwrap();
     let address = SocketAddr::new(POD.parse().unwrap(), 100);
     let datagram = world.host.inside(|| UdpSocket::bind("0.0.0.0:0").unwrap());
-    datagram.send_to(b"", address).unwrap();
+    // So that it hears of a refusal.
+    datagram.connect(address).unwrap();
+    datagram.send(b"").unwrap();
     let request = world::next_packet(&tap, |packet| packet[12..14] == [8, 6]);
     assert_eq!(request[..6], [0xff; 6], "who has its address?");
     // The sender knows by now only if the namespace's own kernel has told it.
     world.host.knows(POD, MAC);
-    datagram.send_to(b"anybody?", address).unwrap();
+    datagram.send(b"anybody?").unwrap();
     world::next_packet(&tap, |packet| packet.ends_with(b"anybody?"));
     datagram.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-    datagram.connect(address).unwrap();
     let error = datagram.recv(&mut [0]).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "nobody says that the port is closed");
 }
