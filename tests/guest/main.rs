@@ -12,6 +12,7 @@ mod disk;
 mod guest;
 mod guest_image;
 mod initramfs;
+mod logs;
 mod network;
 mod pod;
 
@@ -19,7 +20,15 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     hartpod_tests::runner::main(
-        [agent::TESTS, boot::TESTS, bulk::TESTS, container::TESTS, guest_image::TESTS, network::TESTS]
-            .concat(),
+        [
+            agent::TESTS,
+            boot::TESTS,
+            bulk::TESTS,
+            container::TESTS,
+            guest_image::TESTS,
+            logs::TESTS,
+            network::TESTS,
+        ]
+        .concat(),
     )
 }

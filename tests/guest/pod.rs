@@ -39,6 +39,21 @@ pub(crate) struct Pod {
     files: Vec<String>,
 }
 
+/// A container that waits for its start, and the tokens of its streams.
+#[derive(Debug)]
+pub(crate) struct Created {
+    pub(crate) id: String,
+    pub(crate) out: String,
+    /// A terminal has none.
+    pub(crate) err: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Terminal {
+    No,
+    Yes,
+}
+
 /// What a process said, and how it ended.
 #[derive(Debug)]
 pub(crate) struct Said {
@@ -87,6 +102,38 @@ impl Pod {
         Ok(Self { agent, guest: dir, begun: 0, files })
     }
 
+    /// Creates a container on the disk in `slot`, which waits for its start.
+    pub(crate) async fn create(
+        &mut self,
+        slot: u32,
+        layers: u32,
+        script: &str,
+        terminal: Terminal,
+    ) -> Result<Created> {
+        let number = self.next();
+        let id = format!("{number:02x}").repeat(32);
+        let tty = terminal == Terminal::Yes;
+        let (out, err) = (token(number, 1), (!tty).then(|| token(number, 2)));
+        let stdio = Stdio { tty, stdout_token: out.clone(), stderr_token: err.clone().unwrap_or_default() };
+        let request = CreateContainerRequest {
+            container_id: id.clone(),
+            spec_json: spec(script, tty, &self.files),
+            rootfs: Some(RootFs { kind: Some(root_fs::Kind::Disk(Disk { slot, layers })) }),
+            pid: NamespaceMode::Container.into(),
+            stdio: Some(stdio),
+            ..CreateContainerRequest::default()
+        };
+        self.agent.create_container(request).await.context("CreateContainer")?;
+        Ok(Created { id, out, err })
+    }
+
+    /// Lets a container begin that waits for it.
+    pub(crate) async fn begin(&mut self, id: &str) -> Result<()> {
+        let request = StartContainerRequest { container_id: id.to_owned() };
+        self.agent.start_container(request).await.context("StartContainer")?;
+        Ok(())
+    }
+
     /// Creates a container on the disk in `slot` and starts it; its id and its two streams.
     pub(crate) async fn start(
         &mut self,
@@ -94,21 +141,9 @@ impl Pod {
         layers: u32,
         script: &str,
     ) -> Result<(String, UnixStream, UnixStream)> {
-        let number = self.next();
-        let id = format!("{number:02x}").repeat(32);
-        let (out, err) = (token(number, 1), token(number, 2));
-        let request = CreateContainerRequest {
-            container_id: id.clone(),
-            spec_json: spec(script, &self.files),
-            rootfs: Some(RootFs { kind: Some(root_fs::Kind::Disk(Disk { slot, layers })) }),
-            pid: NamespaceMode::Container.into(),
-            stdio: Some(Stdio { tty: false, stdout_token: out.clone(), stderr_token: err.clone() }),
-            ..CreateContainerRequest::default()
-        };
-        self.agent.create_container(request).await.context("CreateContainer")?;
-        let (out, err) = (self.open(&out).await?, self.open(&err).await?);
-        let request = StartContainerRequest { container_id: id.clone() };
-        self.agent.start_container(request).await.context("StartContainer")?;
+        let Created { id, out, err } = self.create(slot, layers, script, Terminal::No).await?;
+        let (out, err) = (self.open(&out).await?, self.open(&err.unwrap_or_default()).await?);
+        self.begin(&id).await?;
         Ok((id, out, err))
     }
 
@@ -127,7 +162,7 @@ impl Pod {
     }
 
     /// The exit code of a container, once it has ended.
-    async fn exited(&self, id: &str) -> Result<i32> {
+    pub(crate) async fn exited(&self, id: &str) -> Result<i32> {
         let agent = self.agent.clone();
         let look = async || {
             let described = agent.clone().describe(DescribeRequest {}).await?.into_inner();
@@ -201,11 +236,13 @@ fn token(number: u8, stream: u8) -> String {
 }
 
 /// What the daemon would ask for, for a privileged shell script.
-fn spec(script: &str, files: &[String]) -> Vec<u8> {
+fn spec(script: &str, terminal: bool, files: &[String]) -> Vec<u8> {
     let capabilities = ["CAP_NET_ADMIN", "CAP_NET_BIND_SERVICE", "CAP_NET_RAW", "CAP_SYS_ADMIN"];
     let mut mounts = vec![
         json!({ "destination": "/proc", "type": "proc", "source": "proc" }),
         json!({ "destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"] }),
+        json!({ "destination": "/dev/pts", "type": "devpts", "source": "devpts",
+                "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"] }),
         json!({ "destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["ro"] }),
         json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro"] }),
     ];
@@ -216,6 +253,7 @@ fn spec(script: &str, files: &[String]) -> Vec<u8> {
     let spec = json!({
         "ociVersion": "1.1.0",
         "process": {
+            "terminal": terminal,
             "cwd": "/",
             "user": { "uid": 0, "gid": 0 },
             "env": ["PATH=/bin"],
