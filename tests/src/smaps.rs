@@ -19,10 +19,13 @@ struct Mapping {
 }
 
 impl Memory {
-    /// From the text of /proc/PID/smaps. The guest's RAM is what is `ram` KiB long in one piece, in one mapping or several.
+    /// From the text of /proc/PID/smaps. The guest's RAM is what is `ram` KiB long in one piece, in one mapping or several; if there is more
+    /// than one such piece, the one that has most in memory: the allocator reserves places for threads that add up to round numbers.
     pub fn parse(smaps: &str, ram: u64) -> Result<Self> {
         let mappings = mappings(smaps);
-        let run = (0..mappings.len()).find_map(|first| {
+        let rss = |mappings: &[Mapping]| mappings.iter().map(|mapping| mapping.rss).sum::<u64>();
+        let pss = |mappings: &[Mapping]| mappings.iter().map(|mapping| mapping.pss).sum::<u64>();
+        let runs = (0..mappings.len()).filter_map(|first| {
             let mut end = first;
             while mappings.get(end + 1).is_some_and(|next| next.start == mappings[end].end)
                 && mappings[end].end - mappings[first].start < ram
@@ -31,9 +34,9 @@ impl Memory {
             }
             (mappings[end].end - mappings[first].start == ram).then(|| &mappings[first..=end])
         });
+        let run = runs.max_by_key(|run| rss(run));
         let run = run.with_context(|| format!("{ram} KiB of guest RAM are not in one piece in\n{smaps}"))?;
-        let pss = |mappings: &[Mapping]| mappings.iter().map(|mapping| mapping.pss).sum::<u64>();
-        Ok(Self { ram_rss: run.iter().map(|mapping| mapping.rss).sum(), own_pss: pss(&mappings) - pss(run) })
+        Ok(Self { ram_rss: rss(run), own_pss: pss(&mappings) - pss(run) })
     }
 
     /// What of the guest's RAM is in the host's memory.
@@ -91,6 +94,17 @@ mod tests {
             &mapping("3f0000000-3f0040000", 200, 200),
             &mapping("3f0040000-3f0100000", 500, 500),
         ];
+        assert_eq!(Memory::parse(&parts.concat(), 1024).unwrap(), expected);
+    }
+
+    #[test]
+    fn what_is_as_large_by_accident_is_not_the_guests_ram() {
+        let parts = [
+            mapping("3e0000000-3e0080000", 8, 8),
+            mapping("3e0080000-3e0100000", 0, 0),
+            mapping("3f0000000-3f0100000", 700, 700),
+        ];
+        let expected = Memory { ram_rss: 700, own_pss: 8 };
         assert_eq!(Memory::parse(&parts.concat(), 1024).unwrap(), expected);
     }
 
