@@ -58,6 +58,7 @@ pub(crate) fn interrupts() -> Result<Interrupts> {
 /// A guest of this image with one vCPU and 256 MiB; fields may be changed.
 pub(crate) fn spec(image: &GuestImage, initramfs: PathBuf) -> Result<GuestSpec> {
     Ok(GuestSpec {
+        user: Some(free_user()),
         memory_mib: 256,
         vcpus: 1,
         interrupts: interrupts()?,
@@ -71,6 +72,15 @@ pub(crate) fn spec(image: &GuestImage, initramfs: PathBuf) -> Result<GuestSpec> 
         disks: Vec::new(),
         spare_slots: 0,
     })
+}
+
+/// One that no other VMM of this run has. Threads are counted per user, and tests, each a process in a pid namespace of its own, run side by side.
+pub(crate) fn free_user() -> u32 {
+    use std::hash::{BuildHasher as _, RandomState};
+
+    // Far above what a distribution gives out.
+    let random = RandomState::new().hash_one(()) >> 35;
+    0x4000_0000 | u32::try_from(random).unwrap_or(0)
 }
 
 /// A guest that runs, or one that did.

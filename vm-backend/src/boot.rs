@@ -35,6 +35,8 @@ pub struct Fd(pub usize);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BootMessage {
+    /// User and group that the VMM becomes, 1 to 4294967294, which nothing else on the machine has. Without, it stays root.
+    pub user: Option<u32>,
     /// RAM in MiB, 32 to 1048576: the ceiling; pages are taken when the guest first touches them.
     pub memory_mib: u32,
     /// vCPUs, 1 to 64.

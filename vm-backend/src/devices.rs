@@ -44,6 +44,11 @@ pub enum DevicesError {
         #[source]
         source: NetError,
     },
+    #[error("the balloon")]
+    Balloon {
+        #[source]
+        source: io::Error,
+    },
     #[error("disk {index}")]
     Disk {
         index: usize,
@@ -168,6 +173,7 @@ fn make(files: DeviceFiles, ready: Ready) -> Result<Made, DevicesError> {
     let net = files.net.map(|net| Net::new(net.tap, net.mac, net.mtu));
     let net = net.transpose().map_err(|source| DevicesError::Net { source })?;
     let balloon = files.balloon.then(Balloon::new);
+    let balloon = balloon.transpose().map_err(|source| DevicesError::Balloon { source })?;
     let mut devices = vec![boxed(vsock), boxed(net), boxed(balloon)];
     for (index, disk) in files.disks.into_iter().enumerate() {
         let block = Block::new(disk).map_err(|source| DevicesError::Disk { index, source })?;

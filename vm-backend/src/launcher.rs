@@ -11,8 +11,10 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::thread;
 
+use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{
@@ -41,6 +43,8 @@ const BACKLOG: i32 = 128;
 /// A guest to be started.
 #[derive(Debug)]
 pub struct GuestSpec {
+    /// User and group of the VMM: not 0, and nobody else's on this machine. `None` leaves it root, for tests; all the rest of the jail is the same.
+    pub user: Option<u32>,
     /// RAM in MiB: the ceiling.
     pub memory_mib: u32,
     pub vcpus: u32,
@@ -231,6 +235,7 @@ fn message(spec: GuestSpec, files: Files) -> (BootMessage, Vec<OwnedFd>) {
     };
     let disks = spec.disks.into_iter().map(&mut disk).collect();
     let message = BootMessage {
+        user: spec.user,
         memory_mib: spec.memory_mib,
         vcpus: spec.vcpus,
         kvm: number(files.kvm),
@@ -257,14 +262,12 @@ fn send(socket: &OwnedFd, message: &BootMessage, fds: &[OwnedFd]) -> io::Result<
     channel::send(socket.as_fd(), &bytes, &fds)
 }
 
-/// The caller has threads and so only spawns: the socket is the VMM's standard input. Its environment is empty but for what turns on traces.
+/// The caller has threads and so only spawns: the socket is the VMM's standard input. Its environment is empty: a panic's trace would need files,
+/// which the VMM cannot open.
 fn spawn(program: &Path, socket: OwnedFd, stderr: OwnedFd) -> io::Result<VmmProcess> {
     let mut command = Command::new(program);
     command.env_clear().stdin(Stdio::from(socket)).stdout(Stdio::null()).stderr(Stdio::from(stderr));
-    if let Some(value) = std::env::var_os("RUST_BACKTRACE") {
-        command.env("RUST_BACKTRACE", value);
-    }
-    let mut child = command.spawn()?;
+    let mut child = spawn_as_init(command)?;
     let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
     // It is our child and nobody reaps it before this returns, so the number is still its own.
     let opened = Pid::from_raw(pid)
@@ -279,6 +282,16 @@ fn spawn(program: &Path, socket: OwnedFd, stderr: OwnedFd) -> io::Result<VmmProc
             Err(error.into())
         }
     }
+}
+
+/// As the first process of a new pid namespace: no other has a number there, so that it can name none. A process cannot move into one by
+/// itself, and one whose children would be in another may not start threads; so this is done by a thread that ends.
+fn spawn_as_init(mut command: Command) -> io::Result<Child> {
+    let thread = thread::Builder::new().name("spawn".to_owned()).spawn(move || {
+        unshare(CloneFlags::CLONE_NEWPID)?;
+        command.spawn()
+    })?;
+    thread.join().map_err(|_| io::Error::other("the thread that starts it has ended"))?
 }
 
 fn open(path: &Path, flags: OFlags) -> Result<OwnedFd, LaunchError> {

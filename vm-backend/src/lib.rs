@@ -5,7 +5,7 @@
 //! networks on the host but the tap that joins a guest to one, what runs inside (the pod agent).
 //!
 //! Everything that a VMM uses is opened by its parent and handed in over a socket with one [`boot::BootMessage`], so that it can run in an
-//! empty root without rights.
+//! empty root without rights ([`jail`]).
 
 pub mod arch;
 pub mod boot;
@@ -16,6 +16,7 @@ pub mod console;
 pub mod control;
 pub mod devices;
 pub mod guest_image;
+pub mod jail;
 pub mod launcher;
 pub mod log;
 #[cfg(target_arch = "riscv64")]

@@ -7,12 +7,6 @@
 //! socket fills up, then the stream's room, then the guest has no more credit, and at last the container waits in write(2).
 //!
 //! A log ends with its streams. The file is closed then, everybody who awaited that is told, and the thread is gone.
-//!
-//! For the seccomp list. Threads named `log-<8 digits>` call, besides what any thread of Rust and glibc does from its start to its end:
-//! `ppoll`; `read` on stream sockets and an eventfd; `write` on regular files, eventfds and stderr; `fstat` and `pread64` on regular files
-//! (does it end within a line?); `madvise` (MADV_DONTNEED) and `munmap`; `close`; and by the dialer `socketpair`, `setsockopt` (SO_SNDBUF),
-//! `ioctl` (FIONBIO), `sendto`. The thread of control calls, for logs: `mmap` and `mprotect` (stacks, buffers), `clone3`, `eventfd2`,
-//! `statx` (with an empty path: of which type is a descriptor?), `fcntl` (F_GETFL), and `pipe2` at the end. The vsock thread: nothing new.
 
 mod digits;
 mod feed;

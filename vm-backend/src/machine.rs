@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -22,14 +22,15 @@ use crate::arch::riscv64::layout::{
 };
 use crate::arch::riscv64::plic::PlicDevice;
 use crate::arch::riscv64::registers::{self, Abilities};
-use crate::arch::riscv64::vcpu::{self, ExternalInterrupts, Surroundings, Vcpu};
+use crate::arch::riscv64::vcpu::{self, ExternalInterrupts, Surroundings, Vcpu, VcpuError};
 use crate::arch::riscv64::vm::{KvmError, Vm};
 use crate::boot::{BootFiles, Guest, Interrupts};
 use crate::bus::{Bus, BusError};
 use crate::console::Console;
 use crate::control::{self, Services, chain};
 use crate::devices::{Devices, DevicesError, Ready};
-use crate::log::Logs;
+use crate::jail::{self, Jail, JailError};
+use crate::log::{Logs, MAX_LOGS};
 use crate::memory::{self, GuestMemory, GuestRam, MemoryError};
 use crate::status::{Event, Exit, ExitReason, StatusWriter};
 use crate::stop::{Stop, StopSignal};
@@ -41,6 +42,8 @@ const LAST_LINES: Duration = Duration::from_secs(2);
 /// Why a guest never ran.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
+    #[error("the jail")]
+    Jail(#[from] JailError),
     #[error("read {what}")]
     Read {
         what: &'static str,
@@ -55,6 +58,8 @@ pub enum MachineError {
     Memory(#[from] MemoryError),
     #[error(transparent)]
     Kvm(#[from] KvmError),
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
     #[error("the guest's address space")]
     Bus(#[from] BusError),
     #[error("devices")]
@@ -82,12 +87,15 @@ pub enum MachineError {
 
 /// Runs a guest to its end, and says on its status descriptor how that came.
 pub fn run(guest: Guest) -> ExitReason {
-    let Guest { memory, vcpus, interrupts, kvm, boot, reports, control, devices } = guest;
+    let jail = Jail { user: guest.user, threads: threads(&guest) };
+    let Guest { memory, vcpus, interrupts, kvm, boot, reports, control, devices, .. } = guest;
     let status = Arc::new(StatusWriter::new(reports.status));
     let ready = Arc::clone(&status);
     let ready: Ready = Box::new(move || ready.write(&Event::Ready));
     let console = Console::new(reports.console, reports.console_limit);
-    let started = Plan::make(memory, &boot).and_then(|plan| {
+    let jailed = jail.enter().and_then(|()| jail::confine(jail::Thread::SetUp));
+    let started = jailed.map_err(MachineError::from).and_then(|()| {
+        let plan = Plan::make(memory, &boot)?;
         let ram = memory::map(RAM_BASE, memory)?;
         // The loader touches RAM only, the rest KVM only.
         let hardware = thread::scope(|scope| {
@@ -99,6 +107,8 @@ pub fn run(guest: Guest) -> ExitReason {
             Ok::<_, MachineError>(hardware)
         })?;
         hardware.tell(&plan, &boot, &ram)?;
+        // Nobody needs the files any more.
+        drop(boot);
         hardware.start(&plan, ram, console)
     });
     // What runs is dropped after the last word: a device that hangs on a dead disk must not hold it back.
@@ -111,9 +121,14 @@ pub fn run(guest: Guest) -> ExitReason {
     reason
 }
 
+/// The first one, one per vCPU, per device and per log.
+fn threads(guest: &Guest) -> u32 {
+    1 + guest.vcpus + guest.devices.slots + u32::try_from(MAX_LOGS).unwrap_or(u32::MAX)
+}
+
 fn not_started(error: &MachineError) -> Exit {
     let reason = match error {
-        MachineError::Kvm(_) => ExitReason::KvmFailure,
+        MachineError::Kvm(_) | MachineError::Vcpu(VcpuError::Kvm(_)) => ExitReason::KvmFailure,
         _ => ExitReason::SetUpFailure,
     };
     Exit::new(reason, &chain(error))
@@ -231,21 +246,29 @@ impl Hardware {
         }
         vcpu::prepare_kicks()?;
         let stop = StopSignal::new().map_err(|source| MachineError::Event { source })?;
-        let surroundings = Arc::new(Surroundings { bus: self.bus, memory, console, stop });
+        let gate = Mutex::new(());
+        let surroundings = Arc::new(Surroundings { bus: self.bus, memory, console, stop, gate });
         let logs = Logs::new(self.devices.dialer());
-        let mut running =
-            Running { vcpus: Vec::new(), devices: self.devices, logs, surroundings, _vm: self._vm };
-        for (id, vcpu) in self.vcpus.into_iter().enumerate() {
-            match Vcpu::start(id, vcpu, &running.surroundings) {
-                Ok(vcpu) => running.vcpus.push(vcpu),
-                Err(error) => {
-                    running.surroundings.stop.request(Stop::Failure(chain(&error)));
-                    vcpu::stop(running.vcpus);
-                    return Err(error.into());
-                }
+        let mut running = Running {
+            vcpus: Vec::new(),
+            devices: self.devices,
+            logs,
+            surroundings: Arc::clone(&surroundings),
+            _vm: self._vm,
+        };
+        let closed = surroundings.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        let started = running.start_vcpus(self.vcpus).and_then(|()| Ok(jail::confine(jail::Thread::Main)?));
+        if let Err(error) = &started {
+            surroundings.stop.request(Stop::Failure(chain(error)));
+        }
+        drop(closed);
+        match started {
+            Ok(()) => Ok(running),
+            Err(error) => {
+                vcpu::stop(running.vcpus);
+                Err(error)
             }
         }
-        Ok(running)
     }
 }
 
@@ -259,6 +282,14 @@ struct Running {
 }
 
 impl Running {
+    /// They wait at the gate.
+    fn start_vcpus(&mut self, vcpus: Vec<VcpuFd>) -> Result<(), MachineError> {
+        for (id, vcpu) in vcpus.into_iter().enumerate() {
+            self.vcpus.push(Vcpu::start(id, vcpu, &self.surroundings)?);
+        }
+        Ok(())
+    }
+
     /// Serves requests until the guest is to stop, and stops it.
     fn serve(&mut self, control: &OwnedFd, status: &StatusWriter) -> Exit {
         status.write(&Event::Running);

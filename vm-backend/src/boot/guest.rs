@@ -19,6 +19,8 @@ pub(crate) const FIXED_SLOTS: u32 = 3;
 /// What a VMM is to run.
 #[derive(Debug)]
 pub struct Guest {
+    /// The VMM's own user and group; root where there is none.
+    pub user: Option<u32>,
     /// Bytes.
     pub memory: u64,
     pub vcpus: u32,
@@ -159,6 +161,7 @@ impl Guest {
         let net = message.net.map(|net| net_device(&net, &mut claims));
         let disks = message.disks.into_iter().map(|disk| disk_extents(disk, &mut claims));
         let guest = Self {
+            user: message.user,
             memory: u64::from(message.memory_mib) << 20,
             vcpus: message.vcpus,
             interrupts: message.interrupts,
@@ -215,6 +218,10 @@ fn net_device(net: &Net, claims: &mut Claims) -> Result<NetDevice, BootError> {
 }
 
 fn check_numbers(message: &BootMessage) -> Result<(), BootError> {
+    if let Some(user) = message.user {
+        // 0 is root, and the last number is no user's: it means "leave it" to setresuid(2).
+        in_range("user", user.into(), 1, u64::from(u32::MAX) - 1)?;
+    }
     in_range("memory_mib", message.memory_mib.into(), MIN_MEMORY_MIB.into(), MAX_MEMORY_MIB.into())?;
     in_range("vcpus", message.vcpus.into(), 1, MAX_VCPUS.into())?;
     in_range(

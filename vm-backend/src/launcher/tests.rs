@@ -12,6 +12,7 @@ fn spec(dir: &Path) -> GuestSpec {
     std::fs::write(&kernel, "k").unwrap();
     std::fs::write(&initramfs, "i").unwrap();
     GuestSpec {
+        user: Some(4_000_000),
         memory_mib: 128,
         vcpus: 1,
         interrupts: Interrupts::Plic,
@@ -94,9 +95,9 @@ fn a_folder_that_holds_a_guest_is_refused() {
 }
 
 #[test]
-fn the_program_gets_the_socket_as_its_input_and_no_environment() {
+fn the_program_gets_the_socket_as_its_input_no_environment_and_a_pid_namespace() {
     let folder = tempfile::tempdir().unwrap();
-    let script = "[ -S /dev/stdin ] && [ -z \"$HOME\" ]";
+    let script = "[ -S /dev/stdin ] && [ -z \"$HOME\" ] && [ $$ = 1 ]";
     let (ours, theirs) = channel::tests::pair();
     let vmm = spawn_script(folder.path(), script, theirs);
     let status = waitid(WaitId::PidFd(vmm.pidfd.as_fd()), WaitIdOptions::EXITED).unwrap().unwrap();

@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags, fcntl_getfl, statx};
 
 use super::post::{MAX_AWAITING, MAX_SWITCHES};
+use crate::jail::JailError;
 
 /// Why a log stays as it is.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +25,8 @@ pub enum LogRefused {
     Stuck,
     #[error("its end is awaited {MAX_AWAITING} times already")]
     Awaited,
+    #[error("its thread")]
+    Thread(#[from] JailError),
     #[error("{what}")]
     Io {
         what: &'static str,

@@ -15,6 +15,7 @@ use super::post::{MAX_AWAITING, Post, Switch};
 use super::refused::{check_log, check_pipe};
 use super::thread::Beginning;
 use super::{LogId, LogRefused, LogToken};
+use crate::jail;
 use crate::virtio::vsock::Dialer;
 
 /// Logs at a time: as many as a pod may have containers (pod.proto).
@@ -100,7 +101,7 @@ impl Logs {
         let name = format!("log-{:.8}", id.as_str());
         let beginning = Beginning { id: id.clone(), post: Arc::clone(&post), dialer, feeds, file, buffers };
         let thread = thread::Builder::new().name(name).stack_size(STACK);
-        thread.spawn(move || beginning.run()).map_err(failed("start a thread"))?;
+        jail::start_thread(jail::Thread::Log, thread, move || beginning.run())?;
         self.posts.insert(id, post);
         Ok(())
     }

@@ -2,6 +2,8 @@
 //!
 //! The balloon is never inflated (its target is 0). A driver that puts pages in all the same is answered and keeps them.
 
+use std::io;
+
 use virtio_queue::QueueT;
 use vm_memory::VolatileSlice;
 
@@ -9,6 +11,7 @@ use super::chain::QueueError;
 use super::queue::RING_FEATURES;
 use super::worker::{Patience, Stop, Worker, take_kick};
 use super::{ActivateError, Activation, ActiveQueue, Device, Interrupt, read_config_space, sys};
+use crate::jail::Thread;
 use crate::memory::GuestMemory;
 
 /// VIRTIO_BALLOON_F_PAGE_REPORTING. Not offered: TELL_HOST, STATS_VQ, DEFLATE_ON_OOM, FREE_PAGE_HINT, PAGE_POISON.
@@ -25,15 +28,16 @@ const QUEUE_SIZES: [u16; 5] = [32; 5];
 const PAGE: usize = 4096;
 
 /// The device.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Balloon {
-    worker: Option<Worker>,
+    worker: Worker,
 }
 
 impl Balloon {
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
+    /// # Errors
+    /// No thread can be had.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { worker: Worker::new(Thread::Balloon)? })
     }
 }
 
@@ -60,7 +64,7 @@ impl Device for Balloon {
         let mut queues = <[Option<ActiveQueue>; 5]>::try_from(queues)
             .map_err(|queues| ActivateError::MissingQueue(queues.len()))?;
         let raise = interrupt.clone();
-        self.worker = Some(Worker::spawn("balloon", interrupt, move |stop: &Stop| {
+        self.worker.start(interrupt, move |stop: &Stop| {
             loop {
                 let kicks =
                     queues.each_ref().map(|queue| queue.as_ref().map(|queue| sys::borrow(&queue.kick)));
@@ -73,12 +77,11 @@ impl Device for Balloon {
                     while serve(what, queue, &memory, &raise)? && !stop.asked() {}
                 }
             }
-        })?);
-        Ok(())
+        })
     }
 
     fn reset(&mut self) {
-        self.worker = None;
+        self.worker.stop();
     }
 }
 
@@ -131,7 +134,7 @@ mod tests {
     /// A guest with 8 MiB, the upper half of which is full of a pattern.
     fn rig() -> Driver {
         let mut driver = Driver::new(ram(8 << 20));
-        driver.slot.fill(Box::new(Balloon::new())).unwrap();
+        driver.slot.fill(Box::new(Balloon::new().unwrap())).unwrap();
         driver.start(u64::MAX, 32);
         driver.poke(RAM_START + 4 * MIB, &vec![0xa5; 4 << 20]);
         driver

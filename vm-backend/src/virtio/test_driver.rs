@@ -261,6 +261,8 @@ impl Driver {
 
     fn set_up_queue(&mut self, size: u16) {
         let queue = DriverQueue::new(Arc::clone(&self.memory), self.free, size);
+        // As drivers do: what an earlier one has left there would be taken for news.
+        self.poke(self.free, &vec![0; usize::try_from(DriverQueue::BYTES).expect("few")]);
         self.free += DriverQueue::BYTES;
         let places = [(0x080, queue.descriptors), (0x090, queue.available), (0x0a0, queue.used)];
         self.write32(0x038, size.into());

@@ -1,8 +1,11 @@
-//! The thread of an active device.
+//! The thread of a device.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -10,37 +13,81 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::chain::QueueError;
 use super::{ActivateError, Interrupt, sys};
+use crate::jail;
 
-/// A running thread; dropping it asks it to stop and waits for that.
+/// A thread that is there as long as its device, and works from DRIVER_OK to reset, as often as a driver comes. Drivers come on the threads of
+/// vCPUs, which may not start any.
 #[derive(Debug)]
 pub struct Worker {
+    /// Until the end.
+    jobs: Option<Sender<Job>>,
+    /// A word per job that has ended.
+    ended: Receiver<()>,
+    working: bool,
     stop: EventFd,
     thread: Option<JoinHandle<()>>,
 }
 
+type Job = Box<dyn FnOnce(&Stop) + Send>;
+
 impl Worker {
-    /// Starts `body`. Where it ends with an error or a panic the driver is told to reset the device.
+    /// Starts a thread that does what this kind of device may.
     ///
     /// # Errors
     /// No descriptor or thread can be had.
-    pub fn spawn(
-        name: &str,
+    pub fn new(kind: jail::Thread) -> io::Result<Self> {
+        let stop = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
+        let asked = Stop(stop.try_clone()?);
+        let (jobs, to_do) = mpsc::channel::<Job>();
+        let (sender, ended) = mpsc::channel();
+        let thread = jail::start_thread(kind, Builder::new().name(kind.name().to_owned()), move || {
+            for job in to_do {
+                // A panic of it was printed, and the driver told.
+                let _ = catch_unwind(AssertUnwindSafe(|| job(&asked)));
+                if sender.send(()).is_err() {
+                    return;
+                }
+            }
+        });
+        let thread = Some(thread.map_err(io::Error::other)?);
+        Ok(Self { jobs: Some(jobs), ended, working: false, stop, thread })
+    }
+
+    /// Begins `body`. Where it ends with an error or a panic the driver is told to reset the device.
+    ///
+    /// # Errors
+    /// The thread has ended, which it does not by itself.
+    pub fn start(
+        &mut self,
         interrupt: Arc<Interrupt>,
         body: impl FnOnce(&Stop) -> Result<(), QueueError> + Send + 'static,
-    ) -> Result<Self, ActivateError> {
-        let stop = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)
-            .map_err(|source| ActivateError::Io { what: "make an eventfd", source })?;
-        let asked = Stop(
-            stop.try_clone().map_err(|source| ActivateError::Io { what: "duplicate an eventfd", source })?,
-        );
-        let thread = thread::Builder::new().name(name.into()).spawn(move || {
+    ) -> Result<(), ActivateError> {
+        self.stop();
+        let job = Box::new(move |stop: &Stop| {
             let mut unwell = Unwell(Some(interrupt));
-            if body(&asked).is_ok() {
+            if body(stop).is_ok() {
                 unwell.0 = None;
             }
         });
-        let thread = thread.map_err(|source| ActivateError::Io { what: "start a thread", source })?;
-        Ok(Self { stop, thread: Some(thread) })
+        self.working = self.jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok());
+        match self.working {
+            true => Ok(()),
+            false => Err(ActivateError::Io {
+                what: "hand the queues to the device's thread",
+                source: io::ErrorKind::BrokenPipe.into(),
+            }),
+        }
+    }
+
+    /// Asks the body to end, and waits for that.
+    pub fn stop(&mut self) {
+        if std::mem::take(&mut self.working) {
+            // It can only fail where the counter is at its end, and then it is signalled.
+            let _ = self.stop.write(1);
+            // An error says that the thread has ended.
+            let _ = self.ended.recv();
+            let _ = self.stop.read();
+        }
     }
 }
 
@@ -57,10 +104,9 @@ impl Drop for Unwell {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        // It can only fail where the counter is at its end, and then it is signalled.
-        let _ = self.stop.write(1);
+        self.stop();
+        self.jobs = None;
         if let Some(thread) = self.thread.take() {
-            // A panic of it was printed; nothing of the thread is left to use.
             let _ = thread.join();
         }
     }
@@ -156,16 +202,30 @@ mod tests {
         Arc::new(Interrupt::new(Box::new(Wire::default())))
     }
 
+    fn worker() -> Worker {
+        Worker::new(jail::Thread::Block).unwrap()
+    }
+
     #[test]
-    fn dropping_a_worker_ends_its_wait() {
+    fn a_worker_that_is_stopped_begins_again_and_one_that_is_dropped_ends() {
         let (sender, ended) = mpsc::channel();
-        let worker = Worker::spawn("test", interrupt(), move |stop| {
-            assert_eq!(stop.wait([], Patience::Forever), None);
-            sender.send(()).unwrap();
-            Ok(())
-        });
-        drop(worker.unwrap());
-        ended.try_recv().expect("the body has ended when drop returns");
+        let mut worker = worker();
+        for job in 0..3 {
+            let sender = sender.clone();
+            let started = worker.start(interrupt(), move |stop| {
+                assert_eq!(stop.wait([], Patience::Forever), None);
+                sender.send(job).unwrap();
+                Ok(())
+            });
+            started.unwrap();
+            // The last one is not asked.
+            if job < 2 {
+                worker.stop();
+                assert_eq!(ended.try_recv(), Ok(job), "the body has ended when stop returns");
+            }
+        }
+        drop(worker);
+        assert_eq!(ended.try_recv(), Ok(2), "the body has ended when drop returns");
     }
 
     #[test]
@@ -184,17 +244,23 @@ mod tests {
     #[test]
     fn a_body_that_fails_asks_the_driver_for_a_reset() {
         let interrupt = interrupt();
-        drop(Worker::spawn("test", Arc::clone(&interrupt), |_| Err(QueueError::Ring)).unwrap());
+        let mut worker = worker();
+        worker.start(Arc::clone(&interrupt), |_| Err(QueueError::Ring)).unwrap();
+        worker.stop();
         assert!(interrupt.reset_needed());
     }
 
     #[test]
-    fn so_does_one_that_panics_and_none_that_is_told_to_end() {
+    fn so_does_one_that_panics_and_the_next_one_works() {
         let panicked = interrupt();
-        drop(Worker::spawn("test", Arc::clone(&panicked), |_| panic!("on purpose")).unwrap());
+        let mut worker = worker();
+        // Without the hook of panics, which looks for files where RUST_BACKTRACE is set.
+        worker.start(Arc::clone(&panicked), |_| std::panic::resume_unwind(Box::new("on purpose"))).unwrap();
+        worker.stop();
         assert!(panicked.reset_needed());
         let ended = interrupt();
-        drop(Worker::spawn("test", Arc::clone(&ended), |_| Ok(())).unwrap());
+        worker.start(Arc::clone(&ended), |_| Ok(())).unwrap();
+        worker.stop();
         assert!(!ended.reset_needed());
         assert_eq!(Arc::strong_count(&ended), 1, "nothing of it is left");
     }

@@ -136,6 +136,7 @@ impl VmBackend {
             command_line.push_str(&guest.plan.kernel_arguments);
         }
         Ok(GuestSpec {
+            user: Some(guest.user.uid),
             memory_mib: guest.plan.memory_mib,
             vcpus: guest.plan.vcpus,
             interrupts: self.interrupts()?,

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ use super::vm::{KvmError, Tried as _};
 use super::{sbi, sys};
 use crate::bus::Bus;
 use crate::console::Console;
+use crate::jail::{self, JailError};
 use crate::memory::GuestRam;
 use crate::stop::{Stop, StopSignal};
 
@@ -30,6 +31,17 @@ pub struct Surroundings {
     pub memory: GuestRam,
     pub console: Console,
     pub stop: StopSignal,
+    /// Held until every thread of the VMM is confined: no vCPU begins before.
+    pub gate: Mutex<()>,
+}
+
+/// A vCPU could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum VcpuError {
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    #[error("a vCPU's thread")]
+    Thread(#[from] JailError),
 }
 
 /// A running vCPU.
@@ -43,20 +55,25 @@ impl Vcpu {
     /// Starts the thread of vCPU `id`.
     ///
     /// # Errors
-    /// There is no memory or thread for it.
-    pub fn start(id: usize, vcpu: VcpuFd, surroundings: &Arc<Surroundings>) -> Result<Self, KvmError> {
+    /// There is no memory or thread for it, or the thread could not be confined.
+    pub fn start(id: usize, vcpu: VcpuFd, surroundings: &Arc<Surroundings>) -> Result<Self, VcpuError> {
         let fd = sys::duplicate(&vcpu).tried("duplicate a vCPU's descriptor")?;
         let exit = sys::ImmediateExit::new(&fd).tried("map a vCPU's state")?;
         let surroundings = Arc::clone(surroundings);
-        let thread = thread::Builder::new().name(format!("vcpu{id}")).spawn(move || {
-            let ended = Ended(&surroundings.stop);
-            let stop = run(vcpu, &surroundings);
-            if let Some(stop) = stop {
-                surroundings.stop.request(stop);
-            }
-            drop(ended);
-        });
-        Ok(Self { thread: thread.tried("start a vCPU's thread")?, exit })
+        let thread = jail::start_thread(
+            jail::Thread::Vcpu,
+            thread::Builder::new().name(format!("vcpu{id}")),
+            move || {
+                let ended = Ended(&surroundings.stop);
+                drop(surroundings.gate.lock());
+                let stop = run(vcpu, &surroundings);
+                if let Some(stop) = stop {
+                    surroundings.stop.request(stop);
+                }
+                drop(ended);
+            },
+        );
+        Ok(Self { thread: thread?, exit })
     }
 
     /// Tells it to leave the guest for good.
@@ -109,7 +126,7 @@ fn run(mut vcpu: VcpuFd, surroundings: &Surroundings) -> Option<Stop> {
         Sbi,
         Csr,
     }
-    loop {
+    while !surroundings.stop.is_requested() {
         let left = match vcpu.run() {
             Ok(VcpuExit::MmioRead(address, data)) => {
                 surroundings.bus.read(address, data);
@@ -148,10 +165,8 @@ fn run(mut vcpu: VcpuFd, surroundings: &Surroundings) -> Option<Stop> {
             // A process in the guest that pokes at a register which only an AIA has must not be able to end the guest.
             Left::Csr => sys::answer_csr(vcpu.get_kvm_run()),
         }
-        if surroundings.stop.is_requested() {
-            return None;
-        }
     }
+    None
 }
 
 fn system_event(event: u32) -> Stop {

@@ -23,7 +23,7 @@ fn listener(kind: SocketType) -> OwnedFd {
 /// A message that uses everything, and its descriptors.
 fn good() -> (Value, Vec<OwnedFd>) {
     let message = json!({
-        "memory_mib": 256, "vcpus": 2, "kvm": 0, "kernel": 1, "initramfs": 2, "command_line": "quiet rdinit=/init",
+        "user": 300_000, "memory_mib": 256, "vcpus": 2, "kvm": 0, "kernel": 1, "initramfs": 2, "command_line": "quiet rdinit=/init",
         "status": 3, "console": 4, "console_limit": 65536, "control": 5, "vsock": 6,
         "net": {"tap": 7, "mac": [2, 0, 0, 0, 0, 1], "mtu": 1500}, "balloon": true, "spare_slots": 4,
         "disks": [{"extents": [{"file": 8, "read_only": true}, {"file": 9, "read_only": false}]}],
@@ -76,6 +76,8 @@ fn the_message_type_and_the_json_agree() {
 fn numbers_out_of_range_are_refused_by_name() {
     let long = "x".repeat(1024);
     for (pointer, value) in [
+        ("/user", json!(0)),
+        ("/user", json!(u32::MAX)),
         ("/memory_mib", json!(31)),
         ("/memory_mib", json!(1_048_577)),
         ("/memory_mib", json!(u32::MAX)),
@@ -91,6 +93,7 @@ fn numbers_out_of_range_are_refused_by_name() {
         assert!(matches!(refused, Err(BootError::Range { .. })), "{pointer} {value}: {refused:?}");
     }
     with("/spare_slots", json!(28)).unwrap();
+    assert_eq!(with("/user", Value::Null).unwrap().user, None);
     with("/command_line", json!("x".repeat(1023))).unwrap();
 }
 

@@ -17,6 +17,7 @@ pub use self::request::serve;
 use super::queue::RING_FEATURES;
 use super::worker::{Patience, Stop, Worker, take_kick};
 use super::{ActivateError, Activation, Device, read_config_space, sys};
+use crate::jail::Thread;
 
 /// Features (VIRTIO 1.2 section 5.2.3).
 pub(crate) mod feature {
@@ -60,6 +61,8 @@ pub enum BlockError {
     Mode { index: usize, what: &'static str },
     #[error("{what} of file {index} of the disk")]
     File { index: usize, what: &'static str, source: io::Error },
+    #[error("start the thread of the disk")]
+    Thread { source: io::Error },
 }
 
 /// The device.
@@ -67,7 +70,7 @@ pub enum BlockError {
 pub struct Block {
     disk: Arc<Disk>,
     config: [u8; 60],
-    worker: Option<Worker>,
+    worker: Worker,
 }
 
 impl Block {
@@ -77,7 +80,8 @@ impl Block {
     /// See [`BlockError`].
     pub fn new(extents: Vec<BlockExtent>) -> Result<Self, BlockError> {
         let disk = Disk::new(extents)?;
-        Ok(Self { config: config(&disk), disk: Arc::new(disk), worker: None })
+        let worker = Worker::new(Thread::Block).map_err(|source| BlockError::Thread { source })?;
+        Ok(Self { config: config(&disk), disk: Arc::new(disk), worker })
     }
 }
 
@@ -129,17 +133,16 @@ impl Device for Block {
         let mut queue = queues.into_iter().next().flatten().ok_or(ActivateError::MissingQueue(0))?;
         let disk = Arc::clone(&self.disk);
         let raise = Arc::clone(&interrupt);
-        self.worker = Some(Worker::spawn("blk", interrupt, move |stop: &Stop| {
+        self.worker.start(interrupt, move |stop: &Stop| {
             while stop.wait([Some(sys::borrow(&queue.kick))], Patience::Forever).is_some() {
                 take_kick(&queue.kick);
                 while serve(&disk, features, &mut queue, &memory, &raise)? && !stop.asked() {}
             }
             Ok(())
-        })?);
-        Ok(())
+        })
     }
 
     fn reset(&mut self) {
-        self.worker = None;
+        self.worker.stop();
     }
 }

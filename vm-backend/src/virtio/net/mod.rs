@@ -22,6 +22,7 @@ use super::queue::RING_FEATURES;
 use super::sys::borrow;
 use super::worker::{Patience, Stop, Worker, take_kick};
 use super::{ActivateError, Activation, ActiveQueue, Device, Interrupt, read_config_space};
+use crate::jail::Thread;
 use crate::memory::GuestRam;
 
 /// Features (VIRTIO 1.2 section 5.1.3). GUEST: what the driver takes in a received packet; HOST: what it may leave to us in a sent one.
@@ -75,6 +76,8 @@ pub enum NetError {
     Mtu(u16),
     #[error("{what} of the tap")]
     Set { what: &'static str, source: io::Error },
+    #[error("start the thread of the network")]
+    Thread { source: io::Error },
 }
 
 /// The device.
@@ -83,7 +86,7 @@ pub struct Net {
     tap: Arc<OwnedFd>,
     /// struct virtio_net_config: MAC, status and number of queue pairs (neither of which is offered), MTU.
     config: [u8; 12],
-    worker: Option<Worker>,
+    worker: Worker,
 }
 
 impl Net {
@@ -108,7 +111,8 @@ impl Net {
         let mut config = [0; 12];
         config[..6].copy_from_slice(&mac);
         config[10..].copy_from_slice(&mtu.to_le_bytes());
-        Ok(Self { tap: Arc::new(tap), config, worker: None })
+        let worker = Worker::new(Thread::Net).map_err(|source| NetError::Thread { source })?;
+        Ok(Self { tap: Arc::new(tap), config, worker })
     }
 }
 
@@ -137,12 +141,11 @@ impl Device for Net {
         sys::set_offloads(self.tap.as_fd(), offloads(features))
             .map_err(|source| ActivateError::Io { what: "set the offloads of the tap", source })?;
         let link = Link { tap: Arc::clone(&self.tap), memory, features, interrupt: Arc::clone(&interrupt) };
-        self.worker = Some(Worker::spawn("net", interrupt, move |stop| link.run(stop, receive, transmit))?);
-        Ok(())
+        self.worker.start(interrupt, move |stop| link.run(stop, receive, transmit))
     }
 
     fn reset(&mut self) {
-        self.worker = None;
+        self.worker.stop();
     }
 }
 

@@ -256,7 +256,8 @@ fn the_thread_sleeps_while_a_packet_waits_for_buffers_and_after_the_tap_is_gone(
     };
     host.send(&[7; 100]).unwrap();
     let (sender, spent) = std::sync::mpsc::channel();
-    let worker = Worker::spawn("net", interrupt(), move |stop| {
+    let mut worker = Worker::new(Thread::Net).unwrap();
+    let started = worker.start(interrupt(), move |stop| {
         let result = link.run(stop, receive, send);
         sender.send(nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap()).unwrap();
         result
@@ -273,7 +274,8 @@ fn the_thread_sleeps_while_a_packet_waits_for_buffers_and_after_the_tap_is_gone(
     rings[0].add(&[], &[(RAM_START + 0x8000, 200)]);
     kick.write(1).unwrap();
     thread::sleep(Duration::from_millis(150));
-    drop(worker.unwrap());
+    started.unwrap();
+    drop(worker);
     // It needs a fraction of a millisecond; one that does not sleep takes all that even a busy machine gives it.
     let spent = Duration::from(spent.recv().unwrap());
     assert!(spent < Duration::from_millis(5), "{spent:?} of CPU time");

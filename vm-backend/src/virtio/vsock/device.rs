@@ -11,6 +11,7 @@ use super::mux::{Mux, Outside};
 use super::poll::Poller;
 use super::ready::ReadySignal;
 use super::thread::Session;
+use crate::jail::Thread;
 use crate::virtio::queue::RING_FEATURES;
 use crate::virtio::worker::Worker;
 use crate::virtio::{ActivateError, Activation, Device, read_config_space};
@@ -31,7 +32,7 @@ pub struct Vsock {
     limits: Limits,
     /// The guest has to be told that connections of it are gone.
     lost: Arc<AtomicBool>,
-    worker: Option<Worker>,
+    worker: Worker,
 }
 
 impl Vsock {
@@ -39,7 +40,7 @@ impl Vsock {
     /// while the guest's driver is at work; `ready` is called when the guest first connects to port 1024 of the host.
     ///
     /// # Errors
-    /// The listener cannot be made non-blocking, or there are no descriptors.
+    /// The listener cannot be made non-blocking, or there are no descriptors or threads.
     pub fn new(listener: OwnedFd, guest_cid: u64, ready: Box<dyn Fn() + Send>) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&listener, true)?;
         let ready = Arc::new(ReadySignal::new(ready));
@@ -47,7 +48,7 @@ impl Vsock {
             outside: Outside { guest_cid, listener: Arc::new(listener), dialer: Dialer::new()?, ready },
             limits: Limits::default(),
             lost: Arc::default(),
-            worker: None,
+            worker: Worker::new(Thread::Vsock)?,
         })
     }
 
@@ -92,12 +93,11 @@ impl Device for Vsock {
         let mux = Mux::new(self.outside.clone(), self.limits, poller).map_err(failed)?;
         let lost = Arc::clone(&self.lost);
         let session = Session { memory, interrupt: Arc::clone(&interrupt), mux, rx, tx, events, lost };
-        self.worker = Some(Worker::spawn("vsock", interrupt, move |stop| session.run(stop))?);
-        Ok(())
+        self.worker.start(interrupt, move |stop| session.run(stop))
     }
 
     fn reset(&mut self) {
-        self.worker = None;
+        self.worker.stop();
     }
 }
 
