@@ -3,13 +3,13 @@
 mod disk;
 mod log;
 mod plan;
-mod time;
+mod told;
 mod users;
 
 pub(crate) use disk::{DiskError, Place, empty_blocking, fill};
 pub(crate) use log::{GuestLog, LogError, LogTokens, last_lines};
 pub(crate) use plan::{ANNOTATIONS, GuestPlan, MAX_MEMORY_MIB, MAX_VCPUS, plan};
-pub(crate) use time::to_host_time;
+pub(crate) use told::{cut, to_host_time};
 pub(crate) use users::{NoUser, VmmUser, VmmUsers};
 
 /// The first slot for disks of a VMM: vsock, network and balloon come before (`hartpod_vm::devices`).

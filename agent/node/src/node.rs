@@ -33,6 +33,8 @@ pub(crate) struct Layout {
 
 /// Different warnings of pods that are told at all.
 const MAX_WARNED: usize = 64;
+/// Characters of a warning.
+const MAX_WARNING: usize = 512;
 /// Before the pod's id in the name of its network namespace file.
 const NETNS_PREFIX: &str = "hartpod-";
 
@@ -104,6 +106,9 @@ pub(crate) struct Node {
 impl Node {
     /// Warns of what concerns the node as much as the pod: every pod would tell it.
     pub(crate) fn warn_once(&self, pod: &SandboxId, warning: &str) {
+        // It may be a guest's own words.
+        let cut = warning.char_indices().nth(MAX_WARNING).map_or(warning.len(), |(at, _)| at);
+        let warning = &warning[..cut];
         let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
         // Texts that differ by pod must not fill the memory.
         if warned.len() < MAX_WARNED && warned.insert(warning.to_owned()) {

@@ -8,7 +8,7 @@ use hartpod_container::cgroup::CgroupError;
 use hartpod_proto::ContainerId;
 use hartpod_proto::cri::v1 as cri;
 use hartpod_proto::pod::v1 as pod;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::bring_up::{RunError, Up};
 use super::make::{CreateError, Made};
@@ -65,7 +65,8 @@ pub(super) enum Done {
 /// News of the agent.
 #[derive(Debug)]
 pub(super) enum News {
-    Container(pod::ContainerState),
+    /// Handled when the permit is given back.
+    Container(pod::ContainerState, OwnedSemaphorePermit),
     /// These are all the containers that it knows; it told the state of each before.
     Synced(BTreeSet<ContainerId>),
     /// Its guest does not answer; and it does again.

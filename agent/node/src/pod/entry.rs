@@ -127,6 +127,7 @@ impl Entry {
     /// Takes in what the agent says; it may be late or say it twice.
     pub(super) fn learn(&mut self, mut news: agent::ContainerState) {
         if self.info.slot.is_some() {
+            guest::cut(&mut news);
             guest::to_host_time(&mut news, (self.start_asked_at, self.started_at), clock::now());
         }
         let phase = news.phase();

@@ -136,7 +136,7 @@ impl PodTask {
 
     fn on_news(&mut self, news: News) -> Next {
         match news {
-            News::Container(state) => self.on_container_news(state),
+            News::Container(state, _room) => self.on_container_news(state),
             News::Synced(known) => self.on_synced(&known),
             News::Silent => self.on_guest_silent(),
             News::Alive => self.on_guest_alive(),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use hartpod_proto::ContainerId;
 use hartpod_proto::pod::v1 as pod;
 use hartpod_proto::pod::v1::watch_response::Change;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tonic::Streaming;
 
@@ -20,6 +20,8 @@ use crate::node::Node;
 
 /// Between attempts to get a living agent to talk.
 const RETRY: Duration = Duration::from_millis(200);
+/// News of containers that the pod's task has not taken in: more are not read.
+const UNHANDLED: usize = 64;
 /// For what a dead agent said last to be read.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -33,7 +35,8 @@ pub(super) fn follow(
     to: mpsc::UnboundedSender<Message>,
 ) -> JoinHandle<()> {
     let dir = node.layout.agent(&pod.id);
-    let to = Ears { to, guest: pod.is_guest().then(|| dir.clone()) };
+    let to =
+        Ears { to, guest: pod.is_guest().then(|| dir.clone()), room: Arc::new(Semaphore::new(UNHANDLED)) };
     tokio::spawn(async move {
         let how = loop {
             if let Ok(mut stream) = agent.client.watch().await {
@@ -67,6 +70,8 @@ struct Ears {
     to: mpsc::UnboundedSender<Message>,
     /// The folder of the VMM, for a guest.
     guest: Option<PathBuf>,
+    /// What a guest tells without end waits in its own memory, not in ours.
+    room: Arc<Semaphore>,
 }
 
 impl Ears {
@@ -76,15 +81,17 @@ impl Ears {
     }
 
     /// A container has ended when its log is whole, which in a guest is the VMM's to know.
-    fn tell_of(&self, state: pod::ContainerState) {
+    async fn tell_of(&self, state: pod::ContainerState) {
+        // Never closed.
+        let Ok(room) = self.room.clone().acquire_owned().await else { return };
         let ended = self.guest.clone().filter(|_| state.phase() == pod::Phase::Exited);
         let (Some(dir), Ok(id)) = (ended, state.container_id.parse::<ContainerId>()) else {
-            return self.tell(News::Container(state));
+            return self.tell(News::Container(state, room));
         };
         let ears = self.clone();
         tokio::spawn(async move {
             guest::last_lines(dir, id).await;
-            ears.tell(News::Container(state));
+            ears.tell(News::Container(state, room));
         });
     }
 }
@@ -96,7 +103,7 @@ async fn pass_on(stream: &mut Streaming<pod::WatchResponse>, to: &Ears) {
         match news.change {
             Some(Change::Container(state)) => {
                 known.extend(state.container_id.parse::<ContainerId>());
-                to.tell_of(state);
+                to.tell_of(state).await;
             }
             // Once per stream.
             Some(Change::Synced(_)) => to.tell(News::Synced(std::mem::take(&mut known))),

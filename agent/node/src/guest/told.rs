@@ -1,9 +1,26 @@
-//! Times that a guest tells, by the host's clock.
+//! What a guest tells of its containers. It may tell anything: sizes are bounded, and times are those of the host's clock.
 //!
 //! A guest's clock is set once, when its pod is set up, and runs on by itself: it is behind by the time that the message took, and later by
 //! whatever the host's clock was corrected. What is known to lie between a question and its answer is put there, and the rest moves with it.
 
 use hartpod_proto::pod::v1 as pod;
+
+/// Bytes of a message that are kept, as of what the kubelet keeps of a termination message.
+const MESSAGE: usize = 4096;
+/// Supplementary groups that are kept: no more can be asked for.
+const GROUPS: usize = 4096;
+
+/// Cuts what is kept for as long as the container is known.
+pub(crate) fn cut(state: &mut pod::ContainerState) {
+    let mut end = MESSAGE.min(state.message.len());
+    while !state.message.is_char_boundary(end) {
+        end -= 1;
+    }
+    state.message.truncate(end);
+    if let Some(user) = &mut state.user {
+        user.additional_gids.truncate(GROUPS);
+    }
+}
 
 /// Moves the times of `state`: to a start that is known already, or else to one within the question and `now`.
 pub(crate) fn to_host_time(state: &mut pod::ContainerState, (asked_at, started_at): (i64, i64), now: i64) {
@@ -27,6 +44,19 @@ mod tests {
         let mut state = pod::ContainerState { started_at: told.0, finished_at: told.1, ..Default::default() };
         to_host_time(&mut state, known, now);
         (state.started_at, state.finished_at)
+    }
+
+    #[test]
+    fn what_a_guest_tells_is_cut() {
+        let user = Some(pod::ResolvedUser { additional_gids: vec![1; 100_000], ..Default::default() });
+        let mut state = pod::ContainerState { message: "\u{e9}".repeat(10_000), user, ..Default::default() };
+        cut(&mut state);
+        assert_eq!(state.message.len(), 4096);
+        assert_eq!(state.user.unwrap().additional_gids.len(), 4096);
+        let mut odd =
+            pod::ContainerState { message: format!("x{}", "\u{e9}".repeat(10_000)), ..Default::default() };
+        cut(&mut odd);
+        assert_eq!(odd.message.len(), 4095);
     }
 
     #[test]
