@@ -1,5 +1,6 @@
 //! `hartpod check`: can this node run pods? One line for each thing that is needed.
 
+mod guests;
 mod kernel;
 mod overlay;
 mod place;
@@ -19,6 +20,8 @@ enum Finding {
     Warn(String),
     /// No pod can run.
     Fail(String),
+    /// Something that this node does not have, and need not.
+    Note(String),
 }
 
 impl fmt::Display for Finding {
@@ -27,6 +30,7 @@ impl fmt::Display for Finding {
             Self::Ok(text) => ("ok", text),
             Self::Warn(text) => ("warn", text),
             Self::Fail(text) => ("fail", text),
+            Self::Note(text) => ("-", text),
         };
         write!(f, "{word:4}  {text}")
     }
@@ -34,7 +38,7 @@ impl fmt::Display for Finding {
 
 /// Everything that is looked at, in the order of the output.
 fn look(config: &Config) -> Vec<(&'static str, Finding)> {
-    vec![
+    let mut findings = vec![
         ("kernel", kernel::version()),
         ("system calls", kernel::system_calls()),
         ("namespaces", kernel::namespaces()),
@@ -47,7 +51,9 @@ fn look(config: &Config) -> Vec<(&'static str, Finding)> {
         ("pod agent", place::pod_agent(config)),
         ("network", place::network(config)),
         ("forwarding", place::forwarding()),
-    ]
+    ];
+    findings.extend(guests::look(config));
+    findings
 }
 
 /// Prints the findings and a verdict; exit code 1 when no pod can run.
@@ -94,13 +100,19 @@ mod tests {
             "kernel   ok    6.12\nnetwork  warn  no configuration\n\nThis node can run pods, with 1 warning.\n"
         );
         assert!(told(std::slice::from_ref(&ok)).ends_with("\n\nThis node can run pods.\n"));
+        let note = ("guests", Finding::Note("not here".into()));
+        assert_eq!(
+            told(&[ok.clone(), note]),
+            "kernel  ok    6.12\nguests  -     not here\n\nThis node can run pods.\n"
+        );
         assert!(told(&[ok, warn, fail]).ends_with("\n\nThis node cannot run pods: 1 blocker.\n"));
     }
 
     #[test]
     fn a_look_at_this_machine_says_something_about_everything() {
         for (name, finding) in look(&Config::default()) {
-            let (Finding::Ok(text) | Finding::Warn(text) | Finding::Fail(text)) = finding;
+            let (Finding::Ok(text) | Finding::Warn(text) | Finding::Fail(text) | Finding::Note(text)) =
+                finding;
             assert!(!text.is_empty() && !text.contains('\n'), "{name}: {text:?}");
         }
     }

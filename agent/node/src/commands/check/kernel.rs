@@ -138,6 +138,7 @@ mod tests {
             Fine(_) => "ok",
             Warn(_) => "warn",
             Fail(_) => "fail",
+            Finding::Note(_) => "-",
         };
         for (release, expected) in [
             ("6.12.43+deb13-riscv64", "ok"),

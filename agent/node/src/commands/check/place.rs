@@ -49,7 +49,7 @@ pub(super) fn pod_agent(config: &Config) -> Finding {
 }
 
 /// Class, byte order and machine of an ELF header: the agent's must be those of the running program.
-fn judge_program(path: &Path) -> Finding {
+pub(super) fn judge_program(path: &Path) -> Finding {
     const IDENT: usize = 6;
     const MACHINE: std::ops::Range<usize> = 18..20;
     let header = |path: &Path| -> std::io::Result<[u8; 20]> {
