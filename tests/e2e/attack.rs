@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use hartpod_tests::cri::NamespaceMode;
 use hartpod_tests::eventually::patient;
-use hartpod_tests::{Container, Lab, Need, Node, Pod, cri, image, layer, node, process, tests};
+use hartpod_tests::{Container, Lab, Need, Pod, cri, image, layer, node, process, tests};
 
 tests![
     a_tracer_in_a_shared_pid_namespace_gets_no_further needs Need::Attacker,
@@ -22,14 +22,12 @@ tests![
 const ATTACK: Duration = Duration::from_secs(6);
 
 /// The attacker's image: busybox and the attacker, which needs no library.
-async fn attacker_image(lab: &Lab, node: &Node) -> Result<String> {
+pub(crate) async fn attacker_image(lab: &Lab) -> Result<String> {
     let program = node::bin_dir().join("hartpod-attacker");
     let program = std::fs::read(&program).with_context(|| format!("read {}", program.display()))?;
     let extra =
         layer::LayerBuilder::new().file("bin/attacker", 0o755, &program)?.build(layer::Packing::Gzip)?;
-    let reference = lab.push("attacker", "1", &image::busybox()?.layer(extra).build()?).await?;
-    node.client().pull(&reference).await?;
-    Ok(reference)
+    lab.push("attacker", "1", &image::busybox()?.layer(extra).build()?).await
 }
 
 /// The path of a file on the node. The attacker is given it backwards, so that no memory but its own holds it as it is:
@@ -111,10 +109,11 @@ async fn be_busy(container: &Container, reference: &str) -> Result<u32> {
 
 async fn a_tracer_in_a_shared_pid_namespace_gets_no_further(lab: &Lab) -> Result<()> {
     let node = lab.node().await?;
-    let reference = attacker_image(lab, &node).await?;
+    let reference = attacker_image(lab).await?;
+    node.client().pull(&reference).await?;
     let pod = node.pod("shared").pid(NamespaceMode::Pod).run().await?;
     let victim = pod.container("victim").idle().run().await?;
-    let agent = node.agent_of(victim.pid().await?).await?;
+    let agent = pod.agent().await?;
     let attacker = attacker(lab, &pod, &reference, None).await?;
     let execs = be_busy(&victim, &reference).await?;
     judge(&attacker, &agent).await?;
@@ -124,11 +123,12 @@ async fn a_tracer_in_a_shared_pid_namespace_gets_no_further(lab: &Lab) -> Result
 
 async fn a_tracer_does_not_reach_an_exec_into_itself(lab: &Lab) -> Result<()> {
     let node = lab.node().await?;
-    let reference = attacker_image(lab, &node).await?;
+    let reference = attacker_image(lab).await?;
+    node.client().pull(&reference).await?;
     // The container's own pid namespace: the exec must join it.
     let pod = node.pod("own").run().await?;
     let attacker = attacker(lab, &pod, &reference, None).await?;
-    let agent = node.agent_of(attacker.pid().await?).await?;
+    let agent = pod.agent().await?;
     let execs = be_busy(&attacker, &reference).await?;
     judge(&attacker, &agent).await?;
     ensure!(execs > 3, "only {execs} execs came through");
@@ -137,10 +137,11 @@ async fn a_tracer_does_not_reach_an_exec_into_itself(lab: &Lab) -> Result<()> {
 
 async fn a_tracer_in_a_target_namespace_gets_no_further(lab: &Lab) -> Result<()> {
     let node = lab.node().await?;
-    let reference = attacker_image(lab, &node).await?;
+    let reference = attacker_image(lab).await?;
+    node.client().pull(&reference).await?;
     let pod = node.pod("target").run().await?;
     let victim = pod.container("victim").idle().run().await?;
-    let agent = node.agent_of(victim.pid().await?).await?;
+    let agent = pod.agent().await?;
     let options = cri::NamespaceOption {
         pid: NamespaceMode::Target.into(),
         target_id: victim.id.clone(),
@@ -154,10 +155,11 @@ async fn a_tracer_in_a_target_namespace_gets_no_further(lab: &Lab) -> Result<()>
 /// Would it tell? In the node's pid namespace the agent does show, and CRI asked for that.
 async fn the_attacker_finds_what_is_there_to_find(lab: &Lab) -> Result<()> {
     let node = lab.node().await?;
-    let reference = attacker_image(lab, &node).await?;
+    let reference = attacker_image(lab).await?;
+    node.client().pull(&reference).await?;
     let pod = node.pod("host").pid(NamespaceMode::Node).run().await?;
     let attacker = attacker(lab, &pod, &reference, None).await?;
-    let agent = node.agent_of(attacker.pid().await?).await?.pid;
+    let agent = pod.agent().await?.pid;
     attacker.exited().await?;
     let said = hartpod_tests::log_file::text(&attacker.log()?, "stdout");
     let reached = |what: &str| said.lines().any(|line| line.starts_with("reached: ") && line.contains(what));

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use hartpod_tests::{Lab, Refused, cri, eventually, process, tests};
+use hartpod_tests::{Lab, Need, Refused, cri, eventually, process, tests};
 use tonic::Code;
 
 tests![
@@ -16,7 +16,7 @@ tests![
     a_command_that_does_not_exist_is_an_error,
     a_command_that_is_not_executable_is_an_error,
     an_exec_needs_a_running_container,
-    a_hundred_execs_leave_nothing,
+    a_hundred_execs_leave_nothing needs Need::OfNode("processes"),
     execs_run_side_by_side,
 ];
 
@@ -83,7 +83,8 @@ async fn a_timeout_kills_the_whole_tree(lab: &Lab) -> Result<()> {
     assert!(took >= Duration::from_millis(950), "{took:?}");
     assert!(took < Duration::from_secs(20), "{took:?}");
     let left = async || {
-        Ok(process::all()?.into_iter().filter(|one| one.command.starts_with("sleep 4100")).collect())
+        let all = main.commands().await?.into_iter();
+        Ok(all.filter(|command| command.starts_with("sleep 4100")).collect())
     };
     eventually("the end of the exec's tree", left, Vec::is_empty).await?;
     assert_eq!(main.state().await?, cri::ContainerState::ContainerRunning);
@@ -93,18 +94,19 @@ async fn a_timeout_kills_the_whole_tree(lab: &Lab) -> Result<()> {
 
 async fn an_exec_that_leaves_a_daemon_behind_answers(lab: &Lab) -> Result<()> {
     let node = lab.node().await?;
-    let pod = node.pod("web").run().await?;
+    // A shared pid namespace: it is not its end that ends them.
+    let pod = node.pod("web").pid(cri::NamespaceMode::Pod).run().await?;
     let main = pod.container("main").idle().run().await?;
+    let other = pod.container("other").idle().run().await?;
     // As after `nginx -s`, a helper that goes to the background and has let go of the output.
     let script = "setsid sleep 41010 </dev/null >/dev/null 2>&1 & echo started";
     let output = main.exec_within(Duration::from_secs(20), ["sh", "-c", script]).await?;
     assert_eq!((output.stdout.as_str(), output.exit_code), ("started\n", 0));
     // What an exec leaves in the background lives until the container ends.
-    let daemons = async || Ok(process::all()?.into_iter().filter(|one| one.command == "sleep 41010").count());
+    let daemons = async || Ok(other.commands().await?.into_iter().filter(|one| one == "sleep 41010").count());
     eventually("the daemon to run", daemons, |count| *count == 1).await?;
     main.stop(Duration::from_secs(5)).await?;
-    let left = async || Ok(process::all()?.into_iter().filter(|one| one.command == "sleep 41010").count());
-    eventually("the end of the daemon", left, |count| *count == 0).await?;
+    eventually("the end of the daemon", daemons, |count| *count == 0).await?;
     Ok(())
 }
 
@@ -173,7 +175,7 @@ async fn a_hundred_execs_leave_nothing(lab: &Lab) -> Result<()> {
     main.exec(["true"]).await?;
     let before = lab.look(&node)?;
     let (daemon, files) = (node.daemon_pid()?, process::open_files(node.daemon_pid()?)?);
-    let agent = node.agent_of(main.pid().await?).await?;
+    let agent = pod.agent().await?;
     let agent_files = process::open_files(agent.pid)?;
     for number in 0..100 {
         assert_eq!(main.exec(["echo", "x"]).await?.stdout, "x\n", "exec {number}");

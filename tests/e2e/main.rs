@@ -7,7 +7,9 @@ mod attack;
 mod bad_images;
 mod commands;
 mod exec;
+mod faults;
 mod filters;
+mod guests;
 mod images;
 mod lifecycle;
 mod limits;
@@ -30,7 +32,9 @@ fn main() -> ExitCode {
         bad_images::TESTS,
         commands::TESTS,
         exec::TESTS,
+        faults::TESTS,
         filters::TESTS,
+        guests::TESTS,
         images::TESTS,
         lifecycle::TESTS,
         limits::TESTS,

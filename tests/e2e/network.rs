@@ -16,7 +16,7 @@ tests![
     a_pod_has_lo_and_eth0,
     a_dual_stack_pod_has_two_addresses needs Need::Ipv6,
     an_address_is_given_back_at_stop,
-    host_network_is_the_nodes_own,
+    host_network_is_the_nodes_own needs Need::OfNode("namespaces"),
     a_host_port_is_reached_on_loopback_and_from_another_host,
     hosts_hostname_and_dns_are_the_pods,
     a_plugin_is_called_as_containerd_calls_it,

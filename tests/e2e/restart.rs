@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use hartpod_tests::cgroup::PodCgroup;
 use hartpod_tests::eventually::within;
 use hartpod_tests::log_file::text;
-use hartpod_tests::{Container, Lab, Node, Refused, cri, eventually, process, tests};
+use hartpod_tests::{Container, Lab, Need, Node, Refused, cri, eventually, process, tests};
 use nix::sys::signal::Signal;
 use tokio::process::Command;
 
@@ -24,7 +24,7 @@ tests![
     a_dead_agent_makes_the_pod_not_ready,
     an_agent_that_died_with_the_daemon_is_noticed,
     a_stopped_agent_does_not_stop_the_node,
-    a_silent_agent_holds_nothing_back_and_its_pod_is_ready_when_it_answers,
+    a_silent_agent_holds_nothing_back_and_its_pod_is_ready_when_it_answers needs Need::OfNode("folders"),
     what_a_killed_daemon_had_thrown_away_goes_at_the_next_start,
     a_damaged_record_is_set_aside,
     a_restarted_machine_can_be_cleaned_up,
@@ -109,24 +109,29 @@ async fn the_first_answer_has_every_pod_with_its_address(lab: &Lab) -> Result<()
 
 async fn exit_codes_of_the_meantime_are_right(lab: &Lab) -> Result<()> {
     let node = lab.node().await?;
-    let pod = node.pod("web").run().await?;
-    let go = lab.dir().join("go");
-    fs::create_dir(&go)?;
-    let waits = |name: &str, then: &str| {
-        let script = format!("while [ ! -e /go/now ]; do usleep 20000; done; echo done; {then}");
-        pod.container(name).sh(&script).mount(&go, "/go")
+    let pod = node.pod("web").pid(cri::NamespaceMode::Pod).run().await?;
+    // Each waits for a caller: without a daemon there is no other way to reach it.
+    let waits = |name: &str, port: u16, then: &str| {
+        pod.container(name).sh(&format!("echo waiting; nc -l -p {port}; echo done; {then}"))
     };
-    let seven = waits("seven", "exit 7").run().await?;
-    let zero = waits("zero", "exit 0").run().await?;
-    let killed = waits("killed", "exit 0").run().await?;
+    let seven = waits("seven", 7007, "exit 7").run().await?;
+    let zero = waits("zero", 7000, "exit 0").run().await?;
+    // No init of a pid namespace, so it may kill itself.
+    let killed = waits("killed", 7009, "kill -KILL $$").run().await?;
     let runs = pod.container("runs").idle().run().await?;
-    let killed_pid = killed.pid().await?;
+    for one in [&seven, &zero, &killed] {
+        one.logged("waiting").await?;
+    }
+    let address = pod.ip().await?;
     node.kill().await?;
     let before = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_nanos();
-    process::signal(killed_pid, Signal::SIGKILL)?;
-    fs::write(go.join("now"), "")?;
-    seven.logged("done").await?;
-    zero.logged("done").await?;
+    for port in [7007, 7000, 7009] {
+        let call = async || Ok(tokio::net::TcpStream::connect((address.as_str(), port)).await.is_ok());
+        eventually("the container to be called", call, |called| *called).await?;
+    }
+    for one in [&seven, &zero, &killed] {
+        one.logged("done").await?;
+    }
     let after = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_nanos() + 2_000_000_000;
     tokio::time::sleep(Duration::from_secs(2)).await;
     node.start().await?;
@@ -195,9 +200,10 @@ async fn an_exec_that_the_daemon_did_not_survive_ends_with_its_container(lab: &L
     let node = lab.node().await?;
     let pod = node.pod("web").pid(cri::NamespaceMode::Pod).run().await?;
     let main = pod.container("main").idle().run().await?;
+    let other = pod.container("other").idle().run().await?;
     let exec = main.exec(["sh", "-c", "setsid sleep 5100 & sleep 5101"]);
     let crash = async {
-        let running = async || Ok(process::all()?.into_iter().any(|one| one.command == "sleep 5101"));
+        let running = async || Ok(other.commands().await?.iter().any(|one| one == "sleep 5101"));
         eventually("the exec to run", running, |found| *found).await?;
         node.crash().await
     };
@@ -208,7 +214,7 @@ async fn an_exec_that_the_daemon_did_not_survive_ends_with_its_container(lab: &L
     main.stop(Duration::from_secs(5)).await?;
     main.remove().await?;
     let left =
-        async || Ok(process::all()?.into_iter().filter(|one| one.command.starts_with("sleep 510")).count());
+        async || Ok(other.commands().await?.into_iter().filter(|one| one.starts_with("sleep 510")).count());
     eventually("the end of what the exec left", left, |count| *count == 0).await?;
     Ok(())
 }
@@ -227,13 +233,15 @@ async fn a_dead_agent_makes_the_pod_not_ready(lab: &Lab) -> Result<()> {
     let pod = node.pod("web").run().await?;
     let main = pod.container("main").idle().run().await?;
     let pid = main.pid().await?;
-    let agent = node.agent_of(pid).await?;
+    let agent = pod.agent().await?;
     process::signal(agent.pid, Signal::SIGKILL)?;
     let ready = async || Ok(pod.is_ready().await?);
     eventually("the pod not to be ready", ready, |ready| !ready).await?;
     // Its containers are killed: nobody would hold their logs or reap them.
-    let alive = async || Ok(process::is_alive(pid));
-    eventually("the container's end", alive, |alive| !alive).await?;
+    if !pod.is_guest() {
+        let alive = async || Ok(process::is_alive(pid));
+        eventually("the container's end", alive, |alive| !alive).await?;
+    }
     let status = main.exited().await?;
     assert_ne!(status.exit_code, 0);
     let told = !status.reason.is_empty() || !status.message.is_empty();
@@ -251,7 +259,7 @@ async fn an_agent_that_died_with_the_daemon_is_noticed(lab: &Lab) -> Result<()> 
     let node = lab.node().await?;
     let pod = node.pod("web").pid(cri::NamespaceMode::Pod).run().await?;
     let main = pod.container("main").idle().run().await?;
-    let agent = node.agent_of(main.pid().await?).await?;
+    let agent = pod.agent().await?;
     node.kill().await?;
     process::signal(agent.pid, Signal::SIGKILL)?;
     node.start().await?;
@@ -267,7 +275,7 @@ async fn a_stopped_agent_does_not_stop_the_node(lab: &Lab) -> Result<()> {
     let node = lab.node().await?;
     let stuck = node.pod("stuck").run().await?;
     let main = stuck.container("main").idle().run().await?;
-    let agent = node.agent_of(main.pid().await?).await?;
+    let agent = stuck.agent().await?;
     process::signal(agent.pid, Signal::SIGSTOP)?;
     let start = Instant::now();
     let other = node.pod("other").run().await?;
@@ -292,7 +300,7 @@ async fn a_silent_agent_holds_nothing_back_and_its_pod_is_ready_when_it_answers(
     let job = job.mount(&go, "/go").run().await?;
     let other = node.pod("other").run().await?;
     let second = other.container("main").idle().run().await?;
-    let agent = node.agent_of(main.pid().await?).await?;
+    let agent = silent.agent().await?;
     node.kill().await?;
     process::signal(agent.pid, Signal::SIGSTOP)?;
     fs::write(go.join("now"), "")?;
@@ -382,7 +390,7 @@ async fn a_restarted_machine_can_be_cleaned_up(lab: &Lab) -> Result<()> {
     let node = lab.node().await?;
     let pod = node.pod("web").port(18081, 80).run().await?;
     let main = pod.container("main").idle().run().await?;
-    let agent = node.agent_of(main.pid().await?).await?;
+    let agent = pod.agent().await?;
     let address = pod.ip().await?;
     node.kill().await?;
     // What a restart does: all processes, namespaces, firewall rules and /run are gone, what is on disk is not.

@@ -1,7 +1,7 @@
 //! What a process in a container is and may: users, groups, capabilities, system calls, hidden files.
 
 use anyhow::Result;
-use hartpod_tests::{ContainerBuilder, Lab, cri, tests};
+use hartpod_tests::{ContainerBuilder, Lab, Need, cri, tests};
 
 tests![
     users_are_found_by_name_and_number,
@@ -15,9 +15,9 @@ tests![
     the_default_profile_blocks_dangerous_calls,
     an_unconfined_container_may_call_anything,
     masked_paths_are_empty_and_read_only_paths_refuse,
-    a_privileged_container_sees_the_nodes_devices,
+    a_privileged_container_sees_the_nodes_devices needs Need::OfNode("devices"),
     the_devices_are_the_usual_ones,
-    a_device_of_the_node_is_given,
+    a_device_of_the_node_is_given needs Need::OfNode("devices"),
     limits_and_oom_score_are_set,
     nothing_of_the_node_is_left_open,
 ];

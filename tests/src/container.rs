@@ -11,6 +11,7 @@ use crate::client::image_spec;
 use crate::eventually::eventually;
 use crate::log_file::{self, LogLine};
 use crate::pod::Pod;
+use crate::process;
 
 /// A container that is not there yet.
 #[derive(Debug, Clone)]
@@ -200,6 +201,16 @@ impl Container {
             serde_json::from_str(info.get("info").context("no `info` in the verbose status")?)?;
         let pid = json["pid"].as_i64().context("no pid in the verbose status")?;
         i32::try_from(pid).context("pid out of range")
+    }
+
+    /// Commands of running processes: all that this container sees in its guest, or the whole node's.
+    pub async fn commands(&self) -> Result<Vec<String>> {
+        if !self.pod.is_guest() {
+            let alive = process::all()?.into_iter().filter(|one| one.state != 'Z');
+            return Ok(alive.map(|one| one.command).collect());
+        }
+        let script = "for p in /proc/[0-9]*/cmdline; do tr '\\0' ' ' <$p; echo; done 2>/dev/null";
+        Ok(self.sh(script).await?.lines().map(|line| line.trim().to_owned()).collect())
     }
 
     /// Waits until it has exited and returns its status.

@@ -27,6 +27,7 @@ pub mod cni;
 pub mod container;
 pub mod eventually;
 pub mod fake_registry;
+pub mod guest;
 pub mod image;
 pub mod isolation;
 pub mod lab;
@@ -39,6 +40,7 @@ pub mod registry;
 pub mod runner;
 pub mod skip;
 pub mod smaps;
+pub mod tools;
 pub mod world;
 
 pub use client::{Client, Refused};

@@ -15,6 +15,7 @@ use tokio::process::{Child, Command};
 use crate::client::Client;
 use crate::cni::{CniDir, SUBNET};
 use crate::eventually::{eventually, patient, within};
+use crate::guest;
 use crate::pod::PodBuilder;
 use crate::process;
 use crate::registry;
@@ -140,15 +141,11 @@ impl NodeBuilder {
     fn write_config(&self) -> Result<()> {
         let bin_dirs: Vec<String> =
             self.cni.bin_dirs.iter().map(|dir| format!("{:?}", dir.display().to_string())).collect();
-        let images = if self.settings.contains("[images]") {
-            // The test has its own section: only the key that every node needs is added to it.
-            self.settings
-                .replace("[images]", &format!("[images]\nhosts_dir = {:?}", self.dir.join("certs.d")))
-        } else {
-            format!("[images]\nhosts_dir = {:?}\n{}", self.dir.join("certs.d"), self.settings)
-        };
+        let hosts = format!("hosts_dir = {:?}", self.dir.join("certs.d"));
+        let settings = with_keys(&self.settings, "[images]", &hosts);
+        let settings = with_keys(&settings, "[vm]", guest::SETTINGS);
         let config = format!(
-            "{images}\n[cni]\nconf_dir = {:?}\nbin_dirs = [{}]\nplugin_timeout_s = {}\n[pod]\nagent = {:?}\n",
+            "{settings}\n[cni]\nconf_dir = {:?}\nbin_dirs = [{}]\nplugin_timeout_s = {}\n[pod]\nagent = {:?}\n",
             self.cni.conf_dir,
             bin_dirs.join(", "),
             self.plugin_timeout.as_secs(),
@@ -156,6 +153,12 @@ impl NodeBuilder {
         );
         fs::write(self.dir.join("config.toml"), config).context("write config.toml")
     }
+}
+
+/// Adds to a section what every node needs; the test may have keys of its own in it.
+fn with_keys(settings: &str, section: &str, keys: &str) -> String {
+    let keys = format!("{section}\n{keys}");
+    if settings.contains(section) { settings.replace(section, &keys) } else { format!("{settings}\n{keys}") }
 }
 
 impl Node {
@@ -319,14 +322,6 @@ impl Node {
     pub fn agents(&self) -> Result<Vec<process::Process>> {
         let all = process::all()?.into_iter();
         Ok(all.filter(|one| one.name.starts_with("hartpod-pod") && one.state != 'Z').collect())
-    }
-
-    /// The agent of one pod: the process that listens on the pod's socket is found by its parent's children.
-    pub async fn agent_of(&self, container_pid: i32) -> Result<process::Process> {
-        let parent = process::read(container_pid).context("the container's init is gone")?.parent;
-        let found = async || Ok(process::read(parent));
-        let agent = eventually("the agent", found, Option::is_some).await?;
-        agent.context("the agent is gone")
     }
 
     pub fn log_file(&self) -> PathBuf {

@@ -9,7 +9,9 @@ use tonic::Status;
 
 use crate::cgroup::PodCgroup;
 use crate::container::ContainerBuilder;
+use crate::guest;
 use crate::node::Node;
+use crate::process;
 
 /// A pod that is not there yet.
 #[derive(Debug, Clone)]
@@ -26,6 +28,7 @@ pub struct Pod {
     node: Node,
     pub id: String,
     pub config: cri::PodSandboxConfig,
+    handler: String,
     /// The cgroup that the kit made for it, as a kubelet does.
     pub cgroup: Option<PodCgroup>,
 }
@@ -55,7 +58,7 @@ impl PodBuilder {
             linux: Some(linux),
             ..Default::default()
         };
-        Self { node: node.clone(), config, handler: String::new(), cgroup: None }
+        Self { node: node.clone(), config, handler: guest::default_handler(), cgroup: None }
     }
 
     /// Changes anything that has no method here.
@@ -65,10 +68,17 @@ impl PodBuilder {
         self
     }
 
+    /// Another runtime handler than the one that the whole run has.
     #[must_use]
     pub fn handler(mut self, handler: &str) -> Self {
         handler.clone_into(&mut self.handler);
         self
+    }
+
+    /// In a guest of its own.
+    #[must_use]
+    pub fn in_guest(self) -> Self {
+        self.handler(guest::HANDLER)
     }
 
     #[must_use]
@@ -89,10 +99,12 @@ impl PodBuilder {
         self.with_namespaces(|options| options.ipc = mode.into())
     }
 
+    /// No guest, unless the test says so after this.
     #[must_use]
     pub fn host_network(self) -> Self {
         // Its host name is the node's: the kubelet sends none.
-        self.with(|config| config.hostname.clear())
+        self.handler("")
+            .with(|config| config.hostname.clear())
             .with_namespaces(|options| options.network = NamespaceMode::Node.into())
     }
 
@@ -115,7 +127,13 @@ impl PodBuilder {
         self.prepare().map_err(|error| Status::internal(format!("test: {error:#}")))?;
         let id = self.node.client().run_pod_sandbox(self.config.clone(), &self.handler).await;
         match id {
-            Ok(id) => Ok(Pod { node: self.node, id, config: self.config, cgroup: self.cgroup }),
+            Ok(id) => Ok(Pod {
+                node: self.node,
+                id,
+                config: self.config,
+                handler: self.handler,
+                cgroup: self.cgroup,
+            }),
             Err(status) => {
                 if let Some(cgroup) = self.cgroup {
                     let removed = cgroup.remove();
@@ -128,6 +146,9 @@ impl PodBuilder {
     }
 
     fn prepare(&mut self) -> Result<()> {
+        if self.handler == guest::HANDLER {
+            guest::provide_image(&self.node.root())?;
+        }
         if !self.config.log_directory.is_empty() {
             std::fs::create_dir_all(&self.config.log_directory)
                 .with_context(|| format!("create {}", self.config.log_directory))?;
@@ -157,6 +178,23 @@ impl Pod {
     pub async fn verbose_status(&self, verbose: bool) -> Result<cri::PodSandboxStatusResponse, Status> {
         let request = cri::PodSandboxStatusRequest { pod_sandbox_id: self.id.clone(), verbose };
         self.node.client().pod_sandbox_status(request).await
+    }
+
+    pub fn is_guest(&self) -> bool {
+        self.handler == guest::HANDLER
+    }
+
+    /// What the verbose status says, as crictl inspectp shows it.
+    pub async fn info(&self) -> Result<serde_json::Value> {
+        let info = self.verbose_status(true).await?.info;
+        Ok(serde_json::from_str(info.get("info").context("no `info` in the verbose status")?)?)
+    }
+
+    /// The process that the pod depends on: its agent, or the VMM of its guest.
+    pub async fn agent(&self) -> Result<process::Process> {
+        let pid = self.info().await?["pid"].as_i64().context("no pid in the verbose status")?;
+        process::read(i32::try_from(pid)?)
+            .with_context(|| format!("there is no process {pid}, the pod's agent"))
     }
 
     pub async fn is_ready(&self) -> Result<bool, Status> {

@@ -32,8 +32,10 @@ pub enum Need {
     Binaries,
     /// `hartpod-attacker` there (`make attacker`).
     Attacker,
-    /// KVM on riscv64: the H extension.
+    /// KVM on riscv64, and the VMM beside the daemon: what guests need.
     Kvm,
+    /// Something that a container has of the node, or that is seen of it from there, such as `folders`: not where pods are guests.
+    OfNode(&'static str),
     /// Processors that are no programs themselves: `HARTPOD_LAB` says that they are.
     Speed,
 }
@@ -69,10 +71,15 @@ impl Need {
                 (Path::new("/sys/fs/cgroup/memory").is_dir(), "needs cgroup v1 hierarchies".into())
             }
             Self::Binaries => binary("hartpod").and(binary("hartpod-pod")),
+            // It goes for the agent of its pod.
+            Self::Attacker if crate::guest::by_default() => return Self::OfNode("processes").missing(),
             Self::Attacker => binary("hartpod-attacker"),
             Self::Kvm => {
                 let met = cfg!(target_arch = "riscv64") && Path::new("/dev/kvm").exists();
-                (met, "needs /dev/kvm of a riscv64 machine (make lab)".into())
+                binary("hartpod-vmm").and((met, "needs /dev/kvm of a riscv64 machine (make lab)".into()))
+            }
+            Self::OfNode(what) => {
+                (!crate::guest::by_default(), format!("guests have none of the node's {what}"))
             }
             Self::Speed => (!crate::eventually::emulated(), "takes too long on an emulated machine".into()),
         };

@@ -3,10 +3,13 @@
 //!
 //! It is given a path of the node backwards, so that only this process's memory holds it the right way round. It prints a line
 //! `reached: ..` for everything that it should not have been able to do, and counts of what it tried.
+//!
+//! `attacker pose SECONDS` poses as the agent of a guest instead.
 
 #![forbid(unsafe_code)]
 
 mod look;
+mod pose;
 mod trace;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,7 +30,12 @@ struct Report {
 }
 
 fn main() -> ExitCode {
-    let mut args = std::env::args().skip(1);
+    let mut args = std::env::args().skip(1).peekable();
+    if args.next_if_eq("pose").is_some() {
+        let seconds = args.next().and_then(|text| text.parse().ok()).unwrap_or_default();
+        pose::as_agent(Duration::from_secs(seconds));
+        return ExitCode::SUCCESS;
+    }
     let (Some(Ok(seconds)), Some(backwards)) = (args.next().map(|text| text.parse()), args.next()) else {
         eprintln!("usage: attacker SECONDS TARGET-BACKWARDS");
         return ExitCode::from(2);
