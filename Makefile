@@ -55,13 +55,16 @@ test: as-root test-packages build attacker ## run every test: unit tests and the
 	tests/setup/run-tests
 
 .PHONY: lab
-lab: as-root ## run the tests inside an emulated riscv64 machine with the H extension (needs root)
+lab: lab-build ## run the tests inside emulated riscv64 machines with the H extension (needs root); LAB_FULL=1 runs all in each
+	@tests/setup/stage 'lab' tests/lab/run $(LAB_ARGS)
+
+.PHONY: lab-build
+lab-build: as-root ## make what those machines run, and nothing more
 	@tests/setup/need-rust
 	@tests/setup/stage 'lab: packages' tests/lab/install
 	@tests/setup/stage 'lab: root disk' tests/lab/root
 	@tests/setup/stage 'lab: cross chroot' tests/lab/cross
 	@tests/setup/stage 'lab: build' tests/lab/build
-	@tests/setup/stage 'lab' tests/lab/run $(LAB_ARGS)
 
 .PHONY: lab-shell
 lab-shell: as-root ## a prompt in such a machine: LAB_MACHINE=aia, plain or plic
