@@ -65,6 +65,7 @@ impl Jail {
         }
         // While there are files.
         seccomp::look_up_once();
+        sys::use_one_heap();
         limits::set(self.threads)?;
         sys::join_new_session_keyring().at("join a session keyring of its own")?;
         unshare(NAMESPACES).at("make namespaces")?;

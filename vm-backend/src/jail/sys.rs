@@ -22,6 +22,16 @@ pub(super) fn join_new_session_keyring() -> io::Result<()> {
     }
 }
 
+/// One heap for all threads. glibc asks a file in /proc before it shrinks one of several, whenever that first comes to pass; and threads here
+/// allocate too little to be in each other's way.
+pub(super) fn use_one_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the call takes numbers only, and there is one thread.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
 /// Drops every capability of this kernel from the bounding set, those too that are newer than this program.
 pub(super) fn empty_bounding_set() -> io::Result<()> {
     for capability in 0..64 {
