@@ -42,6 +42,10 @@ impl Scratch {
     fn create() -> Result<Self> {
         let base = base();
         fs::create_dir_all(&base).with_context(|| format!("create {}", base.display()))?;
+        // One at a time: a folder that is not locked yet looks like one that was left.
+        let turn = File::create(base.join("turn")).context("create the file that tells whose turn it is")?;
+        let turn = Flock::lock(turn, FlockArg::LockExclusive).map_err(|(_, errno)| errno);
+        let _turn = turn.context("wait for a turn")?;
         sweep(&base);
         for number in 0..1000 {
             let dir = base.join(format!("{}-{number}", std::process::id()));
