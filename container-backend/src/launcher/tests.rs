@@ -10,7 +10,7 @@ fn start_time_is_found_behind_a_hostile_command_name() {
 #[test]
 fn only_the_process_with_that_start_time_is_adopted() {
     let pid = i32::try_from(std::process::id()).unwrap();
-    let start_time = read_start_time(pid).unwrap();
+    let start_time = start_time(pid).unwrap();
     assert_eq!(adopt(pid, start_time).unwrap().pid, pid);
     assert!(adopt(pid, start_time + 1).is_none());
 }
