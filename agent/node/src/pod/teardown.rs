@@ -16,8 +16,10 @@ use super::heartbeat;
 use crate::agent_client::{AgentClient, Door};
 use crate::node::Node;
 
-/// After its answer to ShutDown, or after a kill, an agent is gone within this.
-const AGENT_END: Duration = Duration::from_secs(3);
+/// After its answer to ShutDown an agent is gone within this.
+const AGENT_END: Duration = Duration::from_secs(5);
+/// For an agent, or a VMM with its guest's memory, to be gone after it was killed.
+const KILL_END: Duration = Duration::from_secs(10);
 /// For an agent that nobody knows the pid of to end by itself, before it is killed with its leaf.
 const UNKNOWN_END: Duration = Duration::from_secs(2);
 /// For the last news of the agent to be taken in.
@@ -155,7 +157,7 @@ async fn end_running(agent: &RunningAgent) -> Option<Fault> {
     if let Err(error) = agent.process.kill() {
         return Some(Fault::KillAgent(error));
     }
-    (!agent.process.ends_within(AGENT_END).await).then_some(Fault::AgentStays)
+    (!agent.process.ends_within(KILL_END).await).then_some(Fault::AgentStays)
 }
 
 async fn destroy_leaves(leaves: Vec<Leaf>) -> Vec<Fault> {
