@@ -90,6 +90,8 @@ impl Lab {
         // host-local's lock and its note of the last address it gave.
         // Emptied in its own time: a look before may find more in it than a look after.
         scope.ignored.push(node.trash());
+        // The kit's own link to what guests boot, made with the first of them.
+        scope.ignored.push(node.root().join("guest"));
         scope.ignored.extend(
             ["lock", "last_reserved_ip.0", "last_reserved_ip.1"]
                 .map(|name| node.cni().reservations.join("pods").join(name)),
