@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -25,25 +24,9 @@ const INTERRUPTS: &str = "HARTPOD_VMM_INTERRUPTS";
 /// From its start to its first process: seconds where guests run at the machine's speed.
 const BOOT: Duration = Duration::from_secs(20);
 
-/// The image of this machine's guests: made by the first test of a run, or when it is older than the agent.
+/// The image of this machine's guests.
 pub(crate) fn image() -> Result<GuestImage> {
-    let root = std::env::temp_dir().join("hartpod-guest");
-    let made = |path: &Path| fs::symlink_metadata(path).and_then(|metadata| metadata.modified());
-    let agent = made(&node::bin_dir().join("hartpod-pod")).context("look at the pod agent")?;
-    if !made(&root.join("guest/current")).is_ok_and(|image| image > agent) {
-        build(&root, &node::bin_dir().join("hartpod-pod"))?;
-    }
-    GuestImage::current(&root).context("open the guest's image")
-}
-
-/// What `hartpod guest build` says.
-pub(crate) fn build(root: &Path, agent: &Path) -> Result<String> {
-    let mut hartpod = Command::new(node::bin_dir().join("hartpod"));
-    hartpod.args(["guest", "build", "--root"]).arg(root).arg("--agent").arg(agent);
-    let output = hartpod.output().context("run hartpod guest build")?;
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "hartpod guest build: {}: {stderr}", output.status);
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    GuestImage::current(&hartpod_tests::guest::image_root()?).context("open the guest's image")
 }
 
 pub(crate) fn interrupts() -> Result<Interrupts> {

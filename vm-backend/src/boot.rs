@@ -10,8 +10,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
 pub use claims::{ClaimError, Claims};
-pub use guest::{BootError, BootFiles, DeviceFiles, Guest, NetDevice, Refused, Reports};
-pub(crate) use guest::{FIXED_SLOTS, disk_extents};
+pub(crate) use guest::disk_extents;
+pub use guest::{BootError, BootFiles, DeviceFiles, FIXED_SLOTS, Guest, NetDevice, Refused, Reports};
 
 /// The VMM's first act: it keeps nothing that its parent did not mean to give, leads a session of its own, and may have as many
 /// descriptors as its parent allows at all: each layer of a container is one.

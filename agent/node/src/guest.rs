@@ -12,10 +12,11 @@ pub(crate) use plan::{ANNOTATIONS, GuestPlan, MAX_MEMORY_MIB, MAX_VCPUS, plan};
 pub(crate) use told::{cut, to_host_time};
 pub(crate) use users::{NoUser, VmmUser, VmmUsers};
 
-/// The first slot for disks of a VMM: vsock, network and balloon come before (`hartpod_vm::devices`).
-pub(crate) const FIRST_DISK: u32 = 3;
 /// Slots of a guest in all.
-pub(crate) const SLOTS: u32 = 32;
+pub(crate) use hartpod_vm::arch::riscv64::layout::MAX_SLOTS as SLOTS;
+/// The first slot for disks of a VMM: vsock, network and balloon come before.
+pub(crate) use hartpod_vm::boot::FIXED_SLOTS as FIRST_DISK;
+
 /// The first slot for a container: the disk of modules comes before.
 pub(crate) const FIRST_CONTAINER: u32 = FIRST_DISK + 1;
 

@@ -14,7 +14,7 @@ use crate::virtio::blk::{BlockExtent, gpt};
 use crate::virtio::net::MIN_MTU;
 
 /// Slots before the first disk's: vsock, net, balloon.
-pub(crate) const FIXED_SLOTS: u32 = 3;
+pub const FIXED_SLOTS: u32 = 3;
 
 /// What a VMM is to run.
 #[derive(Debug)]
