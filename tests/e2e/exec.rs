@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use hartpod_tests::{Lab, Need, Refused, cri, eventually, process, tests};
 use tonic::Code;
 
@@ -11,6 +11,7 @@ tests![
     both_streams_are_kept_apart_and_whole,
     an_exec_has_the_containers_surroundings,
     a_timeout_kills_the_whole_tree,
+    an_exec_whose_caller_hangs_up_ends,
     an_exec_that_leaves_a_daemon_behind_answers,
     output_is_capped_so_that_the_kubelet_takes_it,
     a_command_that_does_not_exist_is_an_error,
@@ -88,6 +89,23 @@ async fn a_timeout_kills_the_whole_tree(lab: &Lab) -> Result<()> {
     };
     eventually("the end of the exec's tree", left, Vec::is_empty).await?;
     assert_eq!(main.state().await?, cri::ContainerState::ContainerRunning);
+    assert_eq!(main.exec(["echo", "still"]).await?.stdout, "still\n");
+    Ok(())
+}
+
+async fn an_exec_whose_caller_hangs_up_ends(lab: &Lab) -> Result<()> {
+    let node = lab.node().await?;
+    let pod = node.pod("web").run().await?;
+    let main = pod.container("main").idle().run().await?;
+    let script = "setsid sleep 41020 & (trap '' TERM; exec sleep 41021) & sleep 41022";
+    let running = async || {
+        Ok(main.commands().await?.into_iter().filter(|command| command.starts_with("sleep 4102")).count())
+    };
+    tokio::select! {
+        answer = main.exec(["sh", "-c", script]) => bail!("the exec ended by itself: {answer:?}"),
+        begun = eventually("the exec's processes", running, |count| *count == 3) => begun?,
+    };
+    eventually("the end of the abandoned exec", running, |count| *count == 0).await?;
     assert_eq!(main.exec(["echo", "still"]).await?.stdout, "still\n");
     Ok(())
 }

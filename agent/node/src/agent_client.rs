@@ -153,6 +153,13 @@ impl AgentClient {
         calls.wait_exec(request).await.map(Response::into_inner).map_err(|s| broken("WaitExec", &s))
     }
 
+    /// Kills an exec's whole process tree; one that is over is success.
+    pub(crate) async fn kill_exec(&self, container: &ContainerId, exec: &str) -> Result<(), AgentError> {
+        let mut calls = self.calls.clone();
+        let request = pod::KillExecRequest { container_id: container.to_string(), exec_id: exec.to_owned() };
+        bounded("KillExec", SHORT, calls.kill_exec(request)).await.map(drop)
+    }
+
     pub(crate) async fn shut_down(&self) -> Result<(), AgentError> {
         let mut calls = self.calls.clone();
         bounded("ShutDown", SHUT_DOWN, calls.shut_down(pod::ShutDownRequest {})).await.map(drop)

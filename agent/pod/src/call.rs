@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use hartpod_container::cgroup::PathError;
+use hartpod_container::cgroup::{CgroupError, PathError};
 use hartpod_container::{LaunchError, SetUpError};
 use hartpod_proto::ContainerId;
 use hartpod_proto::pod::v1::{
-    CreateContainerRequest, CreateContainerResponse, DescribeResponse, RemoveContainerResponse,
-    ReopenLogResponse, SetUpPodRequest, SetUpPodResponse, ShutDownResponse, SignalContainerResponse,
-    StartContainerResponse, StartExecRequest, StartExecResponse, WaitExecResponse,
+    CreateContainerRequest, CreateContainerResponse, DescribeResponse, KillExecResponse,
+    RemoveContainerResponse, ReopenLogResponse, SetUpPodRequest, SetUpPodResponse, ShutDownResponse,
+    SignalContainerResponse, StartContainerResponse, StartExecRequest, StartExecResponse, WaitExecResponse,
 };
 use tokio::sync::oneshot;
 
@@ -33,6 +33,7 @@ pub(crate) enum Call {
     Remove(ContainerId, Reply<RemoveContainerResponse>),
     StartExec(ContainerId, StartExecRequest, Reply<StartExecResponse>),
     WaitExec(ContainerId, String, Reply<WaitExecResponse>),
+    KillExec(ContainerId, String, Reply<KillExecResponse>),
     ReopenLog(ContainerId, Reply<ReopenLogResponse>),
     ShutDown(Reply<ShutDownResponse>),
 }
@@ -64,6 +65,8 @@ pub(crate) enum CallError {
     ExecDiffers(String),
     #[error("exec did not start within its timeout")]
     ExecTimedOut,
+    #[error("exec was killed before it began")]
+    ExecKilled,
     #[error("{what}: the limit of {limit} is reached")]
     TooMany { what: &'static str, limit: usize },
     #[error("set the clock")]
@@ -82,6 +85,8 @@ pub(crate) enum CallError {
     Start { id: ContainerId, source: Arc<LaunchError> },
     #[error("exec in container {id}")]
     Exec { id: ContainerId, source: Arc<CreateError> },
+    #[error("kill exec in container {id}")]
+    KillExec { id: ContainerId, source: Arc<CgroupError> },
     #[error("signal container {id}")]
     Signal { id: ContainerId, source: Arc<std::io::Error> },
     #[error("reopen the log of container {id}")]

@@ -5,11 +5,11 @@ use std::str::FromStr;
 use hartpod_proto::ContainerId;
 use hartpod_proto::pod::v1::pod_agent_server::PodAgent;
 use hartpod_proto::pod::v1::{
-    CreateContainerRequest, CreateContainerResponse, DescribeRequest, DescribeResponse,
-    RemoveContainerRequest, RemoveContainerResponse, ReopenLogRequest, ReopenLogResponse, SetUpPodRequest,
-    SetUpPodResponse, ShutDownRequest, ShutDownResponse, SignalContainerRequest, SignalContainerResponse,
-    StartContainerRequest, StartContainerResponse, StartExecRequest, StartExecResponse, WaitExecRequest,
-    WaitExecResponse, WatchRequest, WatchResponse,
+    CreateContainerRequest, CreateContainerResponse, DescribeRequest, DescribeResponse, KillExecRequest,
+    KillExecResponse, RemoveContainerRequest, RemoveContainerResponse, ReopenLogRequest, ReopenLogResponse,
+    SetUpPodRequest, SetUpPodResponse, ShutDownRequest, ShutDownResponse, SignalContainerRequest,
+    SignalContainerResponse, StartContainerRequest, StartContainerResponse, StartExecRequest,
+    StartExecResponse, WaitExecRequest, WaitExecResponse, WatchRequest, WatchResponse,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -108,6 +108,12 @@ impl PodAgent for Service {
         let request = request.into_inner();
         let id = container_id(&request.container_id)?;
         self.ask(|reply| Call::WaitExec(id, request.exec_id, reply)).await.map(Response::new)
+    }
+
+    async fn kill_exec(&self, request: Request<KillExecRequest>) -> Answer<KillExecResponse> {
+        let request = request.into_inner();
+        let id = container_id(&request.container_id)?;
+        self.ask(|reply| Call::KillExec(id, request.exec_id, reply)).await.map(Response::new)
     }
 
     async fn reopen_log(&self, request: Request<ReopenLogRequest>) -> Answer<ReopenLogResponse> {

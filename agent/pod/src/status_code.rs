@@ -40,7 +40,7 @@ fn code(error: &CallError) -> Code {
         }
         CallError::ShuttingDown => Code::Unavailable,
         CallError::UnknownContainer(_) | CallError::UnknownExec(_) => Code::NotFound,
-        CallError::Removed(_) => Code::Aborted,
+        CallError::Removed(_) | CallError::ExecKilled => Code::Aborted,
         CallError::ExecTimedOut => Code::DeadlineExceeded,
         CallError::TooMany { .. } => Code::ResourceExhausted,
         CallError::SetUp(source) => set_up_code(source),
@@ -48,7 +48,9 @@ fn code(error: &CallError) -> Code {
         CallError::Start { source, .. } => launch_code(source),
         CallError::Reopen { source, .. } => log_code(source),
         CallError::Network(source) => network_code(source),
-        CallError::Remove { .. } | CallError::Clock(_) | CallError::Files(_) => Code::Internal,
+        CallError::Remove { .. } | CallError::KillExec { .. } | CallError::Clock(_) | CallError::Files(_) => {
+            Code::Internal
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 
-use crate::agent_client::{AgentClient, AgentError, StreamError, Token};
+use crate::agent_client::{AgentClient, AgentError, Door, StreamError, Token};
 use crate::random;
 
 /// Bytes kept of both streams together; the rest is read and dropped. The kubelet takes no message of more than 16 MiB
@@ -153,15 +153,21 @@ impl Exec {
 
     /// Kills the exec's whole process tree and has the agent forget it.
     async fn kill(&self, id: &str) {
-        // The id is ours, so there is a leaf of that name.
-        if let Ok(exec) = self.leaf.exec_leaf(id) {
-            let killed = tokio::task::spawn_blocking(move || exec.kill()).await;
-            if let Ok(Err(error)) = killed {
-                tracing::warn!(container = %self.container, exec = id, %error, "abandoned exec not killed");
-            }
+        if let Err(error) = self.agent.kill_exec(&self.container, id).await {
+            tracing::warn!(container = %self.container, exec = id, %error, "the agent does not kill an abandoned exec");
+            self.kill_leaf(id).await;
         }
         let forgotten = self.agent.wait_exec(&self.container, id);
         let _ = tokio::time::timeout(KILL_MARGIN, forgotten).await;
+    }
+
+    /// Without the agent, where the exec's cgroup is one of this host.
+    async fn kill_leaf(&self, id: &str) {
+        // The id is ours, so there is a leaf of that name.
+        let (Door::Sockets, Ok(exec)) = (self.agent.door(), self.leaf.exec_leaf(id)) else { return };
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || exec.kill()).await {
+            tracing::warn!(container = %self.container, exec = id, %error, "abandoned exec not killed");
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use hartpod_container::{ContainerProcess, ExecRequest, Execing, Executed, Stdio}
 use hartpod_proto::pod::v1::WaitExecResponse;
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::Interest;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, warn};
@@ -31,6 +31,8 @@ pub(crate) struct Stage {
     pub(crate) tty: bool,
     /// Who will read or write stdin, stdout and stderr; nobody means /dev/null.
     pub(crate) streams: [Option<Expected>; 3],
+    /// Comes when it is not to begin at all.
+    pub(crate) killed: oneshot::Receiver<()>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) leaf: ExecLeaf,
 }
@@ -44,11 +46,13 @@ pub(crate) async fn run(
     stage: Stage,
     begun: impl FnOnce(Result<i32, CallError>),
 ) -> Option<WaitExecResponse> {
-    let Stage { workshop, container, id, args, tty, streams, timeout, leaf } = stage;
+    let Stage { workshop, container, id, args, tty, streams, mut killed, timeout, leaf } = stage;
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let container_id = container.id().clone();
     let launched = launch(&workshop, &container, ExecRequest { id, args, stdio: Stdio::Tty }, tty, streams);
     let launched = tokio::select! {
+        biased;
+        Ok(()) = &mut killed => Err(CallError::ExecKilled),
         launched = launched => launched.map_err(|source| CallError::Exec { id: container_id, source: Arc::new(source) }),
         () = until(deadline) => Err(CallError::ExecTimedOut),
     };

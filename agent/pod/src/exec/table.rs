@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use hartpod_proto::pod::v1::{StartExecResponse, WaitExecResponse};
+use tokio::sync::oneshot;
 
 use crate::call::{CallError, Reply};
 use crate::container::answer;
@@ -14,7 +15,7 @@ pub(crate) const EXECS_MAX: usize = 256;
 #[derive(Debug)]
 pub(crate) enum ExecState {
     /// Between the call and execve.
-    Starting { on_started: Vec<Reply<StartExecResponse>> },
+    Starting { on_started: Vec<Reply<StartExecResponse>>, give_up: Option<oneshot::Sender<()>> },
     /// Its process, or output that it left behind, is still there.
     Running { pid: i32 },
     /// It is over; kept until somebody waits for it.
@@ -44,21 +45,23 @@ impl Execs {
         self.by_id.get_mut(id)
     }
 
-    /// Notes an exec that begins and takes the reply of its caller. When the table is full, the oldest result that nobody
-    /// fetched makes room; false when there is none.
+    /// Notes an exec that begins and takes the reply of its caller; what is returned tells when it is to be given up. When the table is
+    /// full, the oldest result that nobody fetched makes room; nothing when there is none.
     pub(crate) fn begin(
         &mut self,
         id: String,
         fingerprint: u64,
         reply: &mut Option<Reply<StartExecResponse>>,
-    ) -> bool {
+    ) -> Option<oneshot::Receiver<()>> {
         if self.by_id.len() >= EXECS_MAX && !self.forget_oldest_result() {
-            return false;
+            return None;
         }
         self.started += 1;
-        let state = ExecState::Starting { on_started: reply.take().into_iter().collect() };
+        let (give_up, killed) = oneshot::channel();
+        let on_started = reply.take().into_iter().collect();
+        let state = ExecState::Starting { on_started, give_up: Some(give_up) };
         self.by_id.insert(id, Exec { fingerprint, order: self.started, state, on_done: Vec::new() });
-        true
+        Some(killed)
     }
 
     fn forget_oldest_result(&mut self) -> bool {
@@ -72,7 +75,7 @@ impl Execs {
     /// It runs, or it could not be started and is forgotten.
     pub(crate) fn begun(&mut self, id: &str, outcome: Result<i32, CallError>) {
         let Some(exec) = self.by_id.get_mut(id) else { return };
-        let ExecState::Starting { on_started } = &mut exec.state else { return };
+        let ExecState::Starting { on_started, .. } = &mut exec.state else { return };
         answer(on_started, &outcome.clone().map(|pid| StartExecResponse { pid }));
         match outcome {
             Ok(pid) => exec.state = ExecState::Running { pid },
@@ -116,10 +119,23 @@ impl Execs {
         Ok(())
     }
 
+    /// Whether there is something of it to kill; if it has not begun, it will not.
+    pub(crate) fn give_up(&mut self, id: &str) -> bool {
+        match self.by_id.get_mut(id).map(|exec| &mut exec.state) {
+            Some(ExecState::Starting { give_up, .. }) => {
+                // It may have begun just now: then it has a process to kill.
+                let _ = give_up.take().map(|give_up| give_up.send(()));
+                true
+            }
+            Some(ExecState::Running { .. }) => true,
+            Some(ExecState::Done { .. }) | None => false,
+        }
+    }
+
     /// Tells everybody who waits that there is nothing to wait for any more.
     pub(crate) fn abandon(&mut self, error: &CallError) {
         for exec in self.by_id.values_mut() {
-            if let ExecState::Starting { on_started } = &mut exec.state {
+            if let ExecState::Starting { on_started, .. } = &mut exec.state {
                 answer(on_started, &Err(error.clone()));
             }
             answer(&mut exec.on_done, &Err(error.clone()));
@@ -146,7 +162,7 @@ mod tests {
     fn with_running(ids: &[&str]) -> Execs {
         let mut execs = Execs::default();
         for id in ids {
-            assert!(execs.begin((*id).to_owned(), 0, &mut None));
+            execs.begin((*id).to_owned(), 0, &mut None).unwrap();
             execs.begun(id, Ok(42));
         }
         execs
@@ -177,7 +193,7 @@ mod tests {
     fn an_exec_that_did_not_start_is_forgotten() {
         let mut execs = Execs::default();
         let (started, mut start) = oneshot::channel();
-        assert!(execs.begin("e".to_owned(), 0, &mut Some(started)));
+        execs.begin("e".to_owned(), 0, &mut Some(started)).unwrap();
         let (done, mut end) = oneshot::channel();
         execs.wait("e", done).unwrap();
         execs.begun("e", Err(CallError::ExecTimedOut));
@@ -187,13 +203,25 @@ mod tests {
     }
 
     #[test]
+    fn an_exec_is_killed_as_long_as_there_is_something_of_it() {
+        let mut execs = with_running(&["running"]);
+        let mut killed = execs.begin("starting".to_owned(), 0, &mut None).unwrap();
+        assert!(!execs.give_up("unknown"));
+        assert!(execs.give_up("running"));
+        assert!(execs.give_up("starting") && execs.give_up("starting"));
+        killed.try_recv().unwrap();
+        execs.done("running", RESULT);
+        assert!(!execs.give_up("running"));
+    }
+
+    #[test]
     fn a_full_table_gives_up_the_oldest_result_but_no_running_exec() {
         let ids: Vec<_> = (0..EXECS_MAX).map(|n| n.to_string()).collect();
         let mut execs = with_running(&ids.iter().map(String::as_str).collect::<Vec<_>>());
-        assert!(!execs.begin("more".to_owned(), 0, &mut None));
+        assert!(execs.begin("more".to_owned(), 0, &mut None).is_none());
         execs.done("7", RESULT);
         execs.done("5", RESULT);
-        assert!(execs.begin("more".to_owned(), 0, &mut None));
+        execs.begin("more".to_owned(), 0, &mut None).unwrap();
         assert!(execs.get_mut("5").is_none());
         assert!(execs.get_mut("7").is_some());
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hartpod_proto::ContainerId;
-use hartpod_proto::pod::v1::{StartExecRequest, StartExecResponse, WaitExecResponse};
+use hartpod_proto::pod::v1::{KillExecResponse, StartExecRequest, StartExecResponse, WaitExecResponse};
 
 use super::Supervisor;
 use super::news::Happened;
@@ -46,7 +46,7 @@ impl Supervisor {
                 return Err(CallError::ExecDiffers(plan.id));
             }
             match &mut exec.state {
-                ExecState::Starting { on_started } => on_started.extend(reply.take()),
+                ExecState::Starting { on_started, .. } => on_started.extend(reply.take()),
                 ExecState::Running { pid } | ExecState::Done { pid, .. } => {
                     if let Some(reply) = reply.take() {
                         let _ = reply.send(Ok(StartExecResponse { pid: *pid }));
@@ -61,9 +61,8 @@ impl Supervisor {
         };
         let leaf = container.leaf.exec_leaf(&plan.id).map_err(|error| CallError::Leaf(Arc::new(error)))?;
         let streams = expect(&tokens, plan.tokens, ["stdin", "stdout", "stderr"])?;
-        if !container.execs.begin(plan.id.clone(), fingerprint, reply) {
-            return Err(CallError::TooMany { what: "execs in the container", limit: EXECS_MAX });
-        }
+        let too_many = CallError::TooMany { what: "execs in the container", limit: EXECS_MAX };
+        let killed = container.execs.begin(plan.id.clone(), fingerprint, reply).ok_or(too_many)?;
         let about = container.about();
         let stage = Stage {
             workshop,
@@ -72,6 +71,7 @@ impl Supervisor {
             args: plan.args,
             tty: plan.tty,
             streams,
+            killed,
             timeout: (plan.timeout_ms > 0).then(|| Duration::from_millis(plan.timeout_ms)),
             leaf,
         };
@@ -96,6 +96,17 @@ impl Supervisor {
         if let Err(reply) = container.execs.wait(exec, reply) {
             let _ = reply.send(Err(CallError::UnknownExec(exec.to_owned())));
         }
+    }
+
+    pub(super) fn kill_exec(&mut self, id: &ContainerId, exec: &str) -> Result<KillExecResponse, CallError> {
+        // With the container its execs are over.
+        let Ok(container) = self.container_mut(id) else { return Ok(KillExecResponse {}) };
+        if container.execs.give_up(exec) {
+            let leaf = container.leaf.exec_leaf(exec).map_err(|error| CallError::Leaf(Arc::new(error)))?;
+            let failed = |error| CallError::KillExec { id: id.clone(), source: Arc::new(error) };
+            leaf.kill().map_err(failed)?;
+        }
+        Ok(KillExecResponse {})
     }
 }
 

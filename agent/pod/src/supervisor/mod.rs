@@ -169,6 +169,9 @@ impl Supervisor {
             Call::Remove(id, reply) => self.remove(&id, reply),
             Call::StartExec(id, request, reply) => self.start_exec(&id, request, reply),
             Call::WaitExec(id, exec, reply) => self.wait_exec(&id, &exec, reply),
+            Call::KillExec(id, exec, reply) => {
+                let _ = reply.send(self.kill_exec(&id, &exec));
+            }
             Call::ReopenLog(id, reply) => self.reopen_log(&id, reply),
             Call::ShutDown(reply) => self.shut_down(reply),
         }

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use hartpod_proto::pod::v1::{Phase, StartExecRequest, WaitExecRequest, WaitExecResponse};
+use hartpod_proto::pod::v1::{KillExecRequest, Phase, StartExecRequest, WaitExecRequest, WaitExecResponse};
 use tokio::io::AsyncReadExt;
 use tonic::Code;
 
-use crate::kit::{Agent, exec, id, token};
+use crate::kit::{Agent, eventually, exec, id, token};
 
 async fn with_sleeper() -> Agent {
     let mut agent = Agent::with_pod(|_| {}).await;
@@ -65,6 +65,72 @@ async fn a_timeout_kills_the_whole_tree() {
     let (_, processes, _) = agent.exec(1, "ps", "").await;
     assert!(!processes.contains("4242"), "{processes}");
     assert_eq!(agent.state(1).await.unwrap().phase(), Phase::Running);
+}
+
+async fn kill(agent: &mut Agent, request: &StartExecRequest) -> Result<(), tonic::Status> {
+    let request =
+        KillExecRequest { container_id: request.container_id.clone(), exec_id: request.exec_id.clone() };
+    agent.client.kill_exec(request).await.map(drop)
+}
+
+#[tokio::test]
+async fn a_killed_exec_ends_with_all_that_it_began() {
+    let mut agent = with_sleeper().await;
+    let request = StartExecRequest {
+        stdout_token: token(),
+        ..exec(1, "setsid sleep 4243 & (trap '' TERM; sleep 4243) & echo begun; sleep 4243")
+    };
+    agent.client.start_exec(request.clone()).await.unwrap();
+    let mut out = agent.stream(&request.stdout_token).await;
+    let mut begun = [0; 6];
+    out.read_exact(&mut begun).await.unwrap();
+    kill(&mut agent, &request).await.unwrap();
+    assert_eq!(out.read(&mut [0]).await.unwrap(), 0);
+    // Over, but not forgotten; then unknown.
+    kill(&mut agent, &request).await.unwrap();
+    let result = wait(&mut agent, &request).await.unwrap();
+    assert!(!result.timed_out && result.exit_code == 137, "{result:?}");
+    kill(&mut agent, &request).await.unwrap();
+    let (_, processes, _) = agent.exec(1, "ps", "").await;
+    assert!(!processes.contains("4243"), "{processes}");
+    assert_eq!(agent.state(1).await.unwrap().phase(), Phase::Running);
+    agent.remove(1).await.unwrap();
+    kill(&mut agent, &request).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_exec_that_is_killed_while_it_starts_leaves_nothing() {
+    let mut agent = with_sleeper().await;
+    for _ in 0..20 {
+        let request = exec(1, "exec sleep 4244");
+        let (mut client, started) = (agent.client.clone(), request.clone());
+        let starting = tokio::spawn(async move { client.start_exec(started).await });
+        // Known, and still on its way as a rule.
+        while wait_is_for_nothing(&mut agent, &request).await {}
+        kill(&mut agent, &request).await.unwrap();
+        match starting.await.unwrap() {
+            Ok(_) => assert_eq!(wait(&mut agent, &request).await.unwrap().exit_code, 137),
+            Err(error) => assert_eq!(error.code(), Code::Aborted, "{error}"),
+        }
+    }
+    let (_, processes, _) = agent.exec(1, "ps", "").await;
+    assert!(!processes.contains("4244"), "{processes}");
+    let leaves = agent.cgroups().into_iter().map(|parent| parent.join(id(1).to_string()));
+    let leaves: Vec<_> = leaves.filter(|leaf| leaf.is_dir()).collect();
+    eventually(|| leaves.iter().all(|leaf| !has_sub_leaf(leaf))).await;
+}
+
+/// Whether the agent knows nothing of the exec (yet).
+async fn wait_is_for_nothing(agent: &mut Agent, request: &StartExecRequest) -> bool {
+    match tokio::time::timeout(Duration::from_millis(1), wait(agent, request)).await {
+        Ok(Err(error)) => error.code() == Code::NotFound,
+        _ => false,
+    }
+}
+
+fn has_sub_leaf(leaf: &std::path::Path) -> bool {
+    let entries = std::fs::read_dir(leaf).unwrap().flatten();
+    entries.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with("exec-"))
 }
 
 #[tokio::test]
