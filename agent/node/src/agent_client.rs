@@ -23,6 +23,9 @@ pub(crate) use stream::{Door, StreamError, Token};
 const STREAM_WINDOW: u32 = 64 << 10;
 /// Bytes in flight per agent.
 const CONNECTION_WINDOW: u32 = 128 << 10;
+/// Bytes of a message of a guest's agent at most, who may say anything. One container's state fits with all the groups that a process can
+/// have; a Describe of many such does not, and then Watch tells them one by one.
+const GUEST_MESSAGE: usize = 256 << 10;
 /// Calls that wait for the connection at the same time.
 const WAITING_CALLS: usize = 32;
 
@@ -71,7 +74,12 @@ impl AgentClient {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .buffer_size(WAITING_CALLS)
             .connect_with_connector_lazy(connector);
-        Self { calls: PodAgentClient::new(channel), dir, door }
+        let calls = PodAgentClient::new(channel);
+        let calls = match door {
+            Door::Sockets => calls,
+            Door::Vsock => calls.max_decoding_message_size(GUEST_MESSAGE),
+        };
+        Self { calls, dir, door }
     }
 
     /// How it is reached.

@@ -1,12 +1,14 @@
 //! What is different about a pod in a guest: its size, the user of its VMM, the disks of its containers.
 
+mod control;
 mod disk;
 mod log;
 mod plan;
 mod told;
 mod users;
 
-pub(crate) use disk::{DiskError, Place, empty_blocking, fill};
+pub(crate) use control::{ControlError, VmmControl};
+pub(crate) use disk::{DiskError, Place, empty, fill};
 pub(crate) use log::{GuestLog, LogError, LogTokens, last_lines};
 pub(crate) use plan::{ANNOTATIONS, GuestPlan, MAX_MEMORY_MIB, MAX_VCPUS, plan};
 pub(crate) use told::{cut, to_host_time};

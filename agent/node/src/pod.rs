@@ -12,6 +12,7 @@ mod info;
 mod lost_agent;
 mod make;
 mod network;
+mod pace;
 mod recording;
 mod remove;
 mod snapshot;
@@ -21,6 +22,8 @@ mod stop;
 mod stopping;
 mod task;
 mod teardown;
+#[cfg(test)]
+mod tests;
 mod unheard;
 mod watch;
 

@@ -20,7 +20,7 @@ use self::judge::{ContainerVerdict, PodFacts, PodVerdict};
 use crate::agent_client::AgentClient;
 use crate::agent_process::AgentProcess;
 use crate::container::{ContainerInfo, ContainerSnapshot, ContainerState, Exit, User};
-use crate::guest::{GuestInfo, GuestPlan};
+use crate::guest::{GuestInfo, GuestPlan, VmmControl};
 use crate::names::{ConfigHash, Progress};
 use crate::node::Node;
 use crate::pod::{
@@ -157,8 +157,9 @@ fn adopt(node: &Node, record: &PodRecord) -> Option<RunningAgent> {
     let backend = node.backends.of(&record.handler).ok()?;
     let started = backend.adopt_blocking(record.agent?)?;
     let process = AgentProcess::watch(started.record, started.pidfd).ok()?;
-    let client = AgentClient::new(node.layout.agent(&record.id), backend.door());
-    Some(RunningAgent { client, process: Arc::new(process) })
+    let dir = node.layout.agent(&record.id);
+    let client = AgentClient::new(dir.clone(), backend.door());
+    Some(RunningAgent { client, process: Arc::new(process), vmm: VmmControl::new(dir) })
 }
 
 fn by_id(states: Vec<agent::ContainerState>) -> BTreeMap<ContainerId, agent::ContainerState> {

@@ -240,3 +240,18 @@ fn notify(state: NotifyState<'_>) {
         tracing::warn!(%error, "service manager not told");
     }
 }
+
+/// A node in `dir` that starts nothing.
+#[cfg(test)]
+pub(crate) fn test_node(dir: &std::path::Path) -> Node {
+    let mut config = Config {
+        root: dir.join("root"),
+        state: dir.join("state"),
+        socket: dir.join("socket"),
+        ..Config::default()
+    };
+    config.cni.conf_dir = dir.join("cni");
+    config.pod.netns_dir = dir.join("netns");
+    config.pod.agent = "/bin/true".into();
+    open_blocking(&config).unwrap().node
+}

@@ -112,14 +112,14 @@ fn log_id(text: &str) -> Result<LogId, ClientError> {
     text.parse().map_err(|source| ClientError::Name { what: "a log", source })
 }
 
-/// A connection for requests to a running VMM. Calls block until the VMM has answered, at most for [`Control::PATIENCE`].
+/// A connection for requests to a running VMM. Calls block until the VMM has answered, at most for the patience that it was made with.
 #[derive(Debug)]
 pub struct Control {
     socket: OwnedFd,
 }
 
 impl Control {
-    /// The VMM answers from a thread that does nothing else.
+    /// Enough for whoever has the time: the VMM answers from a thread that does nothing else.
     pub const PATIENCE: Duration = Duration::from_secs(10);
 
     /// How long a log may take to go over to another file: more than it waits for a line to end. As the pod agent's on a node.
@@ -130,8 +130,18 @@ impl Control {
     /// # Errors
     /// There is none, or it takes no connection.
     pub fn connect(dir: &Path) -> Result<Self, ClientError> {
-        let socket = dial(dir, CONTROL_SOCKET, SocketType::SEQPACKET, Self::PATIENCE)?;
-        set_socket_timeout(&socket, Timeout::Recv, Some(Self::PATIENCE))
+        Self::connect_within(dir, Self::PATIENCE)
+    }
+
+    /// The same with another patience than [`PATIENCE`](Self::PATIENCE): for the connection, and for each answer.
+    ///
+    /// # Errors
+    /// There is none, or it takes no connection.
+    pub fn connect_within(dir: &Path, patience: Duration) -> Result<Self, ClientError> {
+        let socket = dial(dir, CONTROL_SOCKET, SocketType::SEQPACKET, patience)?;
+        // No time at all would mean for ever.
+        let patience = patience.max(Duration::from_millis(1));
+        set_socket_timeout(&socket, Timeout::Recv, Some(patience))
             .map_err(|e| ClientError::Talk { source: e.into() })?;
         Ok(Self { socket })
     }

@@ -4,21 +4,26 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use hartpod_images::{Image, LayerFileError};
 use hartpod_proto::ContainerId;
 use hartpod_vm::guest_image::{GuestImage, OpenError};
-use hartpod_vm::launcher::{ClientError, Control};
+use hartpod_vm::launcher::Control;
 use hartpod_vm::virtio::blk::BlockExtent;
 use rustix::fs::{SeekFrom, copy_file_range, ftruncate, ioctl_ficlone, seek};
 use rustix::io::Errno;
 
+use super::{ControlError, VmmControl};
 use crate::node::Node;
 
 /// In the folder of the container's writable layer.
 const SCRATCH_FILE: &str = "scratch.ext4";
 /// Layers of an image that a disk has room for: its partition table has 128 entries, and one is the container's own file.
 const MAX_LAYERS: usize = 127;
+
+/// For the VMM to take a disk out: it does not wait for the guest.
+const EMPTY: Duration = Duration::from_secs(3);
 
 /// A container has no disk.
 #[derive(Debug, thiserror::Error)]
@@ -32,7 +37,7 @@ pub(crate) enum DiskError {
     #[error("{what} {}", path.display())]
     File { what: &'static str, path: PathBuf, source: io::Error },
     #[error("put the disk into slot {slot} of the guest")]
-    Fill { slot: u32, source: ClientError },
+    Fill { slot: u32, source: ControlError },
     #[error("work of the daemon broke off")]
     BrokenOff(#[source] tokio::task::JoinError),
 }
@@ -40,8 +45,7 @@ pub(crate) enum DiskError {
 /// A container's part of a guest.
 #[derive(Debug, Clone)]
 pub(crate) struct Place {
-    /// The folder of the guest's VMM.
-    pub(crate) dir: PathBuf,
+    pub(crate) vmm: VmmControl,
     pub(crate) container: ContainerId,
     pub(crate) slot: u32,
 }
@@ -59,11 +63,23 @@ pub(crate) async fn fill(node: &Node, place: Place, image: &Image) -> Result<u32
     let layers = node.images.layer_files(image).await?;
     let (root, scratch) =
         (node.layout.root.clone(), node.layout.scratch(&place.container).join(SCRATCH_FILE));
-    let filled = tokio::task::spawn_blocking(move || fill_blocking(&root, &place, &layers, &scratch)).await;
-    filled.map_err(DiskError::BrokenOff)?
+    let made = tokio::task::spawn_blocking(move || disk_blocking(&root, &layers, &scratch)).await;
+    let disk = made.map_err(DiskError::BrokenOff)??;
+    let slot = place.slot;
+    let fill = move |control: &Control| {
+        let filled = control.fill(slot, &disk);
+        // What an earlier daemon left there half made; the VMM refuses if it is in use.
+        filled.or_else(|refusal| match control.empty(slot) {
+            Ok(()) => control.fill(slot, &disk),
+            Err(_) => Err(refusal),
+        })
+    };
+    place.vmm.ask(Control::PATIENCE, fill).await.map_err(|source| DiskError::Fill { slot, source })?;
+    Ok(u32::try_from(image.layers.len()).unwrap_or(u32::MAX))
 }
 
-fn fill_blocking(root: &Path, place: &Place, layers: &[PathBuf], scratch: &Path) -> Result<u32, DiskError> {
+/// The files that the disk is made of: the layers, and the one to write to.
+fn disk_blocking(root: &Path, layers: &[PathBuf], scratch: &Path) -> Result<Vec<BlockExtent>, DiskError> {
     let image = GuestImage::current(root).map_err(DiskError::GuestImage)?;
     let scratch = copy_sparse(&image.scratch(), scratch)?;
     let layer = |path: &PathBuf| {
@@ -72,21 +88,12 @@ fn fill_blocking(root: &Path, place: &Place, layers: &[PathBuf], scratch: &Path)
     };
     let mut disk = layers.iter().map(layer).collect::<Result<Vec<_>, _>>()?;
     disk.push(BlockExtent { file: scratch.into(), read_only: false });
-    let filled = Control::connect(&place.dir).and_then(|control| {
-        let filled = control.fill(place.slot, &disk);
-        // What an earlier daemon left there half made; the VMM refuses if it is in use.
-        filled.or_else(|refusal| match control.empty(place.slot) {
-            Ok(()) => control.fill(place.slot, &disk),
-            Err(_) => Err(refusal),
-        })
-    });
-    filled.map_err(|source| DiskError::Fill { slot: place.slot, source })?;
-    Ok(u32::try_from(layers.len()).unwrap_or(u32::MAX))
+    Ok(disk)
 }
 
 /// Takes the disk out of a slot that the guest has let go of; an empty one is fine.
-pub(crate) fn empty_blocking(dir: &Path, slot: u32) -> Result<(), ClientError> {
-    Control::connect(dir)?.empty(slot)
+pub(crate) async fn empty(vmm: &VmmControl, slot: u32) -> Result<(), ControlError> {
+    vmm.ask(EMPTY, move |control| control.empty(slot)).await
 }
 
 /// A copy that takes no more room than its source has data, or none at all where the file system shares blocks.

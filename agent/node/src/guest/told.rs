@@ -10,15 +10,18 @@ const MESSAGE: usize = 4096;
 /// Supplementary groups that are kept: no more can be asked for.
 const GROUPS: usize = 4096;
 
-/// Cuts what is kept for as long as the container is known.
+/// Cuts what is kept for as long as the container is known, and gives back what the rest was in.
 pub(crate) fn cut(state: &mut pod::ContainerState) {
     let mut end = MESSAGE.min(state.message.len());
     while !state.message.is_char_boundary(end) {
         end -= 1;
     }
     state.message.truncate(end);
+    state.message.shrink_to_fit();
+    state.container_id.shrink_to_fit();
     if let Some(user) = &mut state.user {
         user.additional_gids.truncate(GROUPS);
+        user.additional_gids.shrink_to_fit();
     }
 }
 
@@ -52,7 +55,9 @@ mod tests {
         let mut state = pod::ContainerState { message: "\u{e9}".repeat(10_000), user, ..Default::default() };
         cut(&mut state);
         assert_eq!(state.message.len(), 4096);
-        assert_eq!(state.user.unwrap().additional_gids.len(), 4096);
+        let groups = state.user.unwrap().additional_gids;
+        assert_eq!(groups.len(), 4096);
+        assert!(groups.capacity() < 2 * 4096 && state.message.capacity() < 2 * 4096, "what was cut is kept");
         let mut odd =
             pod::ContainerState { message: format!("x{}", "\u{e9}".repeat(10_000)), ..Default::default() };
         cut(&mut odd);

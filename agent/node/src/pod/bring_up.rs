@@ -24,6 +24,7 @@ use crate::agent_client::{AgentClient, AgentError};
 use crate::agent_process::AgentProcess;
 use crate::backend::{NoHandler, StartError, StartedAgent};
 use crate::clock;
+use crate::guest::VmmControl;
 use crate::laps::Laps;
 use crate::node::Node;
 use crate::records::{PodRecord, PodStage, RecordError, VERSION};
@@ -270,8 +271,8 @@ async fn start_agent(node: &Arc<Node>, info: &Arc<PodInfo>) -> Result<(RunningAg
     };
     let process = AgentProcess::watch(started.record, started.pidfd)
         .map_err(|source| RunError::Watch { id: info.id.clone(), source })?;
-    let client = AgentClient::new(dir, door);
-    Ok((RunningAgent { client, process: Arc::new(process) }, started.tap))
+    let client = AgentClient::new(dir.clone(), door);
+    Ok((RunningAgent { client, process: Arc::new(process), vmm: VmmControl::new(dir) }, started.tap))
 }
 
 fn start_agent_blocking(node: &Node, info: &PodInfo, dir: PathBuf) -> Result<StartedAgent, RunError> {

@@ -56,6 +56,8 @@ pub(super) enum Done {
     /// The kill of a stop; whether the container's cgroup is empty.
     Kill(ContainerId, Result<bool, CgroupError>),
     Remove(ContainerId, Result<(), RemoveContainerError>),
+    /// What a container said before its end is in its log.
+    LastLines(ContainerId),
     /// A batch of records was written.
     Recorded,
     /// After the loss of the agent: everything in the pod's leaves is dead.
@@ -66,9 +68,9 @@ pub(super) enum Done {
 #[derive(Debug)]
 pub(super) enum News {
     /// Handled when the permit is given back.
-    Container(pod::ContainerState, OwnedSemaphorePermit),
+    Container(ContainerId, pod::ContainerState, OwnedSemaphorePermit),
     /// These are all the containers that it knows; it told the state of each before.
-    Synced(BTreeSet<ContainerId>),
+    Synced(BTreeSet<ContainerId>, OwnedSemaphorePermit),
     /// Its guest does not answer; and it does again.
     Silent,
     Alive,

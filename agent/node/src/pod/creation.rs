@@ -174,6 +174,7 @@ fn new_entry(making: &Making, image_use: ImageUse) -> Entry {
         started_at: 0,
         start_asked_at: 0,
         exit: None,
+        ending: None,
         user: None,
         delivered: false,
         image_use: Some(image_use),

@@ -9,7 +9,7 @@ use hartpod_proto::cri::v1 as cri;
 use hartpod_proto::pod::v1 as agent;
 
 use super::PodInfo;
-use super::command::Reply;
+use super::command::{Done, Reply};
 use super::info::GUEST_PARENT;
 use super::make::CreateError;
 use super::remove::RemoveContainerError;
@@ -46,6 +46,8 @@ pub(super) struct Entry {
     /// When StartContainer was passed on, by the clock of this host.
     pub(super) start_asked_at: i64,
     pub(super) exit: Option<Exit>,
+    /// What a guest told of its end, until its log is whole, which is the VMM's to know.
+    pub(super) ending: Option<agent::ContainerState>,
     pub(super) user: Option<User>,
     pub(super) delivered: bool,
     /// Until it has ended: then its layers are not needed any more.
@@ -118,21 +120,24 @@ impl Entry {
             self.dirty = true;
         }
         self.pid = 0;
+        self.ending = None;
         self.image_use = None;
         if let Some(stopping) = self.stopping.take() {
             stopping.finish(Ok(()));
         }
     }
 
-    /// Takes in what the agent says; it may be late or say it twice.
-    pub(super) fn learn(&mut self, mut news: agent::ContainerState) {
+    /// Takes in what the agent says; it may be late or say it twice. Whether there was anything new.
+    pub(super) fn learn(&mut self, mut news: agent::ContainerState) -> bool {
+        let before = (self.state, self.pid, self.started_at, self.exit.is_some(), self.user.is_some());
         if self.info.slot.is_some() {
             guest::cut(&mut news);
             guest::to_host_time(&mut news, (self.start_asked_at, self.started_at), clock::now());
         }
         let phase = news.phase();
-        if let Some(user) = news.user.clone() {
-            self.user = Some(user.into());
+        // It never changes.
+        if self.user.is_none() {
+            self.user = news.user.take().map(User::from);
         }
         if news.started_at != 0 && self.started_at == 0 {
             self.started_at = news.started_at;
@@ -152,6 +157,15 @@ impl Entry {
                 }
             }
             agent::Phase::Exited => self.end(Exit::reported(&news)),
+        }
+        before != (self.state, self.pid, self.started_at, self.exit.is_some(), self.user.is_some())
+    }
+
+    /// It has ended, with what is told of that if anything is.
+    fn end_as_told(&mut self, exit: &Exit) {
+        match self.ending.take() {
+            Some(told) => drop(self.learn(told)),
+            None => self.end(exit.clone()),
         }
     }
 }
@@ -174,6 +188,7 @@ impl PodTask {
             started_at,
             start_asked_at: 0,
             exit,
+            ending: None,
             user,
             delivered: container.delivered,
             image_use: container.image_use,
@@ -186,15 +201,41 @@ impl PodTask {
         self.containers.insert(info.id.clone(), entry);
     }
 
-    pub(super) fn on_container_news(&mut self, news: agent::ContainerState) {
-        let Ok(id) = news.container_id.parse::<ContainerId>() else { return };
+    pub(super) fn on_container_news(&mut self, id: &ContainerId, news: agent::ContainerState) {
         // One that is being made is told of by whoever makes it; one that is unknown failed to be made, and is being undone.
-        let Some(entry) = self.containers.get_mut(&id) else { return };
-        if entry.state == ContainerState::Creating {
+        let Some(entry) = self.containers.get_mut(id) else { return };
+        // What a guest tells again of an end is no news, however often it does.
+        if entry.state == ContainerState::Creating || entry.ending.is_some() {
             return;
         }
+        let ends = news.phase() == agent::Phase::Exited && entry.exit.is_none();
+        match &self.agent {
+            Some(agent) if ends && entry.info.slot.is_some() => {
+                entry.ending = Some(news);
+                let (vmm, id) = (agent.vmm.clone(), id.clone());
+                self.start(async move {
+                    guest::last_lines(vmm, id.clone()).await;
+                    Done::LastLines(id)
+                });
+            }
+            _ => self.learn(id, news),
+        }
+    }
+
+    pub(super) fn on_last_lines(&mut self, id: &ContainerId) {
+        // Nothing when it counts as ended already.
+        let told = self.containers.get_mut(id).and_then(|entry| entry.ending.take());
+        if let Some(told) = told {
+            self.learn(id, told);
+        }
+    }
+
+    fn learn(&mut self, id: &ContainerId, news: agent::ContainerState) {
+        let Some(entry) = self.containers.get_mut(id) else { return };
         let had_ended = entry.exit.is_some();
-        entry.learn(news);
+        if !entry.learn(news) {
+            return;
+        }
         if let (false, Some(exit)) = (had_ended, &entry.exit) {
             tracing::info!(container = %id, code = exit.code, reason = exit.reason, "container exited");
         }
@@ -206,7 +247,7 @@ impl PodTask {
     pub(super) fn end_containers(&mut self, exit: &Exit) {
         for entry in self.containers.values_mut() {
             if entry.state != ContainerState::Creating {
-                entry.end(exit.clone());
+                entry.end_as_told(exit);
             }
         }
         self.record();

@@ -12,8 +12,8 @@ use super::{PodInfo, PodSnapshot};
 pub(crate) struct PodHandle {
     pub(crate) info: Arc<PodInfo>,
     /// Unbounded, because the task must never wait for room in its own queue; what is in it is bounded all the same. A command has
-    /// a caller who waits for its answer, a result is of work that a command began, and of news the agent has no more to
-    /// tell than the latest state of each container.
+    /// a caller who waits for its answer, a result is of work that a command or news of a container began, and news are not read while many are not
+    /// taken in; a guest's are small besides, and come at a pace.
     pub(super) messages: mpsc::UnboundedSender<Message>,
     pub(super) snapshot: watch::Receiver<Arc<PodSnapshot>>,
 }

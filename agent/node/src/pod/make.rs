@@ -183,15 +183,15 @@ async fn in_guest(
 ) -> Result<agent::CreateContainerResponse, CreateError> {
     let id = || making.info.id.clone();
     let log = |source| CreateError::Log { id: id(), source };
-    let dir = node.layout.agent(&making.pod.id);
-    let place = Place { dir: dir.clone(), container: id(), slot };
+    let vmm = &making.agent.vmm;
+    let place = Place { vmm: vmm.clone(), container: id(), slot };
     let filled = guest::fill(node, place, &making.image).await;
     let layers = filled.map_err(|source| CreateError::Disk { id: id(), source })?;
     laps.note("disk");
     let log_to = match &plan.log_path {
         Some(path) => {
             let directory = &making.pod.config.log_directory;
-            let place = GuestLog::new(dir, id(), directory, path).map_err(log)?;
+            let place = GuestLog::new(vmm.clone(), id(), directory, path).map_err(log)?;
             Some((place, LogTokens::new(plan.tty).map_err(log)?))
         }
         None => None,
@@ -251,13 +251,13 @@ async fn undo(node: Arc<Node>, making: Making) {
             tracing::debug!(container = %id, %error, "agent keeps a container that failed");
         }
     }
+    if let Some(slot) = making.info.slot.filter(|_| making.agent.process.is_alive()) {
+        if let Err(error) = guest::empty(&making.agent.vmm, slot).await {
+            tracing::warn!(container = %id, error = %crate::chain(&error), "disk of a container that failed stays");
+        }
+    }
     let undone = tokio::task::spawn_blocking(move || {
         let id = &making.info.id;
-        if let Some(slot) = making.info.slot.filter(|_| making.agent.process.is_alive()) {
-            if let Err(error) = guest::empty_blocking(&node.layout.agent(&making.pod.id), slot) {
-                tracing::warn!(container = %id, error = %crate::chain(&error), "disk of a container that failed stays");
-            }
-        }
         if let Err(error) = making.leaf.destroy_blocking(Instant::now() + LEAF_END) {
             tracing::warn!(container = %id, %error, "cgroup of a container that failed stays");
         }

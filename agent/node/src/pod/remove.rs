@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use hartpod_container::cgroup::{DestroyError, Leaf};
 use hartpod_proto::ContainerId;
-use hartpod_vm::launcher::ClientError;
 use tokio::task::JoinError;
 
 use super::command::{Done, Reply};
@@ -17,7 +16,7 @@ use super::task::{Next, PodTask};
 use super::{PodInfo, RunningAgent, SandboxEvent, SandboxState, StopError};
 use crate::agent_client::AgentError;
 use crate::container::{self, ContainerEvent, ContainerState, Exit};
-use crate::guest;
+use crate::guest::{self, ControlError};
 use crate::names::Progress;
 use crate::node::Node;
 use crate::records::RecordError;
@@ -34,7 +33,7 @@ pub(crate) enum RemoveContainerError {
     #[error("remove container {id} from its guest")]
     Agent { id: ContainerId, source: AgentError },
     #[error("take the disk of container {id} out of its guest")]
-    Disk { id: ContainerId, source: ClientError },
+    Disk { id: ContainerId, source: ControlError },
     #[error("take down the cgroup of container {id}")]
     Leaf { id: ContainerId, source: DestroyError },
     #[error("writable layer of container {id}")]
@@ -70,7 +69,7 @@ async fn remove_container(
 ) -> Result<(), RemoveContainerError> {
     if let Some(agent) = agent.filter(|a| a.process.is_alive()) {
         match (agent.client.remove(&id).await, slot) {
-            (Ok(()), Some(slot)) => give_back(&node, &pod, &id, slot).await?,
+            (Ok(()), Some(slot)) => give_back(&agent, &id, slot).await?,
             (Ok(()), None) => {}
             // In a guest that runs there is no other way to it.
             (Err(source), Some(_)) if agent.process.is_alive() => {
@@ -90,17 +89,9 @@ async fn remove_container(
 }
 
 /// Takes the disk of a container out of its guest, so that another can have its place.
-async fn give_back(
-    node: &Arc<Node>,
-    pod: &PodInfo,
-    id: &ContainerId,
-    slot: u32,
-) -> Result<(), RemoveContainerError> {
-    let dir = node.layout.agent(&pod.id);
-    let emptied = tokio::task::spawn_blocking(move || guest::empty_blocking(&dir, slot)).await;
-    emptied
-        .map_err(|source| RemoveContainerError::BrokenOff { id: id.clone(), source })?
-        .map_err(|source| RemoveContainerError::Disk { id: id.clone(), source })
+async fn give_back(agent: &RunningAgent, id: &ContainerId, slot: u32) -> Result<(), RemoveContainerError> {
+    let emptied = guest::empty(&agent.vmm, slot).await;
+    emptied.map_err(|source| RemoveContainerError::Disk { id: id.clone(), source })
 }
 
 fn remove_container_blocking(

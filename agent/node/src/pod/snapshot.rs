@@ -10,12 +10,15 @@ use super::{PodInfo, SandboxState};
 use crate::agent_client::AgentClient;
 use crate::agent_process::AgentProcess;
 use crate::container::ContainerSnapshot;
+use crate::guest::VmmControl;
 
 /// The pod's agent.
 #[derive(Debug, Clone)]
 pub(crate) struct RunningAgent {
     pub(crate) client: AgentClient,
     pub(crate) process: Arc<AgentProcess>,
+    /// Of one in a guest: what is asked of the VMM.
+    pub(crate) vmm: VmmControl,
 }
 
 /// A pod at one moment. Lists and status calls are answered from it.

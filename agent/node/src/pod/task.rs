@@ -125,6 +125,7 @@ impl PodTask {
             Done::Signal(id, outcome) => self.on_signalled(&id, outcome),
             Done::Kill(id, outcome) => self.on_killed(&id, outcome),
             Done::Remove(id, outcome) => self.on_container_removed(&id, outcome),
+            Done::LastLines(id) => self.on_last_lines(&id),
             Done::Recorded => {
                 self.recording = false;
                 self.record();
@@ -136,8 +137,8 @@ impl PodTask {
 
     fn on_news(&mut self, news: News) -> Next {
         match news {
-            News::Container(state, _room) => self.on_container_news(state),
-            News::Synced(known) => self.on_synced(&known),
+            News::Container(id, state, _room) => self.on_container_news(&id, state),
+            News::Synced(known, _room) => self.on_synced(&known),
             News::Silent => self.on_guest_silent(),
             News::Alive => self.on_guest_alive(),
             News::Lost(how) => self.on_agent_lost(&how),

@@ -1,19 +1,21 @@
 //! Follows the news of a pod's agent, for as long as the agent lives.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hartpod_proto::ContainerId;
 use hartpod_proto::pod::v1 as pod;
 use hartpod_proto::pod::v1::watch_response::Change;
+use prost::Message as _;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tonic::Streaming;
 
 use super::bring_up::ran_out_of_memory;
 use super::command::{Message, News};
+use super::pace::Pace;
 use super::{PodInfo, RunningAgent};
 use crate::guest;
 use crate::node::Node;
@@ -22,6 +24,10 @@ use crate::node::Node;
 const RETRY: Duration = Duration::from_millis(200);
 /// News of containers that the pod's task has not taken in: more are not read.
 const UNHANDLED: usize = 64;
+/// Containers that an agent on this host may have (pod.proto).
+const MAX_CONTAINERS: usize = 1024;
+/// In a guest each has a slot.
+const MAX_IN_GUEST: usize = guest::SLOTS as usize;
 /// For what a dead agent said last to be read.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -35,15 +41,20 @@ pub(super) fn follow(
     to: mpsc::UnboundedSender<Message>,
 ) -> JoinHandle<()> {
     let dir = node.layout.agent(&pod.id);
-    let to =
-        Ears { to, guest: pod.is_guest().then(|| dir.clone()), room: Arc::new(Semaphore::new(UNHANDLED)) };
+    let mut to = Ears {
+        to,
+        pace: pod.is_guest().then(|| Pace::new(Instant::now())),
+        most: if pod.is_guest() { MAX_IN_GUEST } else { MAX_CONTAINERS },
+        room: Arc::new(Semaphore::new(UNHANDLED)),
+    };
     tokio::spawn(async move {
         let how = loop {
-            if let Ok(mut stream) = agent.client.watch().await {
+            if let Ok(stream) = agent.client.watch().await {
+                let mut listening = std::pin::pin!(to.listen(stream));
                 tokio::select! {
-                    () = pass_on(&mut stream, &to) => {}
+                    () = &mut listening => {}
                     how = agent.process.ended() => {
-                        let _ = tokio::time::timeout(LAST_WORDS, pass_on(&mut stream, &to)).await;
+                        let _ = tokio::time::timeout(LAST_WORDS, listening).await;
                         break how;
                     }
                 }
@@ -65,12 +76,14 @@ pub(super) fn follow(
 }
 
 /// Who hears of it.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Ears {
     to: mpsc::UnboundedSender<Message>,
-    /// The folder of the VMM, for a guest.
-    guest: Option<PathBuf>,
-    /// What a guest tells without end waits in its own memory, not in ours.
+    /// How fast a guest may tell; what is said on this host is believed.
+    pace: Option<Pace>,
+    /// Containers that there can be.
+    most: usize,
+    /// What is told without end waits with who tells it, not in our memory.
     room: Arc<Semaphore>,
 }
 
@@ -80,35 +93,39 @@ impl Ears {
         let _ = self.to.send(Message::News(news));
     }
 
-    /// A container has ended when its log is whole, which in a guest is the VMM's to know.
-    async fn tell_of(&self, state: pod::ContainerState) {
-        // Never closed.
-        let Ok(room) = self.room.clone().acquire_owned().await else { return };
-        let ended = self.guest.clone().filter(|_| state.phase() == pod::Phase::Exited);
-        let (Some(dir), Ok(id)) = (ended, state.container_id.parse::<ContainerId>()) else {
-            return self.tell(News::Container(state, room));
-        };
-        let ears = self.clone();
-        tokio::spawn(async move {
-            guest::last_lines(dir, id).await;
-            ears.tell(News::Container(state, room));
-        });
-    }
-}
-
-/// Until the stream ends.
-async fn pass_on(stream: &mut Streaming<pod::WatchResponse>, to: &Ears) {
-    let mut known = BTreeSet::new();
-    while let Ok(Some(news)) = stream.message().await {
-        match news.change {
-            Some(Change::Container(state)) => {
-                known.extend(state.container_id.parse::<ContainerId>());
-                to.tell_of(state).await;
+    /// Until the stream ends, or says too much.
+    async fn listen(&mut self, mut stream: Streaming<pod::WatchResponse>) {
+        // Until the agent is in step.
+        let mut known = Some(BTreeSet::new());
+        while let Ok(Some(news)) = stream.message().await {
+            let bytes = news.encoded_len();
+            // Never closed.
+            let Ok(room) = self.room.clone().acquire_owned().await else { return };
+            match news.change {
+                Some(Change::Container(mut state)) => {
+                    let Ok(id) = state.container_id.parse::<ContainerId>() else { return };
+                    if let Some(known) = &mut known {
+                        known.insert(id.clone());
+                        if known.len() > self.most {
+                            return;
+                        }
+                    }
+                    if self.pace.is_some() {
+                        guest::cut(&mut state);
+                    }
+                    self.tell(News::Container(id, state, room));
+                }
+                Some(Change::Synced(_)) => {
+                    if let Some(known) = known.take() {
+                        self.tell(News::Synced(known, room));
+                    }
+                }
+                // A container is removed only when this side asks for it.
+                Some(Change::Removed(_)) | None => {}
             }
-            // Once per stream.
-            Some(Change::Synced(_)) => to.tell(News::Synced(std::mem::take(&mut known))),
-            // A container is removed only when this side asks for it.
-            Some(Change::Removed(_)) | None => {}
+            if let Some(pace) = &mut self.pace {
+                pace.keep(bytes).await;
+            }
         }
     }
 }

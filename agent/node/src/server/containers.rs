@@ -128,8 +128,8 @@ impl Server {
             let reopened = agent.client.reopen_log(&container).await;
             return reopened.map_err(|error| status(&ReopenError::Agent(error)));
         }
-        let dir = self.node.layout.agent(&pod.info.id);
-        let log = GuestLog::new(dir, container, &pod.info.config.log_directory, Path::new(&log_path));
+        let vmm = agent.vmm.clone();
+        let log = GuestLog::new(vmm, container, &pod.info.config.log_directory, Path::new(&log_path));
         let reopened = match log {
             Ok(log) => log.reopen().await,
             Err(error) => Err(error),
