@@ -1,4 +1,5 @@
-//! What guests cost, in one run against QEMU with KVM: start, memory, CPU time, and what each parameter of the kernel's command line is worth.
+//! What guests cost, in one run against QEMU with KVM: start, memory, CPU time, and what each parameter of the kernel's command line is worth;
+//! and pods in guests beside namespace pods.
 //!
 //! `make lab-bench` runs it in the riscv64 machine. Both VMMs boot the same kernel with the same initramfs and command line, one after the
 //! other, again and again; every figure is a median with its extremes. The tables are markdown, on stdout; what it is doing comes on stderr.
@@ -9,6 +10,7 @@ mod bench;
 mod idle;
 mod line;
 mod parameters;
+mod pods;
 mod qemu;
 mod samples;
 mod start;
@@ -57,6 +59,7 @@ enum Part {
     Start,
     Idle,
     Parameters,
+    Pods,
 }
 
 fn main() -> Result<()> {
@@ -79,6 +82,9 @@ fn main() -> Result<()> {
     }
     if wanted(Part::Parameters) {
         println!("{}", parameters::measure(&bench, &options.tried)?);
+    }
+    if wanted(Part::Pods) {
+        println!("{}", pods::measure(options.runs)?);
     }
     Ok(())
 }

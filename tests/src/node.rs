@@ -44,6 +44,7 @@ pub struct NodeBuilder {
     settings: String,
     agent: PathBuf,
     plugin_timeout: Duration,
+    log_filter: Option<String>,
 }
 
 /// A node; clones are handles of the same one.
@@ -59,6 +60,7 @@ struct Inner {
     cni: CniDir,
     client: Client,
     image: String,
+    log_filter: String,
     uids: AtomicU32,
     /// Guards the daemon's process while tests stop, kill and start it.
     daemon: Mutex<Option<Child>>,
@@ -80,6 +82,7 @@ impl NodeBuilder {
             settings: String::new(),
             agent: bin_dir().join("hartpod-pod"),
             plugin_timeout: patient(PLUGIN_PATIENCE),
+            log_filter: None,
         })
     }
 
@@ -104,6 +107,13 @@ impl NodeBuilder {
         self
     }
 
+    /// What the daemon logs, in RUST_LOG's words [default: the test's own RUST_LOG, or `info`]
+    #[must_use]
+    pub fn log_filter(mut self, filter: &str) -> Self {
+        self.log_filter = Some(filter.to_owned());
+        self
+    }
+
     /// Starts the daemon and waits for its first answer.
     pub async fn start(self) -> Result<Node> {
         let this = &self;
@@ -118,6 +128,10 @@ impl NodeBuilder {
                 client: Client::new(&socket),
                 image: format!("{}/busybox:1", registry::NAME),
                 uids: AtomicU32::new(1),
+                log_filter: self
+                    .log_filter
+                    .or_else(|| std::env::var("RUST_LOG").ok())
+                    .unwrap_or_else(|| "info".to_owned()),
                 daemon: Mutex::new(None),
                 dir: self.dir,
                 cgroup_root: self.cgroup_root,
@@ -268,7 +282,7 @@ impl Node {
             .arg(&state)
             .arg("--socket")
             .arg(self.socket())
-            .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".into()))
+            .env("RUST_LOG", &self.inner.log_filter)
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("share daemon.log")?)
             .stderr(log)

@@ -73,9 +73,9 @@ impl Stop {
             return Exit::new(ExitReason::Panic, &line);
         }
         match self {
-            Self::PowerOff => Exit::new(ExitReason::PowerOff, "the guest powered off"),
+            Self::PowerOff => Exit::new(ExitReason::PowerOff, ""),
             Self::Asked => Exit::new(ExitReason::PowerOff, "ended on request"),
-            Self::Reset => Exit::new(ExitReason::Reset, "the guest asked for a reset"),
+            Self::Reset => Exit::new(ExitReason::Reset, ""),
             Self::Failure(what) => Exit::new(ExitReason::KvmFailure, what),
         }
     }
