@@ -21,6 +21,10 @@ export HARTPOD_BIN_DIR := $(BIN)
 STATIC     := -C target-feature=+crt-static
 AGENT      := $(STATIC) -C panic=abort -C relocation-model=static
 
+# Guests run on riscv64 alone.
+VMM      := $(if $(filter riscv64,$(shell uname -m)),hartpod-vmm)
+PROGRAMS := hartpod hartpod-pod $(VMM)
+
 # The lab's scripts build the same for another architecture.
 export STATIC_FLAGS := $(STATIC)
 export AGENT_FLAGS  := $(AGENT)
@@ -41,14 +45,14 @@ run: as-root build ## build hartpod and run one pod from the image inside it (ne
 	$(BIN)/hartpod demo
 
 .PHONY: build
-build: build-packages ## build the daemon and the pod agent into target/hartpod
+build: build-packages ## build the daemon, the pod agent and, on riscv64, the VMM into target/hartpod
 	@tests/setup/need-rust
 	@tests/setup/stage 'build hartpod' $(CARGO) build --locked --release -p hartpod
 	@tests/setup/stage 'build hartpod-pod' $(CARGO) rustc --locked --release -p hartpod-pod --bin hartpod-pod -- $(AGENT)
+	@$(if $(VMM),tests/setup/stage 'build hartpod-vmm' $(CARGO) rustc --locked --release -p hartpod-vm --bin hartpod-vmm -- $(STATIC))
 	@mkdir -p $(BIN)
-	@install -m 0755 $(TARGET_DIR)/release/hartpod $(BIN)/hartpod
-	@install -m 0755 $(TARGET_DIR)/release/hartpod-pod $(BIN)/hartpod-pod
-	@echo "built: $(BIN)/hartpod, $(BIN)/hartpod-pod"
+	@install -m 0755 $(addprefix $(TARGET_DIR)/release/,$(PROGRAMS)) $(BIN)
+	@echo "built: $(PROGRAMS:%=$(BIN)/%)"
 
 .PHONY: test
 test: as-root test-packages build attacker ## run every test: unit tests and the end-to-end suite (needs root)
