@@ -200,9 +200,9 @@ async fn a_guest_is_as_large_as_its_pods_limits(lab: &Lab) -> Result<()> {
         });
     });
     let limited = limited.run().await?.container("main").idle().run().await?;
-    // 200 MiB and what a guest itself needs, 128: the next multiple of 32 is 352, of which the kernel keeps some.
+    // 200 MiB and what a guest itself needs, 128: 328, of which the kernel keeps some.
     let (memory, cpus) = seen_size(&limited).await?;
-    ensure!((250..=352).contains(&memory) && cpus == 2, "{memory} MiB, {cpus} vCPUs");
+    ensure!((230..=328).contains(&memory) && cpus == 2, "{memory} MiB, {cpus} vCPUs");
     let unlimited = node.pod("unlimited").in_guest().run().await?.container("main").idle().run().await?;
     let (memory, cpus) = seen_size(&unlimited).await?;
     ensure!((220..=320).contains(&memory) && cpus == 1, "{memory} MiB, {cpus} vCPUs: the node's defaults");

@@ -15,7 +15,7 @@ use crate::status::cut;
 use crate::stop::{Stop, StopSignal};
 use crate::virtio::blk::BlockExtent;
 
-/// Connections at a time; more are closed at once. The daemon has one.
+/// Connections at a time; more are closed at once. The daemon opens one for each request.
 const MAX_CONNECTIONS: usize = 16;
 
 /// Rest after a connection could not be accepted for want of descriptors: it goes on waiting, and the listener stays ready.
@@ -27,7 +27,7 @@ const ACCEPT_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 pub enum Request {
     /// Put a disk into an empty slot; its files come with the packet. The guest does not notice by itself.
     Fill { slot: u32, disk: Disk },
-    /// Take the disk out of a slot; the driver in the guest must have let go of it.
+    /// Take the disk out of a slot, if there is one; the driver in the guest must have let go of it.
     Empty { slot: u32 },
     /// Append what a container says to a regular file that is open for appending. The tokens are those of CreateContainer (pod.proto); a
     /// terminal has no stderr. Of a log that is being written only the file is new.
@@ -37,6 +37,8 @@ pub enum Request {
     ReopenLog { id: LogId, file: Fd, done: Fd },
     /// Close `done`, a pipe, once both streams were written to their end: at once where there is no such log.
     AwaitLog { id: LogId, done: Fd },
+    /// Write no more of what a container says, and close its file. Success where there is no such log.
+    EndLog { id: LogId },
     /// End the guest at once. What is polite is asked of the agent inside before.
     PowerOff {},
 }
@@ -56,7 +58,7 @@ pub trait Slots {
     fn fill(&mut self, slot: u32, disk: Vec<BlockExtent>) -> Result<(), SlotRefused>;
 
     /// # Errors
-    /// There is no such slot, nothing is in it, or the guest uses or holds it.
+    /// There is no such slot, or the guest uses or holds what is in it.
     fn empty(&mut self, slot: u32) -> Result<(), SlotRefused>;
 }
 
@@ -190,6 +192,10 @@ fn try_handle(
             let done = claims.take(done, "what is closed afterwards")?;
             claims.finish()?;
             logs.at_end(&id, done)?;
+        }
+        Request::EndLog { id } => {
+            claims.finish()?;
+            logs.end(&id);
         }
         Request::PowerOff {} => {
             claims.finish()?;

@@ -6,7 +6,7 @@
 mod client;
 mod follow;
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -272,15 +272,25 @@ fn spawn(program: &Path, socket: OwnedFd, stderr: OwnedFd) -> io::Result<VmmProc
     // It is our child and nobody reaps it before this returns, so the number is still its own.
     let opened = Pid::from_raw(pid)
         .ok_or(rustix::io::Errno::INVAL)
-        .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
-    match opened {
+        .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()))
+        .map_err(io::Error::from);
+    match opened.and_then(|pidfd| be_expendable(pid).map(|()| pidfd)) {
         Ok(pidfd) => Ok(VmmProcess { pid, pidfd }),
         Err(error) => {
             // A VMM that could not be found again is none.
             let _ = child.kill();
             let _ = child.wait();
-            Err(error.into())
+            Err(error)
         }
+    }
+}
+
+/// Where memory is short the kernel may spare the caller; a guest is judged by what runs in it, as whoever started it says later.
+fn be_expendable(pid: i32) -> io::Result<()> {
+    let path = format!("/proc/{pid}/oom_score_adj");
+    match fs::read_to_string(&path)?.trim().starts_with('-') {
+        true => fs::write(&path, "0"),
+        false => Ok(()),
     }
 }
 

@@ -106,10 +106,10 @@ pub(crate) struct Backends {
 impl Backends {
     /// Loads the pod agent's program.
     pub(crate) fn open_blocking(config: &Config) -> Result<Self, BackendsError> {
-        let vm = match config.vm.vmm_path() {
-            _ if !cfg!(target_arch = "riscv64") => Err(NoHandler::Architecture),
-            Ok(program) => Ok(VmBackend::new(program, config)),
-            Err(missing) => Err(NoHandler::NoVmm(missing)),
+        let vm = if cfg!(target_arch = "riscv64") {
+            Ok(VmBackend::new(config))
+        } else {
+            Err(NoHandler::Architecture)
         };
         Ok(Self { host: HostBackend::open_blocking(&config.pod.agent_path()?)?, vm })
     }
@@ -128,9 +128,10 @@ impl Backends {
         self.vm.as_ref().ok().filter(|_| is_guest(handler))
     }
 
-    /// The names of the runtime handlers of this node.
+    /// The names of the runtime handlers of this node: guests' while there is a VMM to start.
     pub(crate) fn handlers(&self) -> Vec<&'static str> {
-        HOST.into_iter().chain(self.vm.is_ok().then_some(VM)).collect()
+        let guests = self.vm.as_ref().is_ok_and(|vm| vm.program().is_ok());
+        HOST.into_iter().chain(guests.then_some(VM)).collect()
     }
 }
 

@@ -3,13 +3,15 @@
 mod control;
 mod disk;
 mod log;
+mod oom;
 mod plan;
 mod told;
 mod users;
 
 pub(crate) use control::{ControlError, VmmControl};
-pub(crate) use disk::{DiskError, Place, empty, fill};
+pub(crate) use disk::{DiskError, Place, fill, take_back};
 pub(crate) use log::{GuestLog, LogError, LogTokens, last_lines};
+pub(crate) use oom::set_score;
 pub(crate) use plan::{ANNOTATIONS, GuestPlan, MAX_MEMORY_MIB, MAX_VCPUS, plan};
 pub(crate) use told::{cut, to_host_time};
 pub(crate) use users::{NoUser, VmmUser, VmmUsers};

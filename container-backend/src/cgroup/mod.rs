@@ -27,6 +27,7 @@
 //! ```
 
 mod apply;
+mod bounds;
 mod device_program;
 mod devices;
 mod error;
@@ -44,6 +45,7 @@ mod sys;
 mod tree;
 mod usage;
 
+pub use bounds::{Bound, Bounds};
 pub use devices::DeviceRuleError;
 pub use error::{CgroupError, DestroyError, DetectError, PathError, Warning};
 pub use exec::ExecLeaf;

@@ -158,7 +158,7 @@ impl Control {
         self.ask(&Request::Fill { slot, disk }, &fds)
     }
 
-    /// Takes the disk out of a slot, of which the guest has let go.
+    /// Takes the disk out of a slot, of which the guest has let go. An empty slot is fine.
     ///
     /// # Errors
     /// The VMM refuses, or does not answer.
@@ -211,6 +211,15 @@ impl Control {
     /// `done` is no pipe, too many wait for the same log, or the VMM does not answer.
     pub fn await_log(&self, id: &str, done: BorrowedFd<'_>) -> Result<(), ClientError> {
         self.ask(&Request::AwaitLog { id: log_id(id)?, done: Fd(0) }, &[done])
+    }
+
+    /// Ends a log whose container is removed: the guest's agent could hold its streams open for ever. What has not come by now is not
+    /// written. Success where there is no such log.
+    ///
+    /// # Errors
+    /// The id is none, or the VMM does not answer.
+    pub fn end_log(&self, id: &str) -> Result<(), ClientError> {
+        self.ask(&Request::EndLog { id: log_id(id)? }, &[])
     }
 
     /// Ends the guest at once.

@@ -118,7 +118,7 @@ impl Feed {
         }
     }
 
-    fn end(&mut self, log: &mut LogWriter<'_>) {
+    pub(super) fn end(&mut self, log: &mut LogWriter<'_>) {
         self.state = State::Ended;
         log.ended_blocking(self.stream);
     }

@@ -18,7 +18,7 @@ pub(super) const MAX_AWAITING: usize = 16;
 pub(super) struct Post {
     /// Guards the content alone, for moments.
     content: Mutex<Content>,
-    /// Readable once there is a switch.
+    /// Readable once there is a switch, or the end is asked for.
     event: OwnedFd,
 }
 
@@ -27,6 +27,8 @@ struct Content {
     switches: VecDeque<Switch>,
     /// Closed at the end.
     awaiting: Vec<Arc<OwnedFd>>,
+    /// Asked for.
+    end: bool,
     over: bool,
 }
 
@@ -54,9 +56,24 @@ impl Post {
             return Err(LogRefused::Stuck);
         }
         content.switches.push_back(switch);
+        self.ring();
+        Ok(())
+    }
+
+    /// Asks for the end.
+    pub(super) fn end(&self) {
+        self.content().end = true;
+        self.ring();
+    }
+
+    fn ring(&self) {
         // It fails only when the counter is full, and then the event is there already.
         let _ = rustix::io::write(&self.event, &1_u64.to_ne_bytes());
-        Ok(())
+    }
+
+    /// Whether the end was asked for.
+    pub(super) fn is_ending(&self) -> bool {
+        self.content().end
     }
 
     /// Has `done` closed at the end, which may have been. Not where `most` wait for it already.

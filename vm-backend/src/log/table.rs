@@ -132,6 +132,13 @@ impl Logs {
         }
     }
 
+    /// Nothing more of this log is written; its file is closed as soon as its disk lets it. Of no such log there is nothing to do.
+    pub fn end(&mut self, id: &LogId) {
+        if let Some(post) = self.posts.get(id) {
+            post.end();
+        }
+    }
+
     /// The guest runs no more: what it has said is written, as far as disks do that within `patience`.
     pub fn finish_blocking(&mut self, patience: Duration) {
         let Some(dialer) = &self.dialer else { return };

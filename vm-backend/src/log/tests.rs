@@ -125,6 +125,22 @@ fn lines(text: &str) -> Vec<(&str, &str, &str)> {
 }
 
 #[test]
+fn a_log_ends_though_the_guest_holds_its_stream_open() {
+    let mut world = World::new();
+    let mut stream = world.begin(1, "log");
+    stream.write_all(b"said\nhalf a line").unwrap();
+    eventually("the line is written", || world.text("log").contains("said").then_some(()));
+    let over = world.over(1);
+    world.logs.end(&id(1));
+    assert!(hangs_up(&over, SOON), "the log goes on");
+    // What the guest still says finds nobody, and the same container's next log is one of its own.
+    let _ = stream.write_all(b"more\n");
+    assert!(!world.text("log").contains("more"));
+    world.logs.end(&id(9));
+    world.begin(1, "next");
+}
+
+#[test]
 fn both_streams_reach_the_file_and_their_end_is_the_logs() {
     let mut world = World::new();
     let (out, err) = (token(1), token(2));

@@ -94,6 +94,10 @@ impl Writing<'_> {
         // Before the streams: what waits in them now belongs to the new file.
         if post {
             self.switch();
+            if self.post.is_ending() {
+                self.feeds.iter_mut().for_each(|feed| feed.end(&mut self.log));
+                return;
+            }
         }
         for (feed, ready) in self.feeds.iter_mut().zip(feeds) {
             if ready {

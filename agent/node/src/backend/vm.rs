@@ -21,7 +21,7 @@ use hartpod_vm::virtio::blk::BlockExtent;
 use oci_spec::runtime::{LinuxMemory, LinuxResources};
 use rustix::process::Pid;
 
-use super::{Backend, LOG, StartError, StartedAgent, log_file};
+use super::{Backend, LOG, NoHandler, StartError, StartedAgent, log_file};
 use crate::agent_client::Door;
 use crate::config::{Config, Vm};
 use crate::guest::{FIRST_DISK, GuestInfo, NoUser, SLOTS, VmmUser, VmmUsers};
@@ -41,6 +41,8 @@ pub(crate) enum VmStartError {
     NoNetns,
     #[error("pod is not planned as a guest")]
     NoPlan,
+    #[error(transparent)]
+    Handler(#[from] NoHandler),
     #[error(transparent)]
     Image(#[from] OpenError),
     #[error("open {}", path.display())]
@@ -73,7 +75,6 @@ impl From<VmStartError> for StartError {
 
 #[derive(Debug)]
 pub(crate) struct VmBackend {
-    program: PathBuf,
     config: Vm,
     /// Where guest images are.
     root: PathBuf,
@@ -83,14 +84,18 @@ pub(crate) struct VmBackend {
 }
 
 impl VmBackend {
-    pub(super) fn new(program: PathBuf, config: &Config) -> Self {
+    pub(super) fn new(config: &Config) -> Self {
         Self {
-            program,
             root: config.root.clone(),
             users: VmmUsers::new(config.vm.uid_range),
             config: config.vm.clone(),
             interrupts: Mutex::default(),
         }
+    }
+
+    /// The VMM for guests to come. Those that run do not need it: it may be away for a moment, as while it is replaced.
+    pub(crate) fn program(&self) -> Result<PathBuf, NoHandler> {
+        self.config.vmm_path().map_err(NoHandler::NoVmm)
     }
 
     pub(crate) fn config(&self) -> &Vm {
@@ -166,13 +171,14 @@ impl Backend for VmBackend {
     fn start_blocking(&self, pod: &PodInfo, dir: &Path, leaf: &Leaf) -> Result<StartedAgent, StartError> {
         let guest = pod.guest.as_ref().ok_or(VmStartError::NoPlan)?;
         let netns = pod.netns.as_deref().ok_or(VmStartError::NoNetns)?;
+        let program = self.program().map_err(VmStartError::from)?;
         let tap = open_tap(netns)?;
         let spec = self.spec(guest, &tap)?;
         for warning in leaf.create(&self.limits(guest)?)? {
             tracing::debug!(cgroup = leaf.cgroup_path(), %warning, "cgroup of a guest made");
         }
         let log = log_file(&dir.join(LOG))?;
-        let waiting = launcher::start(&self.program, dir, spec, log.into()).map_err(VmStartError::from)?;
+        let waiting = launcher::start(&program, dir, spec, log.into()).map_err(VmStartError::from)?;
         let started = boot_blocking(waiting, leaf)?;
         Ok(StartedAgent { tap: Some(tap), ..started })
     }

@@ -91,9 +91,17 @@ fn disk_blocking(root: &Path, layers: &[PathBuf], scratch: &Path) -> Result<Vec<
     Ok(disk)
 }
 
-/// Takes the disk out of a slot that the guest has let go of; an empty one is fine.
-pub(crate) async fn empty(vmm: &VmmControl, slot: u32) -> Result<(), ControlError> {
-    vmm.ask(EMPTY, move |control| control.empty(slot)).await
+/// Takes what the guest has let go of: the container's disk, and its log. Done before, or never there, is fine.
+pub(crate) async fn take_back(
+    vmm: &VmmControl,
+    container: ContainerId,
+    slot: u32,
+) -> Result<(), ControlError> {
+    let take = move |control: &Control| {
+        control.empty(slot)?;
+        control.end_log(container.as_str())
+    };
+    vmm.ask(EMPTY, take).await
 }
 
 /// A copy that takes no more room than its source has data, or none at all where the file system shares blocks.

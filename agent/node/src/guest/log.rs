@@ -73,7 +73,7 @@ impl GuestLog {
     }
 
     /// Its file, made if need be.
-    async fn open(&self) -> Result<OwnedFd, LogError> {
+    pub(crate) async fn open(&self) -> Result<OwnedFd, LogError> {
         let place = self.place.clone();
         let opened = tokio::task::spawn_blocking(move || {
             let path = || place.directory().join(place.path());
@@ -82,9 +82,8 @@ impl GuestLog {
         opened.await?
     }
 
-    /// Has the output that the tokens stand for written.
-    pub(crate) async fn begin(self, tokens: LogTokens) -> Result<(), LogError> {
-        let file = self.open().await?;
+    /// Has the output that the tokens stand for written into its [`open`](Self::open) file.
+    pub(crate) async fn begin(self, file: OwnedFd, tokens: LogTokens) -> Result<(), LogError> {
         let begin = move |control: &Control| {
             let streams = launcher::LogTokens {
                 stdout: Some(tokens.stdout.as_str()),

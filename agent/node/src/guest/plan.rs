@@ -1,8 +1,10 @@
 //! How large a pod's guest is, and what its kernel is told.
 //!
-//! Memory and vCPUs are ceilings: memory is taken page by page as the guest touches it. The pod's limits are the kubelet's sums over its
-//! containers (`LinuxPodSandboxConfig.resources`), none where a container has no limit.
+//! Memory and vCPUs are ceilings: memory is taken page by page as the guest touches it. The pod's limits are the kubelet's sums over those of its
+//! containers that have one (`LinuxPodSandboxConfig.resources`). Where another has none, the kubelet leaves the pod's cgroup without a limit
+//! (`ResourceConfigForPod` in pkg/kubelet/cm/helpers_linux.go): such a guest is not smaller than the node's default.
 
+use hartpod_container::cgroup::{Bound, Bounds};
 use hartpod_proto::cri::v1 as cri;
 
 use crate::config::Vm;
@@ -20,8 +22,8 @@ pub(crate) const ANNOTATIONS: [&str; 3] = [MEMORY, VCPUS, ARGUMENTS];
 /// What begins like this and is none of them is a mistake.
 const PREFIX: &str = "io.hartpod.vm.";
 
-/// RAM comes in steps, so that guests are of few sizes.
-const MEMORY_STEP_MIB: u64 = 32;
+/// RAM comes in whole huge pages. Hardly more than what was asked for: the rest would be taken from what the VMM has in the pod's cgroup.
+const MEMORY_STEP_MIB: u64 = 2;
 /// Bytes of kernel arguments; with our own they fit the kernel's 1023.
 const MAX_ARGUMENTS: usize = 400;
 
@@ -36,16 +38,17 @@ pub(crate) struct GuestPlan {
     pub(crate) warning: Option<String>,
 }
 
-/// Plans the guest of a pod on a node with so many CPUs: more vCPUs than that are of no use.
+/// Plans the guest of a pod, whose cgroup has these bounds, on a node with so many CPUs: more vCPUs than that are of no use.
 pub(crate) fn plan(
     config: &Vm,
     sandbox: &cri::PodSandboxConfig,
+    bounds: Bounds,
     cpus: u64,
 ) -> Result<GuestPlan, InvalidRequest> {
     let asked = Annotations::read(config, sandbox)?;
     let resources = sandbox.linux.as_ref().and_then(|linux| linux.resources.as_ref());
-    let memory = asked.memory_mib.unwrap_or_else(|| memory_mib(config, resources));
-    let vcpus = asked.vcpus.unwrap_or_else(|| vcpus(config, resources)).min(cpus.max(1));
+    let memory = asked.memory_mib.unwrap_or_else(|| memory_mib(config, resources, bounds.memory));
+    let vcpus = asked.vcpus.unwrap_or_else(|| vcpus(config, resources, bounds.cpu)).min(cpus.max(1));
     let narrow = |value: u64, most: u64| u32::try_from(value.min(most)).unwrap_or(u32::MAX);
     Ok(GuestPlan {
         memory_mib: narrow(memory.next_multiple_of(MEMORY_STEP_MIB), MAX_MEMORY_MIB),
@@ -55,21 +58,28 @@ pub(crate) fn plan(
     })
 }
 
-fn memory_mib(config: &Vm, resources: Option<&cri::LinuxContainerResources>) -> u64 {
+fn memory_mib(config: &Vm, resources: Option<&cri::LinuxContainerResources>, bound: Bound) -> u64 {
     let limit =
         resources.and_then(|r| u64::try_from(r.memory_limit_in_bytes).ok()).filter(|limit| *limit > 0);
-    match limit {
-        Some(bytes) => bytes.div_ceil(1 << 20).saturating_add(config.guest_base_mib),
-        None => config.default_memory_mib,
-    }
+    let needed = limit.map(|bytes| bytes.div_ceil(1 << 20).saturating_add(config.guest_base_mib));
+    at_least_default(needed, config.default_memory_mib, bound)
 }
 
-fn vcpus(config: &Vm, resources: Option<&cri::LinuxContainerResources>) -> u64 {
+fn vcpus(config: &Vm, resources: Option<&cri::LinuxContainerResources>, bound: Bound) -> u64 {
     let quota = resources.and_then(|r| {
         let (quota, period) = (u64::try_from(r.cpu_quota).ok()?, u64::try_from(r.cpu_period).ok()?);
         (quota > 0 && period > 0).then(|| quota.div_ceil(period))
     });
-    quota.unwrap_or(config.default_vcpus).max(1)
+    at_least_default(quota, config.default_vcpus, bound).max(1)
+}
+
+/// What the limits come to; the default where there are none, and at least that where there are none of some containers.
+fn at_least_default(needed: Option<u64>, default: u64, bound: Bound) -> u64 {
+    match (needed, bound) {
+        (None, _) => default,
+        (Some(needed), Bound::Unlimited) => needed.max(default),
+        (Some(needed), Bound::Limited | Bound::Unknown) => needed,
+    }
 }
 
 /// The RuntimeClass says what a pod costs besides its containers; the scheduler and the pod's cgroup go by it.
@@ -151,36 +161,56 @@ mod tests {
     fn limits_and_what_the_guest_needs_itself_make_its_size() {
         for (limit, quota, cpus, expected) in [
             (0, 0, 8, (2048, 2)),
-            (100, 0, 8, (256, 2)),
+            (100, 0, 8, (228, 2)),
+            (101, 0, 8, (230, 2)),
             (128, 150_000, 8, (256, 2)),
             (128, 50_000, 8, (256, 1)),
             (-1, 800_000, 4, (2048, 4)),
             (i64::MAX >> 20, 0, 8, (1 << 20, 2)),
         ] {
-            let plan = plan(&Vm::default(), &pod(limit, quota), cpus).unwrap();
+            let plan = plan(&Vm::default(), &pod(limit, quota), Bounds::default(), cpus).unwrap();
             assert_eq!((plan.memory_mib, plan.vcpus), expected, "{limit} MiB, quota {quota}");
         }
     }
 
     #[test]
+    fn a_container_without_a_limit_beside_one_with_makes_the_guest_no_smaller() {
+        let planned = |limit, quota, bound| {
+            let bounds = Bounds { memory: bound, cpu: bound };
+            let plan = plan(&Vm::default(), &pod(limit, quota), bounds, 8).unwrap();
+            (plan.memory_mib, plan.vcpus)
+        };
+        assert_eq!(planned(100, 50_000, Bound::Unlimited), (2048, 2));
+        assert_eq!(planned(4096, 400_000, Bound::Unlimited), (4224, 4));
+        assert_eq!(planned(100, 50_000, Bound::Limited), (228, 1));
+    }
+
+    #[test]
     fn an_overhead_that_does_not_cover_a_guest_is_told() {
         let mut config = pod(0, 0);
-        assert!(plan(&Vm::default(), &config, 2).unwrap().warning.unwrap().contains("overhead of 0 MiB"));
+        assert!(
+            plan(&Vm::default(), &config, Bounds::default(), 2)
+                .unwrap()
+                .warning
+                .unwrap()
+                .contains("overhead of 0 MiB")
+        );
         let overhead =
             cri::LinuxContainerResources { memory_limit_in_bytes: 160 << 20, ..Default::default() };
         config.linux.as_mut().unwrap().overhead = Some(overhead);
-        assert_eq!(plan(&Vm::default(), &config, 2).unwrap().warning, None);
+        assert_eq!(plan(&Vm::default(), &config, Bounds::default(), 2).unwrap().warning, None);
     }
 
     #[test]
     fn annotations_count_where_the_operator_allows_them() {
         let allowing = Vm { allowed_annotations: ANNOTATIONS.map(str::to_owned).into(), ..Vm::default() };
-        let planned = |name, value| plan(&allowing, &annotated(name, value), 8).unwrap();
-        assert_eq!(planned(MEMORY, "300").memory_mib, 320);
+        let planned = |name, value| plan(&allowing, &annotated(name, value), Bounds::default(), 8).unwrap();
+        assert_eq!(planned(MEMORY, "301").memory_mib, 302);
         assert_eq!(planned(VCPUS, "3").vcpus, 3);
         assert_eq!(planned(ARGUMENTS, " debug ").kernel_arguments, "debug");
-        let refusal =
-            |config: &Vm, name, value| plan(config, &annotated(name, value), 8).unwrap_err().to_string();
+        let refusal = |config: &Vm, name, value| {
+            plan(config, &annotated(name, value), Bounds::default(), 8).unwrap_err().to_string()
+        };
         for (config, name, value, problem) in [
             (&Vm::default(), VCPUS, "3", "is not among vm.allowed_annotations of this node"),
             (&allowing, VCPUS, "0", "\"0\" is not a number from 1 to 64"),
@@ -191,6 +221,6 @@ mod tests {
             let refusal = refusal(config, name, value);
             assert!(refusal.starts_with(&format!("config.annotations[{name:?}]: {problem}")), "{refusal}");
         }
-        plan(&Vm::default(), &annotated("example.com/other", "x"), 8).unwrap();
+        plan(&Vm::default(), &annotated("example.com/other", "x"), Bounds::default(), 8).unwrap();
     }
 }

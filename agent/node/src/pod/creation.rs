@@ -95,8 +95,20 @@ impl PodTask {
             config,
             id,
         };
-        let making = Making { pod: self.info.clone(), info: Arc::new(info), image, agent, leaf, target_pid };
+        let oom_score = self.oom_score(&info.config);
+        let (pod, info) = (self.info.clone(), Arc::new(info));
+        let making = Making { pod, info, image, agent, leaf, target_pid, oom_score };
         Ok((making, image_use))
+    }
+
+    /// That of the most expendable container, with a new one: what a guest is judged by.
+    fn oom_score(&self, new: &cri::ContainerConfig) -> i64 {
+        let score = |config: &cri::ContainerConfig| {
+            let resources = config.linux.as_ref().and_then(|linux| linux.resources.as_ref());
+            resources.map_or(0, |resources| resources.oom_score_adj)
+        };
+        let others = self.containers.values().filter(|entry| entry.state != ContainerState::Exited);
+        others.map(|entry| score(&entry.info.config)).fold(score(new), i64::max)
     }
 
     /// A place for the container's disk, in a guest.

@@ -89,6 +89,8 @@ pub(super) struct Making {
     pub(super) leaf: Leaf,
     /// Pid of the container whose pid namespace is joined.
     pub(super) target_pid: Option<u32>,
+    /// The highest `oom_score_adj` of the pod's containers, this one's included.
+    pub(super) oom_score: i64,
 }
 
 /// Makes it, or undoes what was done.
@@ -188,24 +190,31 @@ async fn in_guest(
     let filled = guest::fill(node, place, &making.image).await;
     let layers = filled.map_err(|source| CreateError::Disk { id: id(), source })?;
     laps.note("disk");
+    let process = &making.agent.process;
+    if let Err(error) = guest::set_score(process.record.pid, process.pidfd(), making.oom_score) {
+        let warning = format!("oom_score_adj of the VMM is not {}: {error}", making.oom_score);
+        node.warn_once(&making.pod.id, &warning);
+    }
     let log_to = match &plan.log_path {
         Some(path) => {
             let directory = &making.pod.config.log_directory;
-            let place = GuestLog::new(vmm.clone(), id(), directory, path).map_err(log)?;
-            Some((place, LogTokens::new(plan.tty).map_err(log)?))
+            let log_of = GuestLog::new(vmm.clone(), id(), directory, path).map_err(log)?;
+            // Opened now: its disk may be slow, and the tokens are good for seconds.
+            let file = log_of.open().await.map_err(log)?;
+            Some((log_of, file, LogTokens::new(plan.tty).map_err(log)?))
         }
         None => None,
     };
     let kind = agent::root_fs::Kind::Disk(agent::Disk { slot, layers });
     let mut request = request(making, plan, json, kind);
-    if let (Some((_, tokens)), Some(stdio)) = (&log_to, &mut request.stdio) {
+    if let (Some((_, _, tokens)), Some(stdio)) = (&log_to, &mut request.stdio) {
         stdio.stdout_token = tokens.stdout.as_str().to_owned();
         stdio.stderr_token =
             tokens.stderr.as_ref().map(|token| token.as_str().to_owned()).unwrap_or_default();
     }
     let answer = making.agent.client.create(request).await.map_err(CreateError::Agent)?;
-    if let Some((place, tokens)) = log_to {
-        place.begin(tokens).await.map_err(log)?;
+    if let Some((log_of, file, tokens)) = log_to {
+        log_of.begin(file, tokens).await.map_err(log)?;
     }
     Ok(answer)
 }
@@ -252,7 +261,7 @@ async fn undo(node: Arc<Node>, making: Making) {
         }
     }
     if let Some(slot) = making.info.slot.filter(|_| making.agent.process.is_alive()) {
-        if let Err(error) = guest::empty(&making.agent.vmm, slot).await {
+        if let Err(error) = guest::take_back(&making.agent.vmm, id.clone(), slot).await {
             tracing::warn!(container = %id, error = %crate::chain(&error), "disk of a container that failed stays");
         }
     }

@@ -90,8 +90,8 @@ async fn remove_container(
 
 /// Takes the disk of a container out of its guest, so that another can have its place.
 async fn give_back(agent: &RunningAgent, id: &ContainerId, slot: u32) -> Result<(), RemoveContainerError> {
-    let emptied = guest::empty(&agent.vmm, slot).await;
-    emptied.map_err(|source| RemoveContainerError::Disk { id: id.clone(), source })
+    let taken = guest::take_back(&agent.vmm, id.clone(), slot).await;
+    taken.map_err(|source| RemoveContainerError::Disk { id: id.clone(), source })
 }
 
 fn remove_container_blocking(

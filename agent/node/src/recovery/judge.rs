@@ -95,6 +95,9 @@ pub(super) fn container(
         (PodVerdict::Adopt, Some(known)) => match known.phase() {
             agent::Phase::Exited => Keep(ContainerState::Exited, Some(Exit::reported(known))),
             agent::Phase::Running => Keep(ContainerState::Running, None),
+            // In a guest its log may not have been begun, and what its streams were to be opened with is forgotten: nobody was told of it, so
+            // it is made anew.
+            _ if !record.delivered && record.slot.is_some() => Undo,
             agent::Phase::Created | agent::Phase::Unspecified => Keep(ContainerState::Created, None),
         },
         // The agent forgot it, so a removal had begun.
@@ -205,6 +208,20 @@ mod tests {
             panic!("no exit");
         };
         assert_eq!((state, exit.code, exit.finished_at), (ContainerState::Exited, 3, 7));
+    }
+
+    #[test]
+    fn a_container_in_a_guest_whose_creation_was_not_answered_is_made_anew() {
+        let verdict = |slot, delivered, phase| {
+            let record = ContainerRecord { slot, ..container_record(delivered, 0, None) };
+            container(&record, PodVerdict::Adopt, Some(&known(phase, 0)))
+        };
+        let created = ContainerVerdict::Keep(ContainerState::Created, None);
+        assert_eq!(verdict(Some(4), false, agent::Phase::Created), ContainerVerdict::Undo);
+        assert_eq!(verdict(Some(4), true, agent::Phase::Created), created);
+        assert_eq!(verdict(None, false, agent::Phase::Created), created);
+        let running = ContainerVerdict::Keep(ContainerState::Running, None);
+        assert_eq!(verdict(Some(4), false, agent::Phase::Running), running);
     }
 
     #[test]

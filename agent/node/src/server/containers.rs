@@ -128,6 +128,9 @@ impl Server {
             let reopened = agent.client.reopen_log(&container).await;
             return reopened.map_err(|error| status(&ReopenError::Agent(error)));
         }
+        if log_path.is_empty() {
+            return Ok(());
+        }
         let vmm = agent.vmm.clone();
         let log = GuestLog::new(vmm, container, &pod.info.config.log_directory, Path::new(&log_path));
         let reopened = match log {

@@ -41,7 +41,8 @@ pub(super) async fn of_container(
     let spec = tokio::fs::read(&file).await.ok().and_then(|s| serde_json::from_slice::<Value>(&s).ok());
     wrap(&json!({
         "sandboxID": info.pod.as_str(),
-        "pid": container.pid,
+        // In a guest the number is the guest's own: on the node it is somebody else's.
+        "pid": if pod.info.is_guest() { 0 } else { container.pid },
         "state": container.state.name(),
         "removing": container.state == crate::container::ContainerState::Removing,
         "cgroup": info.cgroup_path,

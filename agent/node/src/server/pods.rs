@@ -70,9 +70,14 @@ impl Server {
         request: &cri::RunPodSandboxRequest,
     ) -> Result<Option<GuestInfo>, Status> {
         let Some(backend) = self.node.backends.guests(&request.runtime_handler) else { return Ok(None) };
+        backend.program().map_err(|e| status(&e))?;
         let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
         let config = request.config.clone().unwrap_or_default();
-        let plan = guest::plan(backend.config(), &config, cpus).map_err(|e| status(&e))?;
+        let parent = config.linux.as_ref().map_or("", |linux| linux.cgroup_parent.as_str());
+        // What cannot be read is not known; making the leaf will say why.
+        let leaf = self.node.leaf(parent, id.as_str()).ok();
+        let bounds = leaf.and_then(|leaf| leaf.parent_bounds().ok()).unwrap_or_default();
+        let plan = guest::plan(backend.config(), &config, bounds, cpus).map_err(|e| status(&e))?;
         if let Some(warning) = &plan.warning {
             self.node.warn_once(id, warning);
         }
