@@ -199,7 +199,12 @@ async fn a_guest_is_as_large_as_its_pods_limits(lab: &Lab) -> Result<()> {
             ..Default::default()
         });
     });
-    let limited = limited.run().await?.container("main").idle().run().await?;
+    let limited = limited.run().await?;
+    let vmm = limited.agent().await?.pid;
+    let main = limited.container("main").idle().with_resources(|resources| resources.oom_score_adj = 700);
+    let limited = main.run().await?;
+    // Whom the kernel kills first is a matter of what runs in it.
+    assert_eq!(std::fs::read_to_string(format!("/proc/{vmm}/oom_score_adj"))?.trim(), "700");
     // 200 MiB and what a guest itself needs, 128: 328, of which the kernel keeps some.
     let (memory, cpus) = seen_size(&limited).await?;
     ensure!((230..=328).contains(&memory) && cpus == 2, "{memory} MiB, {cpus} vCPUs");

@@ -19,7 +19,7 @@ tests![
     a_mount_made_in_the_container_reaches_the_node_if_asked needs Need::OfNode("folders"),
     the_root_can_be_read_only,
     the_termination_log_of_the_kubelet_works needs Need::OfNode("folders"),
-    the_node_sees_none_of_a_pods_mounts,
+    the_node_sees_none_of_a_pods_mounts needs Need::OfNode("folders"),
     two_containers_share_a_folder needs Need::OfNode("folders"),
 ];
 

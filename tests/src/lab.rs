@@ -87,11 +87,13 @@ impl Lab {
         scope.shallow = vec![node.root().join("images/layers")];
         // Made with the first network that a pod joins.
         scope.unlisted = vec![node.root().join("cni")];
-        // host-local's lock and its note of the last address it gave.
         // Emptied in its own time: a look before may find more in it than a look after.
         scope.ignored.push(node.trash());
         // The kit's own link to what guests boot, made with the first of them.
         scope.ignored.push(node.root().join("guest"));
+        // Made with the first container of an image in a guest, kept for as long as the image.
+        scope.ignored.push(node.root().join("images/erofs"));
+        // host-local's lock and its note of the last address it gave.
         scope.ignored.extend(
             ["lock", "last_reserved_ip.0", "last_reserved_ip.1"]
                 .map(|name| node.cni().reservations.join("pods").join(name)),
