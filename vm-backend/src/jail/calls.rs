@@ -3,7 +3,7 @@
 //! All threads share one memory, and who can write to it can make another thread call for it: what a VMM that was taken over can reach is what
 //! `Main` and `Vcpu` have together. The lists of single threads are a second hurdle.
 //!
-//! Absent on purpose: everything that takes a path or makes a descriptor of one, socket, connect, bind, exec, kill, ptrace, mount, keyctl, bpf, userfaultfd,
+//! Absent on purpose: everything that opens or changes a path (statx may look at one, in an empty root), socket, connect, bind, exec, kill, ptrace, mount, keyctl, bpf, userfaultfd,
 //! io_uring, memory that can be executed, and processes. New devices, disks and logs come as descriptors in messages (recvmsg).
 //!
 //! The C library's own calls are in it too; they are those of glibc 2.36 and later, linked statically.
