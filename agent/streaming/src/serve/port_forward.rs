@@ -1,0 +1,123 @@
+//! Port-forwarding.
+
+use futures_util::future::try_join_all;
+use tokio::task::JoinSet;
+use tracing::debug;
+
+use super::pairs::{Paired, Pairs};
+use super::{Around, Context, Transport, last_words, linger};
+use crate::session::{Outbound, PortStreams, forward};
+use crate::spdy::{self, Stream};
+use crate::websocket::{Channels, Codec};
+use crate::wire::{End, Frame, Framing, Wire, inbound};
+
+pub(super) async fn serve(
+    wire: Wire,
+    sandbox_id: String,
+    ports: Vec<u16>,
+    transport: Transport,
+    context: &mut Context,
+) -> Result<(), End> {
+    match transport {
+        Transport::Spdy => over_spdy(wire, Framing::Bare, sandbox_id, context).await,
+        Transport::Tunnel => over_spdy(wire, Framing::Messages, sandbox_id, context).await,
+        Transport::Channels(codec) => over_channels(wire, codec, sandbox_id, &ports, context).await,
+    }
+}
+
+/// Many connections, each of which has two streams.
+async fn over_spdy(
+    wire: Wire,
+    framing: Framing,
+    sandbox_id: String,
+    context: &mut Context,
+) -> Result<(), End> {
+    let (mut connection, mut opened) = spdy::Connection::new(wire, framing)?;
+    let (shared, activity) = (connection.shared.clone(), connection.activity.clone());
+    let runtime = context.runtime.clone();
+    let mut pairs = Pairs::new(context.creation_timeout);
+    let session = async {
+        // Tasks of their own: hundreds of connections in one would all be looked at whenever one has something to do. They end with this.
+        let mut forwards = JoinSet::new();
+        loop {
+            tokio::select! {
+                Some(stream) = opened.recv() => {
+                    if let Some(streams) = admit(&mut pairs, stream)? {
+                        let (runtime, sandbox_id) = (runtime.clone(), sandbox_id.clone());
+                        forwards.spawn(async move { forward(&*runtime, &sandbox_id, streams).await });
+                    }
+                }
+                Some(ended) = forwards.join_next() => match ended {
+                    Ok(outcome) => outcome?,
+                    Err(error) => debug!(%error, "a forwarded connection has failed"),
+                },
+                () = pairs.expired() => {}
+            }
+        }
+    };
+    let around = Around { sender: &shared.sender, activity: &activity };
+    let outcome = around.run(session, connection.read(), context).await;
+    if let Some((why, code)) = last_words(&outcome) {
+        linger(connection.close(why, code)).await;
+    }
+    outcome
+}
+
+/// Puts a stream to its other half, if that is there. One that makes no sense is refused, and the others go on.
+fn admit(pairs: &mut Pairs, stream: Stream) -> Result<Option<PortStreams>, End> {
+    match pairs.add(stream)? {
+        Paired::Whole(streams) => Ok(Some(streams)),
+        Paired::Half => Ok(None),
+        Paired::Refused(why) => {
+            debug!(%why, "refused a stream of a port-forwarding client");
+            Ok(None)
+        }
+    }
+}
+
+/// One connection per port, for as long as any lives.
+async fn over_channels(
+    wire: Wire,
+    codec: Codec,
+    sandbox_id: String,
+    ports: &[u16],
+    context: &mut Context,
+) -> Result<(), End> {
+    let (mut feeds, mut inbounds) = (Vec::new(), Vec::new());
+    for _ in ports {
+        let (feed, inbound) = inbound();
+        feeds.extend([Some(feed), None]);
+        inbounds.push(inbound);
+    }
+    let mut channels = Channels::new(wire, codec, feeds)?;
+    let (sender, activity) = (channels.sender.clone(), channels.activity.clone());
+    let numbers = (0..=u8::MAX).step_by(2);
+    let streams = ports.iter().zip(inbounds).zip(numbers).map(|((port, inbound), number)| PortStreams {
+        port: *port,
+        inbound,
+        outbound: channels.channel(number).into(),
+        error: channels.channel(number + 1).into(),
+    });
+    let streams = streams.collect::<Vec<_>>();
+    let runtime = context.runtime.clone();
+    let session = async {
+        for PortStreams { port, outbound, error, .. } in &streams {
+            // Each channel begins with its port.
+            for channel in [outbound, error] {
+                announce(channel, *port).await?;
+            }
+        }
+        let forwards = streams.into_iter().map(|streams| forward(&*runtime, &sandbox_id, streams));
+        try_join_all(forwards).await.map(drop)
+    };
+    let around = Around { sender: &sender, activity: &activity };
+    let outcome = around.run(session, channels.read(), context).await;
+    if let Some((_, code)) = last_words(&outcome) {
+        linger(channels.close(code)).await;
+    }
+    outcome
+}
+
+async fn announce(channel: &Outbound, port: u16) -> Result<(), End> {
+    channel.send(&mut Frame::of(&port.to_le_bytes())).await.map_err(|_| End::Closed)
+}
