@@ -73,6 +73,33 @@ pub(crate) enum Job {
     PortForward { request: PortForwardRequest, ports: Vec<u16>, transport: Transport },
 }
 
+// For the log, which is not to have commands: some hold passwords.
+impl Job {
+    pub(crate) fn verb(&self) -> &'static str {
+        match self {
+            Self::Command(Command::Exec(_), _) => "exec",
+            Self::Command(Command::Attach(_), _) => "attach",
+            Self::PortForward { .. } => "portforward",
+        }
+    }
+
+    /// The container's or the sandbox's.
+    pub(crate) fn id(&self) -> &str {
+        match self {
+            Self::Command(Command::Exec(exec), _) => &exec.container_id,
+            Self::Command(Command::Attach(attach), _) => &attach.container_id,
+            Self::PortForward { request, .. } => &request.sandbox_id,
+        }
+    }
+
+    pub(crate) fn transport(&self) -> Transport {
+        match self {
+            Self::Command(_, protocol) => protocol.transport,
+            Self::PortForward { transport, .. } => *transport,
+        }
+    }
+}
+
 /// Serves a client until one side has had enough.
 pub(crate) async fn serve(wire: Wire, job: Job, context: &mut Context) -> Result<(), End> {
     match job {

@@ -110,7 +110,7 @@ impl Doorkeeper {
         };
         let job = agreed.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(job) = job {
-            debug!(?job, "a session begins");
+            debug!(job = job.verb(), on = job.id(), transport = ?job.transport(), "a session begins");
             match serve(parts.io.into_inner().wire(parts.read_buf), job, &mut self.context).await {
                 Ok(()) => debug!("a client is done"),
                 Err(end) => debug!(why = chain(&end), "a client's session was cut short"),

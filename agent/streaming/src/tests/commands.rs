@@ -192,7 +192,7 @@ async fn a_client_that_vanishes_ends_its_session() {
 
 #[tokio::test]
 async fn streams_that_never_come_are_given_up() {
-    let config = Config { creation_timeout: Duration::from_millis(100), ..Config::default() };
+    let config = Config { creation_timeout: Duration::from_secs(1), ..Config::default() };
     let lab = Lab::with(config).await;
     let mut client = Client::connect(&lab.exec(&["exit", "0"], ALL), VERSIONS).await;
     let ids = client.open_all(&["error", "stdin"]).await;
@@ -204,7 +204,7 @@ async fn streams_that_never_come_are_given_up() {
 
 #[tokio::test]
 async fn a_connection_without_life_is_closed() {
-    let config = Config { idle_timeout: Duration::from_millis(100), ..Config::default() };
+    let config = Config { idle_timeout: Duration::from_secs(2), ..Config::default() };
     let lab = Lab::with(config).await;
     let mut client = Client::connect(&lab.exec(&["deaf"], OUTPUT), VERSIONS).await;
     client.open_all(&["error", "stdout"]).await;

@@ -19,7 +19,7 @@ use machine::Machine;
 use crate::{AttachRequest, Config, ExecRequest, PortForwardRequest, Server, Streams, Url};
 
 /// Nothing here takes so long unless it hangs.
-const HANG: Duration = Duration::from_secs(30);
+const HANG: Duration = Duration::from_secs(100);
 
 const ALL: Streams = Streams { stdin: true, stdout: true, stderr: true, tty: false };
 const OUTPUT: Streams = Streams { stdin: false, stdout: true, stderr: false, tty: false };

@@ -1,10 +1,10 @@
 //! Nobody is faster than the slower side, and nothing piles up between them.
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt as _;
-use tokio::time::timeout;
 
 use super::spdy_client::{Client, Frame, VERSIONS};
 use super::{ALL, Lab, OUTPUT, eventually, noise, soon};
@@ -39,14 +39,10 @@ async fn a_slow_client_stops_the_producer() {
     let url = lab.exec(&["zeros", &total.to_string()], OUTPUT);
     let mut client = Client::connect(&url, VERSIONS).await;
     let ids = client.open_all(&["error", "stdout"]).await;
-    // Until it has made no progress for a while.
     let produced = || lab.machine.seen.produced.load(Ordering::Relaxed);
-    let mut last = u64::MAX;
-    while last != produced() {
-        last = produced();
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    assert!(last > 0 && last < SOCKETS, "{last} bytes ahead of a client that reads nothing");
+    eventually("it runs", || produced() > 0).await;
+    let ahead = settled(produced).await;
+    assert!(ahead < SOCKETS, "{ahead} bytes ahead of a client that reads nothing");
     // And in time all of it comes.
     let mut count = 0;
     while let Some(frame) = client.reader.frame().await {
@@ -62,16 +58,31 @@ async fn a_process_that_does_not_read_stops_its_client() {
     let lab = Lab::new().await;
     let mut client = Client::connect(&lab.exec(&["deaf"], ALL), VERSIONS).await;
     let ids = client.open_all(&["error", "stdin", "stdout", "stderr"]).await;
-    let mut sent = 0;
-    let flood = async {
+    let sent = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&sent);
+    let flood = tokio::spawn(async move {
         let piece = noise(32 * 1024);
-        while sent < 10 * SOCKETS {
+        while count.load(Ordering::Relaxed) < 10 * SOCKETS {
             client.writer.data(ids[1], &piece, false).await;
-            sent += piece.len() as u64;
+            count.fetch_add(piece.len() as u64, Ordering::Relaxed);
         }
-    };
-    assert!(timeout(Duration::from_secs(2), flood).await.is_err(), "nothing holds the client back");
-    assert!(sent > 1 << 20);
+    });
+    eventually("much was sent", || sent.load(Ordering::Relaxed) > 1 << 20).await;
+    settled(|| sent.load(Ordering::Relaxed)).await;
+    assert!(!flood.is_finished(), "nothing holds the client back");
+    flood.abort();
+}
+
+/// What a number is once it changes no more.
+async fn settled(number: impl Fn() -> u64) -> u64 {
+    let mut last = number();
+    loop {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        match number() {
+            same if same == last => return same,
+            more => last = more,
+        }
+    }
 }
 
 #[tokio::test]
