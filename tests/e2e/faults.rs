@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use hartpod_tests::cgroup::PodCgroup;
-use hartpod_tests::eventually::{patient, within};
+use hartpod_tests::eventually::{eventually, patient, within};
 use hartpod_tests::{Container, ContainerBuilder, Lab, Need, Node, Pod, Refused, cri, guest, image, process};
 use hartpod_tests::{tests, tools, world};
 use nix::sys::signal::Signal;
@@ -19,6 +19,8 @@ use crate::attack;
 
 tests![
     a_killed_vmm_is_told needs Need::Kvm,
+    a_vmm_that_dies_without_the_daemon_is_told needs Need::Kvm,
+    a_killed_vmm_of_an_earlier_daemon_is_told needs Need::Kvm,
     a_panic_of_the_guests_kernel_is_told needs Need::Kvm,
     an_agent_that_is_destroyed_inside_is_told needs Need::Kvm,
     a_guest_that_powers_off_is_told needs Need::Kvm,
@@ -108,6 +110,28 @@ async fn a_killed_vmm_is_told(lab: &Lab) -> Result<()> {
     let ended = ward.main.exited().await?;
     ensure!(ended.exit_code != 0 && !ended.reason.is_empty(), "{ended:?}");
     ward.must_end(&["killed", "signal 9"]).await
+}
+
+async fn a_vmm_that_dies_without_the_daemon_is_told(lab: &Lab) -> Result<()> {
+    let ward = Ward::open(lab, None).await?;
+    let vmm = ward.pod.agent().await?.pid;
+    ward.node.stop().await?;
+    process::signal(vmm, Signal::SIGKILL)?;
+    eventually("the end of the VMM", async || Ok(process::is_alive(vmm)), |alive| !alive).await?;
+    ward.node.start().await?;
+    let ended = ward.main.exited().await?;
+    ensure!(ended.exit_code != 0 && !ended.reason.is_empty(), "{ended:?}");
+    ward.must_end(&["killed"]).await
+}
+
+/// The daemon that sees it end is not its parent.
+async fn a_killed_vmm_of_an_earlier_daemon_is_told(lab: &Lab) -> Result<()> {
+    let ward = Ward::open(lab, None).await?;
+    ward.node.crash().await?;
+    ensure!(ward.pod.is_ready().await?, "{:?}", ward.pod.info().await?["reason"]);
+    process::signal(ward.pod.agent().await?.pid, Signal::SIGKILL)?;
+    ward.main.exited().await?;
+    ward.must_end(&["killed"]).await
 }
 
 async fn a_panic_of_the_guests_kernel_is_told(lab: &Lab) -> Result<()> {

@@ -22,7 +22,7 @@ use rustix::process::{
 };
 
 pub use client::{ClientError, Control, LogTokens, connect};
-pub use follow::{FollowError, Follower};
+pub use follow::{FollowError, Follower, MAX_STATUS_LINE};
 
 use crate::boot::{BootMessage, Disk, Extent, Fd, Interrupts, Net, NetDevice};
 use crate::channel;

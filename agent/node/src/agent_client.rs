@@ -45,6 +45,9 @@ pub(crate) enum AgentError {
     /// It did not answer in time.
     #[error("the pod's agent did not answer {call} within {} s", after.as_secs())]
     TimedOut { call: &'static str, after: Duration },
+    /// Its guest does not answer anybody.
+    #[error("the pod's agent was asked for {call}, and its guest does not answer")]
+    Silent { call: &'static str },
     /// There is nobody at its socket, or the connection broke.
     #[error("the pod's agent cannot be asked for {call}: {why}")]
     Unreachable { call: &'static str, why: String },

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
@@ -17,6 +17,8 @@ use crate::records::AgentRecord;
 pub(crate) struct AgentProcess {
     pub(crate) record: AgentRecord,
     pidfd: Arc<OwnedFd>,
+    /// Why hartpod killed it, if it did so for a reason that others should know.
+    why_killed: OnceLock<String>,
     /// How it ended, once it has.
     end: watch::Receiver<Option<String>>,
 }
@@ -37,7 +39,7 @@ impl AgentProcess {
             };
             let _ = sender.send(Some(how));
         });
-        Ok(Self { record, pidfd, end })
+        Ok(Self { record, pidfd, why_killed: OnceLock::new(), end })
     }
 
     /// Readable once it has ended.
@@ -62,6 +64,18 @@ impl AgentProcess {
     /// Waits for its end, at most so long; false when it still runs.
     pub(crate) async fn ends_within(&self, limit: Duration) -> bool {
         tokio::time::timeout(limit, self.ended()).await.is_ok()
+    }
+
+    /// Kills it, for a reason that is kept.
+    pub(crate) fn kill_because(&self, why: &str) -> io::Result<()> {
+        // The first reason is the one.
+        let _ = self.why_killed.set(why.to_owned());
+        self.kill()
+    }
+
+    /// See [`kill_because`](Self::kill_because).
+    pub(crate) fn why_killed(&self) -> Option<&str> {
+        self.why_killed.get().map(String::as_str)
     }
 
     /// Kills it. A process that has ended is success.

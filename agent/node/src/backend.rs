@@ -46,10 +46,13 @@ pub(crate) trait Backend: Debug + Send + Sync {
     fn adopt_blocking(&self, record: AgentRecord) -> Option<StartedAgent> {
         launcher::adopt(record.pid, record.start_time).map(started)
     }
+}
 
-    /// Why an agent of this backend ended, as far as it said so itself.
-    fn last_words_blocking(&self, dir: &Path) -> Option<String> {
-        last_line_blocking(&dir.join(LOG)).map(|line| format!("it last said: {line}"))
+/// Why an agent whose folder is `dir` has ended, or its guest, as far as it said so itself.
+pub(crate) fn last_words_blocking(handler: &str, dir: &Path) -> Option<String> {
+    match is_guest(handler) {
+        true => vm::last_words_blocking(dir),
+        false => last_said_blocking(dir).map(|line| format!("it last said: {line}")),
     }
 }
 
@@ -151,18 +154,32 @@ fn log_file(path: &Path) -> Result<File, StartError> {
     log.map_err(|source| StartError::Log { path: path.to_owned(), source })
 }
 
-/// The last line of a file that is not empty.
-fn last_line_blocking(path: &Path) -> Option<String> {
+/// What an agent or a VMM last wrote to its log.
+fn last_said_blocking(dir: &Path) -> Option<String> {
+    const TAIL: u64 = 1024;
+    last_line_blocking(&dir.join(LOG), TAIL).map(|line| printable(&line))
+}
+
+/// The last line of a file that is not empty, as far as it is within the last `tail` bytes.
+fn last_line_blocking(path: &Path, tail: u64) -> Option<String> {
     use std::io::{Read as _, Seek as _, SeekFrom};
 
-    const TAIL: u64 = 1024;
-    let mut log = File::open(path).ok()?;
-    let length = log.metadata().ok()?.len();
-    log.seek(SeekFrom::Start(length.saturating_sub(TAIL))).ok()?;
-    let mut tail = Vec::new();
-    log.take(TAIL).read_to_end(&mut tail).ok()?;
-    let text = String::from_utf8_lossy(&tail);
+    let mut file = File::open(path).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(tail))).ok()?;
+    let mut end = Vec::new();
+    file.take(tail).read_to_end(&mut end).ok()?;
+    let text = String::from_utf8_lossy(&end);
     text.lines().rev().map(str::trim).find(|l| !l.is_empty()).map(str::to_owned)
+}
+
+/// What others said, without what a terminal would obey, and which may be a guest's choice.
+pub(crate) fn printable(text: &str) -> String {
+    let obeyed = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    text.chars().map(|c| if obeyed(c) { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -173,9 +190,15 @@ mod tests {
     fn the_last_line_of_a_log_is_the_last_word() {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join(LOG);
-        assert_eq!(last_line_blocking(&log), None);
+        assert_eq!(last_said_blocking(dir.path()), None);
         std::fs::write(&log, format!("{}\nlast words\n\n", "x".repeat(5000))).unwrap();
-        assert_eq!(last_line_blocking(&log).unwrap(), "last words");
+        assert_eq!(last_said_blocking(dir.path()).unwrap(), "last words");
+        assert_eq!(last_words_blocking("", dir.path()).unwrap(), "it last said: last words");
+    }
+
+    #[test]
+    fn what_a_terminal_would_obey_is_not_passed_on() {
+        assert_eq!(printable("a\u{1b}[2Jb\u{9b}c\rd\u{202e}e \u{e9}"), "a [2Jb c d e \u{e9}");
     }
 
     #[test]

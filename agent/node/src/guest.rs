@@ -8,6 +8,9 @@ mod plan;
 mod told;
 mod users;
 
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU32, Ordering};
+
 pub(crate) use control::{ControlError, VmmControl};
 pub(crate) use disk::{DiskError, Place, fill, take_back};
 pub(crate) use log::{GuestLog, LogError, LogTokens, last_lines};
@@ -27,15 +30,33 @@ pub(crate) const FIRST_CONTAINER: u32 = FIRST_DISK + 1;
 /// What never changes of a guest.
 #[derive(Debug)]
 pub(crate) struct GuestInfo {
-    pub(crate) plan: GuestPlan,
+    /// Not known to a daemon that found the pod: its size was for the VMM to know.
+    pub(crate) plan: Option<GuestPlan>,
     /// Held for as long as the pod is known.
     pub(crate) user: VmmUser,
+    /// Warnings of it that were told.
+    warned: AtomicU32,
 }
 
-/// The lowest slot for a container's disk that is not among `taken`.
-pub(crate) fn free_slot(taken: impl Iterator<Item = u32>) -> Option<u32> {
-    let taken: std::collections::BTreeSet<u32> = taken.collect();
-    (FIRST_CONTAINER..SLOTS).find(|slot| !taken.contains(slot))
+/// Warnings of a guest that are told: it may have any number of them.
+const MAX_WARNED: u32 = 32;
+
+impl GuestInfo {
+    pub(crate) fn new(plan: Option<GuestPlan>, user: VmmUser) -> Self {
+        Self { plan, user, warned: AtomicU32::new(0) }
+    }
+
+    /// Whether one more warning of it is told.
+    pub(crate) fn may_warn(&self) -> bool {
+        self.warned.fetch_add(1, Ordering::Relaxed) < MAX_WARNED
+    }
+}
+
+/// The lowest slot for a container's disk that is not among `taken`; one that the guest may hold only when there is no other.
+pub(crate) fn free_slot(taken: impl Iterator<Item = u32>, held: &BTreeSet<u32>) -> Option<u32> {
+    let taken: BTreeSet<u32> = taken.collect();
+    let free = || (FIRST_CONTAINER..SLOTS).filter(|slot| !taken.contains(slot));
+    free().find(|slot| !held.contains(slot)).or_else(|| free().next())
 }
 
 #[cfg(test)]
@@ -44,8 +65,13 @@ mod tests {
 
     #[test]
     fn slots_are_used_again_and_run_out() {
-        assert_eq!(free_slot([].into_iter()), Some(4));
-        assert_eq!(free_slot([4, 6].into_iter()), Some(5));
-        assert_eq!(free_slot(4..32), None);
+        let slot =
+            |taken: &[u32], held: &[u32]| free_slot(taken.iter().copied(), &held.iter().copied().collect());
+        assert_eq!(slot(&[], &[]), Some(4));
+        assert_eq!(slot(&[4, 6], &[]), Some(5));
+        assert_eq!(free_slot(4..32, &BTreeSet::new()), None);
+        // It may have let go meanwhile: that is found out when nothing else is left.
+        assert_eq!(slot(&[5], &[4]), Some(6));
+        assert_eq!(free_slot(5..32, &BTreeSet::from([4])), Some(4));
     }
 }

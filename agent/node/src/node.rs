@@ -9,9 +9,10 @@ use hartpod_container::cgroup::{Leaf, PathError, Tree};
 use hartpod_images::ImageStore;
 use hartpod_proto::{ContainerId, SandboxId};
 
-use crate::backend::Backends;
+use crate::backend::{Backends, printable};
 use crate::epoch::Epoch;
 use crate::image_use::ImageUses;
+use crate::pod::PodInfo;
 use crate::pulls::Pulls;
 use crate::records::Records;
 use crate::registry::Registry;
@@ -106,9 +107,7 @@ pub(crate) struct Node {
 impl Node {
     /// Warns of what concerns the node as much as the pod: every pod would tell it.
     pub(crate) fn warn_once(&self, pod: &SandboxId, warning: &str) {
-        // It may be a guest's own words.
-        let cut = warning.char_indices().nth(MAX_WARNING).map_or(warning.len(), |(at, _)| at);
-        let warning = &warning[..cut];
+        let warning = cut(warning);
         let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
         // Texts that differ by pod must not fill the memory.
         if warned.len() < MAX_WARNED && warned.insert(warning.to_owned()) {
@@ -118,8 +117,27 @@ impl Node {
         }
     }
 
+    /// What an agent warned of. What one in a guest says is its own words, however many: they are told for its pod, and take no room from those
+    /// of the node.
+    pub(crate) fn warn_of(&self, pod: &PodInfo, warnings: Vec<String>) {
+        for warning in warnings {
+            match &pod.guest {
+                None if !pod.is_guest() => self.warn_once(&pod.id, &warning),
+                Some(guest) if guest.may_warn() => {
+                    tracing::warn!(sandbox = %pod.id, warning = printable(cut(&warning)), "odd but handled in a guest");
+                }
+                Some(_) | None => return,
+            }
+        }
+    }
+
     /// The cgroup leaf `id` (of an agent or a container) below a pod's parent.
     pub(crate) fn leaf(&self, parent: &str, id: &str) -> Result<Leaf, PathError> {
         self.cgroups.leaf(parent, id)
     }
+}
+
+fn cut(warning: &str) -> &str {
+    let end = warning.char_indices().nth(MAX_WARNING).map_or(warning.len(), |(at, _)| at);
+    &warning[..end]
 }

@@ -19,8 +19,9 @@ use tokio::task::JoinSet;
 use self::judge::{ContainerVerdict, PodFacts, PodVerdict};
 use crate::agent_client::AgentClient;
 use crate::agent_process::AgentProcess;
+use crate::clock;
 use crate::container::{ContainerInfo, ContainerSnapshot, ContainerState, Exit, User};
-use crate::guest::{GuestInfo, GuestPlan, VmmControl};
+use crate::guest::{GuestInfo, VmmControl};
 use crate::names::{ConfigHash, Progress};
 use crate::node::Node;
 use crate::pod::{
@@ -37,6 +38,9 @@ const LEAF_END: Duration = Duration::from_secs(10);
 /// For an agent to tell of its containers before the daemon answers its first call; all agents are asked at once. The pod's task
 /// waits for those that take longer.
 const FIRST_WORD: Duration = Duration::from_secs(2);
+
+/// For an agent to undo its part of a container that was being made: the rest does not depend on it.
+const HELP: Duration = Duration::from_secs(3);
 
 /// Brings every recorded pod back. When it returns, lists and status calls tell the truth, or what the records say of pods whose
 /// agents do not answer.
@@ -87,10 +91,9 @@ fn pod_info(node: &Node, record: &PodRecord) -> Arc<PodInfo> {
     })
 }
 
-/// Its size was for the VMM to know.
 fn guest_info(node: &Node, record: &PodRecord) -> Option<GuestInfo> {
     let backend = node.backends.guests(&record.handler)?;
-    Some(GuestInfo { plan: GuestPlan::default(), user: backend.retake_user(record.vmm_uid?) })
+    Some(GuestInfo::new(None, backend.retake_user(record.vmm_uid?)))
 }
 
 async fn examine(node: &Arc<Node>, pod: LoadedPod) -> Examined {
@@ -108,19 +111,28 @@ async fn examine(node: &Arc<Node>, pod: LoadedPod) -> Examined {
         return Examined::Undo(info);
     }
     // One that is silent would be waited for; the steps that undo a container do not depend on it.
-    let helper = agent.as_ref().filter(|_| told.is_some());
-    let known = told.map(|t| by_id(t.containers)).unwrap_or_default();
-    let leaves = containers.iter().filter_map(|c| node.leaf(info.cgroup_parent(), c.id.as_str()).ok());
-    if verdict == PodVerdict::Lost {
-        kill_leaves(leaves.collect()).await;
+    let mut helper = agent.as_ref().filter(|_| told.is_some());
+    let mut known = told.map(|t| by_id(t.containers)).unwrap_or_default();
+    if info.is_guest() {
+        let now = clock::now();
+        for record in &containers {
+            known.entry(record.id.clone()).and_modify(|told| judge::of_guest(told, record, now));
+        }
     }
+    let leaves = containers.iter().filter_map(|c| node.leaf(info.cgroup_parent(), c.id.as_str()).ok());
+    let words = if verdict == PodVerdict::Lost {
+        kill_leaves(leaves.collect()).await;
+        last_words(node, &info).await
+    } else {
+        None
+    };
     for id in lost_containers {
-        forget_container(node, &info, &id, helper).await;
+        helper = forget_container(node, &info, &id, helper).await;
     }
     let mut restored = Vec::new();
     for container in containers {
         match judge::container(&container, verdict, known.get(&container.id)) {
-            ContainerVerdict::Undo => forget_container(node, &info, &container.id, helper).await,
+            ContainerVerdict::Undo => helper = forget_container(node, &info, &container.id, helper).await,
             ContainerVerdict::Keep(state, exit) => {
                 let known = known.get(&container.id);
                 restored.extend(restore_container(node, &info, container, (state, exit), known));
@@ -129,7 +141,7 @@ async fn examine(node: &Arc<Node>, pod: LoadedPod) -> Examined {
     }
     Examined::Keep(Box::new(Restored {
         state: verdict.state(),
-        reason: verdict.reason().to_owned(),
+        reason: verdict.reason(info.heart(), words.as_deref()),
         ips: if verdict.state() == SandboxState::Stopped { Vec::new() } else { record.ips },
         delivered: record.delivered,
         word: verdict.word(),
@@ -137,6 +149,13 @@ async fn examine(node: &Arc<Node>, pod: LoadedPod) -> Examined {
         containers: restored,
         info,
     }))
+}
+
+/// How the agent of a lost pod ended, or its guest.
+async fn last_words(node: &Arc<Node>, info: &Arc<PodInfo>) -> Option<String> {
+    let (node, info) = (node.clone(), info.clone());
+    let words = tokio::task::spawn_blocking(move || pod::last_words_blocking(&node, &info)).await;
+    words.ok().flatten()
 }
 
 async fn first_word(sandbox: &SandboxId, agent: &RunningAgent) -> Option<agent::DescribeResponse> {
@@ -196,7 +215,10 @@ fn restore_container(
         state,
         stop_signal: record.stop_signal,
         pid: if ended { 0 } else { known.map_or(0, |k| k.pid) },
-        started_at: known.map(|k| k.started_at).filter(|t| *t != 0).unwrap_or(record.started_at),
+        started_at: match record.started_at {
+            0 => known.map_or(0, |k| k.started_at),
+            recorded => recorded,
+        },
         exit,
         user: known.and_then(|k| k.user.clone()).map(User::from).or(user),
     };
@@ -254,12 +276,21 @@ async fn undo(node: Arc<Node>, info: Arc<PodInfo>) {
     }
 }
 
-/// A container that was being made, or whose record cannot be read.
-async fn forget_container(node: &Arc<Node>, pod: &PodInfo, id: &ContainerId, agent: Option<&RunningAgent>) {
+/// A container that was being made, or whose record cannot be read. The agent is the answer if it helped: one that did not is not asked again,
+/// for the daemon's start waits for this.
+async fn forget_container<'a>(
+    node: &Arc<Node>,
+    pod: &PodInfo,
+    id: &ContainerId,
+    agent: Option<&'a RunningAgent>,
+) -> Option<&'a RunningAgent> {
     tracing::info!(container = %id, sandbox = %pod.id, "unfinished container undone");
+    let mut helper = agent;
     if let Some(agent) = agent {
-        if let Err(error) = agent.client.remove(id).await {
-            tracing::warn!(container = %id, %error, "the agent did not remove a container");
+        let removed = tokio::time::timeout(HELP, agent.client.remove(id)).await;
+        if let Ok(Err(_)) | Err(_) = removed {
+            tracing::warn!(container = %id, "the agent did not remove a container");
+            helper = None;
         }
     }
     let (node, pod_id, id) = (node.clone(), pod.id.clone(), id.clone());
@@ -276,4 +307,5 @@ async fn forget_container(node: &Arc<Node>, pod: &PodInfo, id: &ContainerId, age
         }
     });
     let _ = forgotten.await;
+    helper
 }

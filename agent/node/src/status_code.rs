@@ -123,7 +123,7 @@ impl Coded for AgentError {
                 | Code::DataLoss
                 | Code::Unauthenticated => Code::Internal,
             },
-            Self::TimedOut { .. } => Code::DeadlineExceeded,
+            Self::TimedOut { .. } | Self::Silent { .. } => Code::DeadlineExceeded,
             Self::Unreachable { .. } => Code::Unavailable,
         }
     }
@@ -172,6 +172,7 @@ impl Coded for RunError {
             | Self::Files { .. }
             | Self::Netns { .. }
             | Self::Start { .. }
+            | Self::GuestEnded { .. }
             | Self::Watch { .. }
             | Self::Thread { .. }
             | Self::Tap { .. }

@@ -12,8 +12,8 @@ use rustix::fs::inotify;
 use super::STATUS_FILE;
 use crate::status::{Event, Exit, ExitReason, MAX_DETAIL};
 
-/// The longest line: every byte of a detail as \u00XX.
-const MAX_LINE: usize = 256 + 6 * MAX_DETAIL;
+/// Bytes of the longest line in a status file: every byte of a detail is \u00XX.
+pub const MAX_STATUS_LINE: usize = 256 + 6 * MAX_DETAIL;
 
 /// Why a guest cannot be followed.
 #[derive(Debug, thiserror::Error)]
@@ -116,7 +116,7 @@ impl Follower {
                     event => event,
                 }));
             }
-            if self.unread.len() > MAX_LINE {
+            if self.unread.len() > MAX_STATUS_LINE {
                 return Err(self.failed(io::ErrorKind::InvalidData.into()));
             }
             match self.file.read(&mut chunk) {

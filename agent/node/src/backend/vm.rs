@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hartpod_container::cgroup::{CgroupError, Leaf, LimitError, Limits};
 use hartpod_container::launcher::start_time;
@@ -13,7 +13,8 @@ use hartpod_vm::boot::Interrupts;
 use hartpod_vm::command_line;
 use hartpod_vm::guest_image::{GuestImage, OpenError};
 use hartpod_vm::launcher::{
-    self, FollowError, Follower, GuestSpec, LaunchError, STATUS_FILE, WaitingVmm, choose_interrupts,
+    self, FollowError, Follower, GuestSpec, LaunchError, MAX_STATUS_LINE, STATUS_FILE, WaitingVmm,
+    choose_interrupts,
 };
 use hartpod_vm::status::{Event, Exit, ExitReason};
 use hartpod_vm::tap::{self, Tap, TapError};
@@ -21,10 +22,10 @@ use hartpod_vm::virtio::blk::BlockExtent;
 use oci_spec::runtime::{LinuxMemory, LinuxResources};
 use rustix::process::Pid;
 
-use super::{Backend, LOG, NoHandler, StartError, StartedAgent, log_file};
+use super::{Backend, LOG, NoHandler, StartError, StartedAgent, log_file, printable};
 use crate::agent_client::Door;
 use crate::config::{Config, Vm};
-use crate::guest::{FIRST_DISK, GuestInfo, NoUser, SLOTS, VmmUser, VmmUsers};
+use crate::guest::{FIRST_DISK, GuestPlan, NoUser, SLOTS, VmmUser, VmmUsers};
 use crate::pod::PodInfo;
 use crate::records::AgentRecord;
 
@@ -127,8 +128,12 @@ impl VmBackend {
         Ok(chosen)
     }
 
-    fn spec(&self, guest: &GuestInfo, tap: &Tap) -> Result<GuestSpec, VmStartError> {
-        let image = GuestImage::current(&self.root)?;
+    fn spec(
+        &self,
+        (user, plan): (u32, &GuestPlan),
+        tap: &Tap,
+        image: &GuestImage,
+    ) -> Result<GuestSpec, VmStartError> {
         let mut command_line = command_line::standard();
         let mut disks = Vec::new();
         if let Some(path) = image.modules() {
@@ -136,14 +141,14 @@ impl VmBackend {
             disks.push(vec![BlockExtent { file: file.into(), read_only: true }]);
             command_line.push_str(&format!(" hartpod.modules={FIRST_DISK}"));
         }
-        if !guest.plan.kernel_arguments.is_empty() {
+        if !plan.kernel_arguments.is_empty() {
             command_line.push(' ');
-            command_line.push_str(&guest.plan.kernel_arguments);
+            command_line.push_str(&plan.kernel_arguments);
         }
         Ok(GuestSpec {
-            user: Some(guest.user.uid),
-            memory_mib: guest.plan.memory_mib,
-            vcpus: guest.plan.vcpus,
+            user: Some(user),
+            memory_mib: plan.memory_mib,
+            vcpus: plan.vcpus,
             interrupts: self.interrupts()?,
             kernel: image.kernel(),
             initramfs: image.initramfs(),
@@ -157,8 +162,8 @@ impl VmBackend {
     }
 
     /// The VMM and the guest's memory, which no kubelet accounts for one by one.
-    fn limits(&self, guest: &GuestInfo) -> Result<Limits, VmStartError> {
-        let most = (u64::from(guest.plan.memory_mib) + self.config.overhead_mib) << 20;
+    fn limits(&self, plan: &GuestPlan) -> Result<Limits, VmStartError> {
+        let most = (u64::from(plan.memory_mib) + self.config.overhead_mib) << 20;
         let mut memory = LinuxMemory::default();
         memory.set_limit(i64::try_from(most).ok());
         let mut resources = LinuxResources::default();
@@ -173,44 +178,62 @@ impl Backend for VmBackend {
         let netns = pod.netns.as_deref().ok_or(VmStartError::NoNetns)?;
         let program = self.program().map_err(VmStartError::from)?;
         let tap = open_tap(netns)?;
-        let spec = self.spec(guest, &tap)?;
-        for warning in leaf.create(&self.limits(guest)?)? {
+        let plan = guest.plan.as_ref().ok_or(VmStartError::NoPlan)?;
+        // Held until the launcher has opened its files: a build removes what nobody uses.
+        let image = GuestImage::current(&self.root).map_err(VmStartError::from)?;
+        let spec = self.spec((guest.user.uid, plan), &tap, &image)?;
+        for warning in leaf.create(&self.limits(plan)?)? {
             tracing::debug!(cgroup = leaf.cgroup_path(), %warning, "cgroup of a guest made");
         }
         let log = log_file(&dir.join(LOG))?;
         let waiting = launcher::start(&program, dir, spec, log.into()).map_err(VmStartError::from)?;
+        drop(image);
         let started = boot_blocking(waiting, leaf)?;
         Ok(StartedAgent { tap: Some(tap), ..started })
     }
 
     fn await_ready_blocking(&self, dir: &Path, process: BorrowedFd<'_>) -> Result<(), StartError> {
-        let mut follower = Follower::new(dir, process).map_err(VmStartError::from)?;
-        loop {
-            match follower.next_blocking(BOOT).map_err(VmStartError::from)? {
-                Some(Event::Running) => {}
-                Some(Event::Ready) => return Ok(()),
-                Some(Event::Exited(exit)) => {
-                    let said = super::last_line_blocking(&dir.join(LOG));
-                    return Err(VmStartError::Ended(describe(&exit, said)).into());
-                }
-                None => return Err(VmStartError::Silent.into()),
-            }
-        }
+        Ok(await_ready_blocking(dir, process, BOOT)?)
     }
 
     fn door(&self) -> Door {
         Door::Vsock
     }
+}
 
-    fn last_words_blocking(&self, dir: &Path) -> Option<String> {
-        let said = super::last_line_blocking(&dir.join(LOG));
-        let status = super::last_line_blocking(&dir.join(STATUS_FILE))?;
-        match serde_json::from_str(&status) {
-            Ok(Event::Exited(exit)) => Some(describe(&exit, said)),
-            // Killed, most likely.
-            Ok(_) => said.map(|said| format!("the VMM last said: {said}")),
-            Err(error) => Some(format!("its status file is damaged: {error}")),
+/// Until the guest's agent has said so. However much else the VMM says, `patience` is for all of it.
+fn await_ready_blocking(dir: &Path, process: BorrowedFd<'_>, patience: Duration) -> Result<(), VmStartError> {
+    let deadline = Instant::now() + patience;
+    let mut follower = Follower::new(dir, process)?;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match follower.next_blocking(left)? {
+            Some(Event::Exited(exit)) => {
+                return Err(VmStartError::Ended(describe(&exit, super::last_said_blocking(dir))));
+            }
+            Some(_) | None if left.is_zero() => return Err(VmStartError::Silent),
+            Some(Event::Ready) => return Ok(()),
+            Some(Event::Running) | None => {}
         }
+    }
+}
+
+/// Why a guest ended, as its VMM wrote it down.
+pub(super) fn last_words_blocking(dir: &Path) -> Option<String> {
+    // A line, and the end of the one before.
+    const TAIL: u64 = MAX_STATUS_LINE as u64 + 2;
+    let path = dir.join(STATUS_FILE);
+    if !path.exists() {
+        return None;
+    }
+    let said = super::last_said_blocking(dir);
+    let killed = Exit { reason: ExitReason::Killed, detail: String::new() };
+    match super::last_line_blocking(&path, TAIL).map(|line| serde_json::from_str(&line)) {
+        // As the VMM cuts it, if the guest has not taken it over.
+        Some(Ok(Event::Exited(exit))) => Some(describe(&Exit::new(exit.reason, &exit.detail), said)),
+        // It is the last thing that a VMM writes.
+        Some(Ok(Event::Running | Event::Ready)) | None => Some(describe(&killed, said)),
+        Some(Err(_)) => Some("its status file is damaged".to_owned()),
     }
 }
 
@@ -246,12 +269,12 @@ fn describe(exit: &Exit, said: Option<String>) -> String {
         ExitReason::Panic => "the guest's kernel panicked",
         ExitReason::KvmFailure => "KVM or the VMM could not go on",
         ExitReason::SetUpFailure => "the guest could not be set up",
-        ExitReason::Killed => "the VMM was killed",
+        ExitReason::Killed => "the VMM ended without a word: it was killed",
     };
     match (exit.detail.is_empty(), said) {
-        (false, _) => format!("{what}: {}", exit.detail),
-        (true, Some(said)) => format!("{what}; the VMM last said: {said}"),
-        (true, None) => what.to_owned(),
+        (false, _) if exit.reason != ExitReason::Killed => format!("{what}: {}", printable(&exit.detail)),
+        (_, Some(said)) => format!("{what}; the VMM last said: {said}"),
+        (_, None) => what.to_owned(),
     }
 }
 
@@ -267,6 +290,38 @@ mod tests {
             "the guest's kernel panicked: Kernel panic - not syncing: sysrq triggered crash"
         );
         let killed = Exit::new(ExitReason::Killed, "");
-        assert_eq!(describe(&killed, None), "the VMM was killed");
+        assert_eq!(describe(&killed, None), "the VMM ended without a word: it was killed");
+    }
+
+    /// A folder with this status file.
+    fn folder(status: &str) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(STATUS_FILE), status).unwrap();
+        dir
+    }
+
+    #[test]
+    fn what_a_vmm_wrote_down_is_the_reason_even_if_it_is_long() {
+        let words = |status: &str| last_words_blocking(folder(status).path());
+        // The longest there can be: every byte is six in the file.
+        let exit = Event::Exited(Exit::new(ExitReason::Panic, &"\u{1}".repeat(2000)));
+        let status = format!("{{\"event\":\"running\"}}\n{}\n", serde_json::to_string(&exit).unwrap());
+        assert_eq!(words(&status).unwrap(), format!("the guest's kernel panicked: {}", " ".repeat(1024)));
+        let killed = Some("the VMM ended without a word: it was killed".to_owned());
+        assert_eq!(words("{\"event\":\"ready\"}\n"), killed);
+        assert_eq!(words(""), killed);
+        assert_eq!(words("{\"event\":\"\u{1b}[2J\"}\n").unwrap(), "its status file is damaged");
+        assert_eq!(last_words_blocking(tempfile::tempdir().unwrap().path()), None);
+    }
+
+    #[test]
+    fn a_vmm_that_says_much_is_not_waited_for_any_longer() {
+        let pid = rustix::process::getpid();
+        let process = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+        let ready = "{\"event\":\"running\"}\n".repeat(3) + "{\"event\":\"ready\"}\n";
+        let dir = folder(&ready);
+        let late = await_ready_blocking(dir.path(), process.as_fd(), Duration::ZERO).unwrap_err();
+        assert!(matches!(late, VmStartError::Silent), "{late}");
+        await_ready_blocking(dir.path(), process.as_fd(), Duration::from_secs(60)).unwrap();
     }
 }

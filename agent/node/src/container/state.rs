@@ -27,6 +27,9 @@ pub(crate) enum ContainerEvent {
     Exited,
     RemoveAsked,
     RemoveFailed,
+    /// It was not removed, and goes on as before.
+    StillWaits,
+    StillRuns,
 }
 
 /// The event does not fit the state.
@@ -57,6 +60,8 @@ impl ContainerState {
                 Ok(S::Removing)
             }
             (S::Removing, E::RemoveFailed) => Ok(S::Exited),
+            (S::Removing, E::StillWaits) => Ok(S::Created),
+            (S::Removing, E::StillRuns) => Ok(S::Running),
             (state, event) => Err(Refused { state, event }),
         }
     }
@@ -101,7 +106,7 @@ impl ContainerEvent {
             Self::Made => "created",
             Self::StartAsked | Self::Started | Self::StartFailed => "started",
             Self::Exited => "ended",
-            Self::RemoveAsked | Self::RemoveFailed => "removed",
+            Self::RemoveAsked | Self::RemoveFailed | Self::StillWaits | Self::StillRuns => "removed",
         }
     }
 }
@@ -114,26 +119,26 @@ mod tests {
     #[test]
     fn every_pair_of_state_and_event() {
         let no = None;
-        let events =
-            [E::Made, E::StartAsked, E::Started, E::StartFailed, E::Exited, E::RemoveAsked, E::RemoveFailed];
+        let events = [
+            E::Made,
+            E::StartAsked,
+            E::Started,
+            E::StartFailed,
+            E::Exited,
+            E::RemoveAsked,
+            E::RemoveFailed,
+            E::StillWaits,
+            E::StillRuns,
+        ];
+        let gone = Some(Removing);
+        #[rustfmt::skip]
         let table = [
-            (Creating, [Some(Created), no, Some(Running), no, Some(Exited), no, no]),
-            (Created, [Some(Created), Some(Starting), Some(Running), no, Some(Exited), Some(Removing), no]),
-            (Starting, [Some(Starting), no, Some(Running), Some(Exited), Some(Exited), Some(Removing), no]),
-            (Running, [Some(Running), no, Some(Running), no, Some(Exited), Some(Removing), no]),
-            (Exited, [Some(Exited), no, Some(Exited), Some(Exited), Some(Exited), Some(Removing), no]),
-            (
-                Removing,
-                [
-                    Some(Removing),
-                    no,
-                    Some(Removing),
-                    Some(Removing),
-                    Some(Removing),
-                    Some(Removing),
-                    Some(Exited),
-                ],
-            ),
+            (Creating, [Some(Created), no, Some(Running), no, Some(Exited), no, no, no, no]),
+            (Created, [Some(Created), Some(Starting), Some(Running), no, Some(Exited), gone, no, no, no]),
+            (Starting, [Some(Starting), no, Some(Running), Some(Exited), Some(Exited), gone, no, no, no]),
+            (Running, [Some(Running), no, Some(Running), no, Some(Exited), gone, no, no, no]),
+            (Exited, [Some(Exited), no, Some(Exited), Some(Exited), Some(Exited), gone, no, no, no]),
+            (Removing, [gone, no, gone, gone, gone, gone, Some(Exited), Some(Created), Some(Running)]),
         ];
         for (state, row) in table {
             for (event, after) in events.into_iter().zip(row) {

@@ -1,6 +1,6 @@
 //! The beginning of a pod's owning task.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -85,6 +85,7 @@ pub(crate) fn spawn(node: Arc<Node>, unborn: Unborn) {
         delivered: pod.delivered,
         containers: BTreeMap::new(),
         names: Names::default(),
+        held_slots: BTreeSet::new(),
         up_waiters: Vec::new(),
         stop_waiters: Vec::new(),
         remove_waiters: Vec::new(),

@@ -3,31 +3,34 @@
 //! The network and the agent are made side by side; the agent enters the network namespace as soon as that exists, while the CNI
 //! plugins still work on it. Whatever fails, everything made so far is given back by the same steps as in StopPodSandbox.
 
+mod error;
+pub(super) mod in_guest;
+
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use hartpod_cni::{Attachment, CniError, netns};
+use hartpod_cni::{Attachment, netns};
 use hartpod_container::cgroup::PathError;
 use hartpod_proto::SandboxId;
 use hartpod_proto::pod::v1 as agent;
-use hartpod_vm::tap::{self, Tap, TapError};
-use tokio::task::JoinError;
+use hartpod_vm::tap::Tap;
 
-use super::files::{self, FileError};
+pub(crate) use error::RunError;
+
+use super::files;
 use super::info::mode;
-use super::network::{self, InvalidNetwork};
+use super::network;
 use super::teardown::{HeldAgent, Holdings, TearDownError, tear_down};
 use super::{PodInfo, RunningAgent};
-use crate::agent_client::{AgentClient, AgentError};
+use crate::agent_client::AgentClient;
 use crate::agent_process::AgentProcess;
-use crate::backend::{NoHandler, StartError, StartedAgent};
-use crate::clock;
+use crate::backend::StartedAgent;
 use crate::guest::VmmControl;
 use crate::laps::Laps;
 use crate::node::Node;
-use crate::records::{PodRecord, PodStage, RecordError, VERSION};
+use crate::records::{PodRecord, PodStage, VERSION};
 use crate::spec::pod_hostname;
 
 /// A pod that is up.
@@ -35,51 +38,6 @@ use crate::spec::pod_hostname;
 pub(super) struct Up {
     pub(super) agent: RunningAgent,
     pub(super) ips: Vec<IpAddr>,
-}
-
-/// A pod did not come up.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum RunError {
-    #[error("no random id")]
-    NoId(#[source] io::Error),
-    #[error(transparent)]
-    Handler(#[from] NoHandler),
-    #[error("cgroup parent of the pod")]
-    CgroupParent(#[source] PathError),
-    #[error("network of the pod")]
-    InvalidNetwork(#[source] InvalidNetwork),
-    #[error("record of pod {id}")]
-    Record { id: SandboxId, source: RecordError },
-    #[error("make {}", path.display())]
-    StateDir { path: PathBuf, source: io::Error },
-    #[error("files of pod {id}")]
-    Files { id: SandboxId, source: FileError },
-    #[error("network namespace of pod {id}")]
-    Netns { id: SandboxId, source: netns::NetnsError },
-    #[error("network of pod {id}")]
-    Network { id: SandboxId, source: CniError },
-    #[error("join the guest to the network of pod {id}")]
-    Tap { id: SandboxId, source: TapError },
-    #[error("start the agent of pod {id}")]
-    Start { id: SandboxId, source: StartError },
-    #[error(
-        "the guest of pod {id} did not boot: the kernel killed its VMM because a memory limit of the pod was hit"
-    )]
-    OutOfMemory { id: SandboxId },
-    #[error("watch the agent of pod {id}")]
-    Watch { id: SandboxId, source: io::Error },
-    #[error("wait for the guest of pod {id}")]
-    Thread { id: SandboxId, source: io::Error },
-    /// The agent says what it tried.
-    #[error(transparent)]
-    SetUp(AgentError),
-    #[error("pod {id} is not up any more: {reason}")]
-    NotUp { id: SandboxId, reason: String },
-    #[error("pod {id}: work of the daemon broke off")]
-    BrokenOff { id: SandboxId, source: JoinError },
-    /// Something of a pod that failed could not be given back: it is listed as not ready until StopPodSandbox succeeds.
-    #[error("{}; what it left is kept as a sandbox that is not ready: {left}", crate::chain(error))]
-    Left { error: Arc<RunError>, left: TearDownError },
 }
 
 /// Brings a pod up, or undoes what was done.
@@ -107,12 +65,6 @@ pub(crate) fn own_leaf(node: &Node, info: &PodInfo) -> Result<hartpod_container:
     node.leaf(info.cgroup_parent(), info.id.as_str())
 }
 
-/// Whether the kernel has killed the pod's agent, or its VMM, because a memory limit was hit.
-pub(super) fn ran_out_of_memory(node: &Node, info: &PodInfo) -> bool {
-    let kills = own_leaf(node, info).ok().and_then(|leaf| leaf.oom_kills().ok());
-    kills.is_some_and(|kills| kills > 0)
-}
-
 async fn undo(node: &Arc<Node>, held: Holdings) -> Result<(), TearDownError> {
     let id = held.id.clone();
     tear_down(node, held).await?;
@@ -131,7 +83,7 @@ async fn steps(node: &Arc<Node>, info: &Arc<PodInfo>, held: &mut Holdings) -> Re
     laps.note("record");
     let up = match info.is_guest() {
         false => on_host(node, info, held, &mut laps).await?,
-        true => in_guest(node, info, held, &mut laps).await?,
+        true => in_guest::steps(node, info, held, &mut laps).await?,
     };
     record(node, info, Some(&up.agent), &up.ips).await?;
     laps.note("record");
@@ -159,65 +111,6 @@ async fn on_host(
     set_up?;
     laps.note("network and setup");
     Ok(Up { agent, ips })
-}
-
-/// The guest boots while the plugins work; what its card is set to is known only when they are done.
-async fn in_guest(
-    node: &Arc<Node>,
-    info: &Arc<PodInfo>,
-    held: &mut Holdings,
-    laps: &mut Laps,
-) -> Result<Up, RunError> {
-    make_netns(info).await?;
-    laps.note("netns");
-    let (agent, tap) = start_agent(node, info).await?;
-    held.agent = HeldAgent::Running(Box::new(agent.clone()), None);
-    laps.note("start of the VMM");
-    let (ips, ready) = tokio::join!(
-        attach(node, info, held.attachment.as_ref()),
-        await_ready(node.clone(), info.clone(), agent.process.clone())
-    );
-    let ips = ips?;
-    ready?;
-    laps.note("network and boot");
-    let request = {
-        let (node, info, ips) = (node.clone(), info.clone(), ips.clone());
-        blocking(&info.id.clone(), move || guest_request_blocking(&node, &info, tap, &ips)).await?
-    };
-    set_up(node, info, &agent.client, request).await?;
-    laps.note("card and setup");
-    Ok(Up { agent, ips })
-}
-
-/// On a thread of its own: guests that hang must not use up those for everybody's short work.
-async fn await_ready(
-    node: Arc<Node>,
-    info: Arc<PodInfo>,
-    process: Arc<AgentProcess>,
-) -> Result<(), RunError> {
-    const STACK: usize = 128 << 10;
-    let (sender, outcome) = tokio::sync::oneshot::channel();
-    let id = info.id.clone();
-    let waiting = move || {
-        let dir = node.layout.agent(&info.id);
-        let ready = node.backends.of(&info.handler).map_err(RunError::from).and_then(|backend| {
-            backend.await_ready_blocking(&dir, process.pidfd()).map_err(|source| {
-                match ran_out_of_memory(&node, &info) {
-                    true => RunError::OutOfMemory { id: info.id.clone() },
-                    false => RunError::Start { id: info.id.clone(), source },
-                }
-            })
-        });
-        let _ = sender.send(ready);
-    };
-    let spawned = std::thread::Builder::new().name("guest-boot".to_owned()).stack_size(STACK).spawn(waiting);
-    spawned.map_err(|source| RunError::Thread { id: id.clone(), source })?;
-    outcome.await.unwrap_or_else(|_| {
-        Err(RunError::Thread {
-            id,
-            source: io::Error::other("the thread that waited for its boot broke off"),
-        })
-    })
 }
 
 /// Before anything is made (`agent` is none), and again when everything is.
@@ -327,9 +220,7 @@ async fn set_up(
 ) -> Result<(), RunError> {
     let answer = client.set_up(request).await;
     let answer = answer.map_err(RunError::SetUp)?;
-    for warning in answer.warnings {
-        node.warn_once(&info.id, &warning);
-    }
+    node.warn_of(info, answer.warnings);
     Ok(())
 }
 
@@ -357,26 +248,6 @@ fn host_request(node: &Node, info: &PodInfo) -> agent::SetUpPodRequest {
         log_directory: info.config.log_directory.clone(),
         ..common_request(info)
     }
-}
-
-/// A guest has neither the host's clock nor its files.
-fn guest_request_blocking(
-    node: &Node,
-    info: &PodInfo,
-    tap: Option<Tap>,
-    ips: &[IpAddr],
-) -> Result<agent::SetUpPodRequest, RunError> {
-    let connect = |source| RunError::Tap { id: info.id.clone(), source };
-    let interface = tap.map(|tap| tap::connect_blocking(&tap, network::INTERFACE)).transpose();
-    let interface = interface.map_err(connect)?;
-    let files = files::guest_files_blocking(&node.records.pod_dir(&info.id), &info.config, ips)
-        .map_err(|source| RunError::Files { id: info.id.clone(), source })?;
-    Ok(agent::SetUpPodRequest {
-        clock_ns: u64::try_from(clock::now()).unwrap_or_default(),
-        network: interface.as_ref().map(network::of_guest),
-        files,
-        ..common_request(info)
-    })
 }
 
 async fn blocking<T: Send + 'static>(

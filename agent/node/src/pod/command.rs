@@ -11,7 +11,7 @@ use hartpod_proto::pod::v1 as pod;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::bring_up::{RunError, Up};
-use super::make::{CreateError, Made};
+use super::make::{CreateError, Made, NotMade};
 use super::remove::{RemoveContainerError, RemovePodError};
 use super::start::StartError;
 use super::stop::StopError;
@@ -49,7 +49,7 @@ pub(super) enum Done {
     BringUp(Result<Up, RunError>),
     TearDown(Result<(), TearDownError>),
     RemovePod(Result<(), RemovePodError>),
-    Create(ContainerId, Result<Made, CreateError>),
+    Create(ContainerId, Result<Made, NotMade>),
     Start(ContainerId, Result<pod::ContainerState, AgentError>),
     /// The signal of a stop was sent, or could not be.
     Signal(ContainerId, Result<(), AgentError>),

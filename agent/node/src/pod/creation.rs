@@ -7,7 +7,7 @@ use hartpod_proto::cri::v1 as cri;
 
 use super::command::{Done, Reply};
 use super::entry::{Entry, cgroup_path, container_name, log_path};
-use super::make::{CreateError, Made, Making, make};
+use super::make::{CreateError, Made, Making, NotMade, make};
 use super::task::PodTask;
 use super::{RunningAgent, SandboxState};
 use crate::container::{ContainerEvent, ContainerInfo, ContainerState, Exit};
@@ -117,7 +117,7 @@ impl PodTask {
             return Ok(None);
         }
         let taken = self.containers.values().filter_map(|entry| entry.info.slot);
-        guest::free_slot(taken).map(Some).ok_or(CreateError::NoSlot)
+        guest::free_slot(taken, &self.held_slots).map(Some).ok_or(CreateError::NoSlot)
     }
 
     /// Pid of the container whose pid namespace the new one joins, when it asks for that.
@@ -134,11 +134,12 @@ impl PodTask {
         }
     }
 
-    pub(super) fn on_created(&mut self, id: &ContainerId, outcome: Result<Made, CreateError>) {
+    pub(super) fn on_created(&mut self, id: &ContainerId, outcome: Result<Made, NotMade>) {
         let Some(entry) = self.containers.get_mut(id) else { return };
         let waiters = std::mem::take(&mut entry.create_waiters);
         match outcome {
             Ok(made) => {
+                self.held_slots.retain(|slot| entry.info.slot != Some(*slot));
                 entry.move_on(ContainerEvent::Made);
                 entry.stop_signal = made.stop_signal;
                 entry.learn(made.state);
@@ -154,7 +155,8 @@ impl PodTask {
                     let _ = waiter.send(Ok(id.clone()));
                 }
             }
-            Err(error) => {
+            Err(NotMade { error, held }) => {
+                self.held_slots.extend(held);
                 self.names.release(&entry.info.name, id);
                 self.containers.remove(id);
                 let error = Arc::new(error);

@@ -162,7 +162,7 @@ impl Entry {
     }
 
     /// It has ended, with what is told of that if anything is.
-    fn end_as_told(&mut self, exit: &Exit) {
+    pub(super) fn end_as_told(&mut self, exit: &Exit) {
         match self.ending.take() {
             Some(told) => drop(self.learn(told)),
             None => self.end(exit.clone()),

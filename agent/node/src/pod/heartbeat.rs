@@ -18,33 +18,33 @@ use crate::agent_client::AgentClient;
 const INTERVAL: Duration = Duration::from_secs(5);
 /// For a byte to come back: what a guest on a busy board may take.
 const ANSWER: Duration = Duration::from_secs(10);
-/// The same for one that is being stopped: then nobody waits longer for it than it takes to be sure.
-const LAST_ANSWER: Duration = Duration::from_secs(2);
-/// Between two looks at a guest that is being stopped.
-const LAST_INTERVAL: Duration = Duration::from_millis(500);
+/// Between two looks at a guest of which something is awaited.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Tells of changes, until the agent has ended.
+/// Tells of each beat, until the agent has ended: what a beat means changes with what else is known of the agent.
 pub(super) fn follow(agent: RunningAgent, to: mpsc::UnboundedSender<Message>) -> JoinHandle<()> {
-    tokio::spawn(async move {
-        let mut was_alive = true;
-        loop {
-            tokio::select! {
-                () = tokio::time::sleep(INTERVAL) => {}
-                _ = agent.process.ended() => return,
-            }
-            let is_alive = !is_silent(&agent.client, ANSWER).await;
-            if is_alive != was_alive {
-                let _ = to.send(Message::News(if is_alive { News::Alive } else { News::Silent }));
-            }
-            was_alive = is_alive;
-        }
-    })
+    tokio::spawn(beat(agent, to, (INTERVAL, ANSWER)))
 }
 
-/// Resolves when a guest that is being stopped does not answer.
-pub(super) async fn until_silent(client: &AgentClient) {
-    while !is_silent(client, LAST_ANSWER).await {
-        tokio::time::sleep(LAST_INTERVAL).await;
+pub(super) async fn beat(
+    agent: RunningAgent,
+    to: mpsc::UnboundedSender<Message>,
+    (interval, answer): (Duration, Duration),
+) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(interval) => {}
+            _ = agent.process.ended() => return,
+        }
+        let news = if is_silent(&agent.client, answer).await { News::Silent } else { News::Alive };
+        let _ = to.send(Message::News(news));
+    }
+}
+
+/// Resolves when a guest does not answer within `patience`.
+pub(super) async fn until_silent(client: &AgentClient, patience: Duration) {
+    while !is_silent(client, patience).await {
+        tokio::time::sleep(LOOK_INTERVAL).await;
     }
 }
 

@@ -42,6 +42,11 @@ impl PodInfo {
         is_guest(&self.handler)
     }
 
+    /// What its containers end with, in a word.
+    pub(crate) fn heart(&self) -> &'static str {
+        if self.is_guest() { "guest" } else { "agent" }
+    }
+
     pub(crate) fn namespaces(&self) -> cri::NamespaceOption {
         namespaces(&self.config)
     }

@@ -23,8 +23,7 @@ impl PodTask {
             // Its end was wanted.
             return;
         }
-        let what = if self.info.is_guest() { "guest" } else { "agent" };
-        self.reason = format!("the pod's {what} is gone: {how}");
+        self.reason = format!("the pod's {} is gone: {how}", self.info.heart());
         tracing::error!(sandbox = %self.info.id, reason = self.reason, "sandbox not ready");
         self.agent = None;
         self.node.registry.advance(&self.info, Progress::Settled);
@@ -37,8 +36,10 @@ impl PodTask {
     }
 
     pub(super) fn on_leaves_killed(&mut self) {
-        let what = if self.info.is_guest() { "guest" } else { "agent" };
-        self.end_containers(&Exit::killed(&format!("killed because the pod's {what} was gone")));
+        self.end_containers(&Exit::killed(&format!(
+            "killed because the pod's {} was gone",
+            self.info.heart()
+        )));
         self.publish();
     }
 }

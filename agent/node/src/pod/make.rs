@@ -93,13 +93,21 @@ pub(super) struct Making {
     pub(super) oom_score: i64,
 }
 
+/// A container was not made.
+#[derive(Debug)]
+pub(super) struct NotMade {
+    pub(super) error: CreateError,
+    /// A slot that its guest may still hold.
+    pub(super) held: Option<u32>,
+}
+
 /// Makes it, or undoes what was done.
-pub(super) async fn make(node: Arc<Node>, making: Making) -> Result<Made, CreateError> {
+pub(super) async fn make(node: Arc<Node>, making: Making) -> Result<Made, NotMade> {
     match steps(&node, &making).await {
         Ok(made) => Ok(made),
         Err(error) => {
-            undo(node, making).await;
-            Err(error)
+            let held = undo(node, making).await;
+            Err(NotMade { error, held })
         }
     }
 }
@@ -123,9 +131,7 @@ async fn steps(node: &Arc<Node>, making: &Making) -> Result<Made, CreateError> {
     };
     laps.note("agent");
     tracing::debug!(container = %id, %laps, "made");
-    for warning in answer.warnings {
-        node.warn_once(&making.pod.id, &warning);
-    }
+    node.warn_of(&making.pod, answer.warnings);
     Ok(Made { state: answer.state.unwrap_or_default(), stop_signal })
 }
 
@@ -252,17 +258,21 @@ fn request(
     }
 }
 
-/// The agent undoes its own part when it can; the rest does not depend on it.
-async fn undo(node: Arc<Node>, making: Making) {
+/// The agent undoes its own part when it can; the rest does not depend on it. A slot that could not be emptied is the answer.
+async fn undo(node: Arc<Node>, making: Making) -> Option<u32> {
     let id = making.info.id.clone();
     if making.agent.process.is_alive() {
         if let Err(error) = making.agent.client.remove(&id).await {
             tracing::debug!(container = %id, %error, "agent keeps a container that failed");
         }
     }
-    if let Some(slot) = making.info.slot.filter(|_| making.agent.process.is_alive()) {
-        if let Err(error) = guest::take_back(&making.agent.vmm, id.clone(), slot).await {
-            tracing::warn!(container = %id, error = %crate::chain(&error), "disk of a container that failed stays");
+    let mut held = making.info.slot.filter(|_| making.agent.process.is_alive());
+    if let Some(slot) = held {
+        match guest::take_back(&making.agent.vmm, id.clone(), slot).await {
+            Ok(()) => held = None,
+            Err(error) => {
+                tracing::warn!(container = %id, error = %crate::chain(&error), "disk of a container that failed stays");
+            }
         }
     }
     let undone = tokio::task::spawn_blocking(move || {
@@ -278,4 +288,5 @@ async fn undo(node: Arc<Node>, making: Making) {
         }
     });
     let _ = undone.await;
+    held
 }

@@ -9,6 +9,8 @@ use tokio::task::JoinError;
 
 use super::command::{Done, Reply};
 use super::entry::Entry;
+use super::guest_kill::kill_in_guest;
+use super::heartbeat;
 use super::recording::Deferred;
 use super::state as pod_state;
 use super::stopping::StopContainerError;
@@ -24,6 +26,9 @@ use crate::scratch::ScratchError;
 
 /// For the processes of a leaf to be gone after they were killed.
 const LEAF_END: Duration = Duration::from_secs(10);
+
+/// For a guest to echo before it counts as one that does not answer.
+const SILENCE: Duration = Duration::from_secs(4);
 
 /// Something is left of a container.
 #[derive(Debug, thiserror::Error)]
@@ -59,25 +64,45 @@ pub(crate) enum RemovePodError {
     BrokenOff { id: String, source: JoinError },
 }
 
+/// What there is of a container besides its files.
+#[derive(Debug)]
+struct Held {
+    leaf: Leaf,
+    /// In a guest.
+    slot: Option<u32>,
+    runs: Runs,
+}
+
+/// Whether processes of a container may be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Runs {
+    Yes,
+    No,
+}
+
 /// Deletes a container: its processes, its cgroup, its files.
 async fn remove_container(
     node: Arc<Node>,
     pod: Arc<PodInfo>,
     id: ContainerId,
-    (leaf, slot): (Leaf, Option<u32>),
+    Held { leaf, slot, runs }: Held,
     agent: Option<RunningAgent>,
 ) -> Result<(), RemoveContainerError> {
     if let Some(agent) = agent.filter(|a| a.process.is_alive()) {
-        match (agent.client.remove(&id).await, slot) {
-            (Ok(()), Some(slot)) => give_back(&agent, &id, slot).await?,
-            (Ok(()), None) => {}
-            // In a guest that runs there is no other way to it.
-            (Err(source), Some(_)) if agent.process.is_alive() => {
-                return Err(RemoveContainerError::Agent { id, source });
+        let removed = match slot {
+            Some(slot) => remove_from_guest(&agent, &id, slot, runs).await,
+            None => {
+                let removed = agent.client.remove(&id).await;
+                removed.map_err(|source| RemoveContainerError::Agent { id: id.clone(), source })
             }
+        };
+        match removed {
+            Ok(()) => {}
+            // In a guest that runs there is no other way to it.
+            Err(error) if slot.is_some() && agent.process.is_alive() => return Err(error),
             // The steps below do not depend on it.
-            (Err(error), _) => {
-                tracing::warn!(container = %id, %error, "the agent did not remove a container")
+            Err(error) => {
+                tracing::warn!(container = %id, error = %crate::chain(&error), "the agent did not remove a container");
             }
         }
     }
@@ -86,6 +111,25 @@ async fn remove_container(
         tokio::task::spawn_blocking(move || remove_container_blocking(&node, &pod, &id, &leaf)).await
     };
     removed.map_err(|source| RemoveContainerError::BrokenOff { id, source })?
+}
+
+/// What runs is killed first, and is dead then, or the guest is. What has ended may stay for another try: a guest that hangs is not ended for it.
+async fn remove_from_guest(
+    agent: &RunningAgent,
+    id: &ContainerId,
+    slot: u32,
+    runs: Runs,
+) -> Result<(), RemoveContainerError> {
+    if runs == Runs::Yes {
+        kill_in_guest(agent, id).await;
+    }
+    let removed = tokio::select! {
+        removed = agent.client.remove(id) => removed,
+        () = heartbeat::until_silent(&agent.client, SILENCE) => Err(AgentError::Silent { call: "RemoveContainer" }),
+        _ = agent.process.ended() => return Ok(()),
+    };
+    removed.map_err(|source| RemoveContainerError::Agent { id: id.clone(), source })?;
+    give_back(agent, id, slot).await
 }
 
 /// Takes the disk of a container out of its guest, so that another can have its place.
@@ -162,7 +206,9 @@ impl PodTask {
     pub(super) fn remove_container_now(&mut self, id: &ContainerId) {
         let Some(entry) = self.containers.get(id) else { return };
         let (node, pod, agent) = (self.node.clone(), self.info.clone(), self.agent.clone());
-        let (id, held) = (id.clone(), (entry.leaf.clone(), entry.info.slot));
+        let runs = if entry.exit.is_none() { Runs::Yes } else { Runs::No };
+        let held = Held { leaf: entry.leaf.clone(), slot: entry.info.slot, runs };
+        let id = id.clone();
         self.start(async move {
             let removed = remove_container(node, pod, id.clone(), held, agent).await;
             Done::Remove(id, removed)
@@ -191,9 +237,15 @@ impl PodTask {
                 self.node.registry.forget_container(id);
                 tracing::info!(container = %id, "container removed");
             }
-            Err(_) => {
-                entry.move_on(ContainerEvent::RemoveFailed);
-                entry.end(Exit::killed("killed to be removed"));
+            Err(error) => {
+                // What is in a guest that runs is what the guest says.
+                if let (RemoveContainerError::Agent { .. }, None) = (&**error, &entry.exit) {
+                    let waits = entry.started_at == 0;
+                    entry.move_on(if waits { ContainerEvent::StillWaits } else { ContainerEvent::StillRuns });
+                } else {
+                    entry.move_on(ContainerEvent::RemoveFailed);
+                    entry.end_as_told(&Exit::killed("killed to be removed"));
+                }
                 self.containers.insert(id.clone(), entry);
             }
         }

@@ -7,8 +7,8 @@ pub(crate) enum SandboxState {
     Starting,
     /// Its agent runs and takes containers.
     Ready,
-    /// Its agent runs and has not said a word to this daemon yet, so what became of its containers is not known. It is ready
-    /// again as soon as the agent answers.
+    /// Its agent runs and does not answer: it has not said a word to this daemon yet, or its guest hangs. What became of its containers is not
+    /// known. It is ready again as soon as the agent answers.
     Silent,
     /// It cannot take containers and still holds resources: the agent is gone, or a stop failed.
     NotReady,
@@ -29,7 +29,7 @@ pub(crate) enum SandboxEvent {
     UpFailed,
     /// The pod agent ended or cannot be reached any more.
     AgentLost,
-    /// An agent that an earlier daemon started does not answer.
+    /// An agent that an earlier daemon started, or the guest that it is in, does not answer.
     AgentSilent,
     /// It answers after all.
     AgentHeard,

@@ -7,8 +7,8 @@ use hartpod_container::cgroup::{CgroupError, Leaf};
 use hartpod_proto::ContainerId;
 use tokio::time::Instant;
 
-use super::RunningAgent;
 use super::command::{Done, Reply};
+use super::guest_kill::kill_in_guest;
 use super::task::PodTask;
 use crate::agent_client::AgentError;
 use crate::container::{self, ContainerEvent, ContainerState, Exit, Refused};
@@ -19,8 +19,6 @@ const KILL_LIMIT: Duration = Duration::from_secs(15);
 const REPORT_LIMIT: Duration = Duration::from_secs(2);
 /// Between looks at a cgroup that was killed.
 const KILL_POLL: Duration = Duration::from_millis(10);
-/// For a guest to take in that a container is to be killed.
-const GUEST_ANSWER: Duration = Duration::from_secs(4);
 
 /// A container was not stopped.
 #[derive(Debug, thiserror::Error)]
@@ -121,22 +119,6 @@ pub(super) async fn kill(leaf: Leaf) -> Result<bool, CgroupError> {
     Ok(true)
 }
 
-/// Has the agent kill a container in its guest. One that does not answer is of no use to anybody: the guest is ended, as the container
-/// must be.
-async fn kill_in_guest(agent: RunningAgent, id: &ContainerId) {
-    const SIGKILL: i32 = 9;
-    let killed = tokio::time::timeout(GUEST_ANSWER, agent.client.signal(id, SIGKILL)).await;
-    let why = match killed {
-        Ok(Ok(()) | Err(AgentError::Answered { .. })) => return,
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => format!("no answer within {} s", GUEST_ANSWER.as_secs()),
-    };
-    tracing::warn!(container = %id, why, "the guest cannot be told to kill a container, ending the guest");
-    if let Err(error) = agent.process.kill() {
-        tracing::warn!(container = %id, %error, "VMM not killed");
-    }
-}
-
 /// A grace of centuries must not overflow the clock.
 fn later(now: Instant, by: Duration) -> Instant {
     const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -225,7 +207,7 @@ impl PodTask {
             match self.agent.clone().filter(|_| self.info.is_guest()) {
                 None => self.start(async move { Done::Kill(id, kill(leaf).await) }),
                 Some(agent) => self.start(async move {
-                    kill_in_guest(agent, &id).await;
+                    kill_in_guest(&agent, &id).await;
                     // Its end is news of the agent's.
                     Done::Kill(id, Ok(false))
                 }),

@@ -1,6 +1,6 @@
 //! The owner of one pod: takes commands and news one after another, starts the work, never waits for it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -36,6 +36,8 @@ pub(super) struct PodTask {
     pub(super) delivered: bool,
     pub(super) containers: BTreeMap<ContainerId, Entry>,
     pub(super) names: Names<ContainerName, ContainerId>,
+    /// Slots of a guest that it may still hold, of containers that were not made.
+    pub(super) held_slots: BTreeSet<u32>,
 
     pub(super) up_waiters: Vec<Reply<(), RunError>>,
     pub(super) stop_waiters: Vec<Reply<(), StopError>>,

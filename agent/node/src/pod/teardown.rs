@@ -16,8 +16,12 @@ use super::heartbeat;
 use crate::agent_client::{AgentClient, Door};
 use crate::node::Node;
 
-/// After its answer to ShutDown an agent is gone within this.
-const AGENT_END: Duration = Duration::from_secs(5);
+/// For an agent on this host to shut down and be gone, before it is killed: longer than one waits for its answer to ShutDown.
+const AGENT_END: Duration = Duration::from_secs(20);
+/// The same for a guest, which may hold that up as long as it likes: with the time that a kill takes it makes the 5 s in which a pod stops.
+const GUEST_END: Duration = Duration::from_millis(4500);
+/// For a guest that is being stopped to echo: nobody waits longer for it than it takes to be sure.
+const GUEST_ANSWER: Duration = Duration::from_secs(2);
 /// For an agent, or a VMM with its guest's memory, to be gone after it was killed.
 const KILL_END: Duration = Duration::from_secs(10);
 /// For an agent that nobody knows the pid of to end by itself, before it is killed with its leaf.
@@ -121,8 +125,8 @@ async fn end_agent(agent: HeldAgent, state_dir: &std::path::Path) -> Vec<Fault> 
     match agent {
         HeldAgent::None => Vec::new(),
         HeldAgent::Unknown => {
-            // Refused at once when nobody listens.
-            // A VMM of which nobody knows the pid ends with its leaf.
+            // A VMM of which nobody knows the pid ends with its leaf. An agent on this host is asked; where there is none that is refused
+            // at once.
             let asked = AgentClient::new(state_dir.to_owned(), Door::Sockets);
             let _ = tokio::time::timeout(UNKNOWN_END, asked.shut_down()).await;
             Vec::new()
@@ -141,23 +145,38 @@ async fn end_running(agent: &RunningAgent) -> Option<Fault> {
     if !agent.process.is_alive() {
         return None;
     }
-    let asked = tokio::select! {
-        answer = agent.client.shut_down() => answer.map_err(|error| error.to_string()),
-        () = heartbeat::until_silent(&agent.client), if agent.client.door() == Door::Vsock => {
-            Err("the guest does not answer".to_owned())
+    match tokio::time::timeout(patience(agent.client.door()), shut_down(agent)).await {
+        Ok(Ok(())) => return None,
+        Ok(Err(why)) => {
+            tracing::warn!(pid = agent.process.record.pid, why, "agent cannot be shut down, killing it");
         }
-    };
-    match asked {
-        Ok(()) if agent.process.ends_within(AGENT_END).await => return None,
-        Ok(()) => tracing::warn!(pid = agent.process.record.pid, "agent stays after ShutDown, killing it"),
-        Err(error) => {
-            tracing::warn!(pid = agent.process.record.pid, %error, "agent cannot be shut down, killing it");
-        }
+        Err(_) => tracing::warn!(pid = agent.process.record.pid, "agent stays after ShutDown, killing it"),
     }
     if let Err(error) = agent.process.kill() {
         return Some(Fault::KillAgent(error));
     }
     (!agent.process.ends_within(KILL_END).await).then_some(Fault::AgentStays)
+}
+
+/// For ShutDown and the end.
+fn patience(door: Door) -> Duration {
+    match door {
+        Door::Sockets => AGENT_END,
+        Door::Vsock => GUEST_END,
+    }
+}
+
+/// Until it has ended, or why it will not.
+async fn shut_down(agent: &RunningAgent) -> Result<(), String> {
+    let asked = tokio::select! {
+        answer = agent.client.shut_down() => answer.map_err(|error| error.to_string()),
+        () = heartbeat::until_silent(&agent.client, GUEST_ANSWER), if agent.client.door() == Door::Vsock => {
+            Err("the guest does not answer".to_owned())
+        }
+    };
+    asked?;
+    agent.process.ended().await;
+    Ok(())
 }
 
 async fn destroy_leaves(leaves: Vec<Leaf>) -> Vec<Fault> {
@@ -192,4 +211,15 @@ async fn remove_state_dir(path: PathBuf) -> Vec<Fault> {
 
 async fn blocking(work: impl FnOnce() -> Vec<Fault> + Send + 'static) -> Vec<Fault> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| vec![Fault::BrokenOff])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_holds_its_end_up_is_killed_within_the_time_that_a_stop_may_take() {
+        assert!(patience(Door::Vsock) < Duration::from_secs(5));
+        assert!(patience(Door::Sockets) > Duration::from_secs(15), "an agent on this host is believed");
+    }
 }

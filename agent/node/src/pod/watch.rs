@@ -13,8 +13,8 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tonic::Streaming;
 
-use super::bring_up::ran_out_of_memory;
 use super::command::{Message, News};
+use super::last_words::how_it_ended;
 use super::pace::Pace;
 use super::{PodInfo, RunningAgent};
 use crate::guest;
@@ -40,7 +40,6 @@ pub(super) fn follow(
     agent: RunningAgent,
     to: mpsc::UnboundedSender<Message>,
 ) -> JoinHandle<()> {
-    let dir = node.layout.agent(&pod.id);
     let mut to = Ears {
         to,
         pace: pod.is_guest().then(|| Pace::new(Instant::now())),
@@ -48,30 +47,20 @@ pub(super) fn follow(
         room: Arc::new(Semaphore::new(UNHANDLED)),
     };
     tokio::spawn(async move {
-        let how = loop {
+        while agent.process.is_alive() {
             if let Ok(stream) = agent.client.watch().await {
                 let mut listening = std::pin::pin!(to.listen(stream));
                 tokio::select! {
                     () = &mut listening => {}
-                    how = agent.process.ended() => {
-                        let _ = tokio::time::timeout(LAST_WORDS, listening).await;
-                        break how;
-                    }
+                    _ = agent.process.ended() => drop(tokio::time::timeout(LAST_WORDS, listening).await),
                 }
             }
             tokio::select! {
                 () = tokio::time::sleep(RETRY) => {}
-                how = agent.process.ended() => break how,
+                _ = agent.process.ended() => {}
             }
-        };
-        let words = tokio::task::spawn_blocking(move || {
-            if ran_out_of_memory(&node, &pod) {
-                return Some("the kernel killed it because a memory limit of the pod was hit".to_owned());
-            }
-            node.backends.of(&pod.handler).ok().and_then(|backend| backend.last_words_blocking(&dir))
-        });
-        let said = words.await.ok().flatten().map(|words| format!(" ({words})"));
-        to.tell(News::Lost(how + &said.unwrap_or_default()));
+        }
+        to.tell(News::Lost(how_it_ended(&node, &pod, &agent).await));
     })
 }
 

@@ -3,6 +3,7 @@
 use hartpod_proto::pod::v1 as agent;
 
 use crate::container::{ContainerState, Exit};
+use crate::guest;
 use crate::pod::{SandboxState, Word};
 use crate::records::{ContainerRecord, PodRecord, PodStage};
 
@@ -45,14 +46,23 @@ impl PodVerdict {
         if self == Self::Mute { Word::Awaited } else { Word::Heard }
     }
 
-    /// Why it is not ready.
-    pub(super) fn reason(self) -> &'static str {
-        match self {
-            Self::Adopt | Self::Mute | Self::Stopped | Self::Undo => "",
-            Self::Lost => "the pod's agent ended while hartpod was not running",
-            Self::Rebooted => "the node was restarted",
+    /// Why it is not ready: `heart` is what has ended of a pod that is lost, `words` what it said.
+    pub(super) fn reason(self, heart: &str, words: Option<&str>) -> String {
+        match (self, words) {
+            (Self::Adopt | Self::Mute | Self::Stopped | Self::Undo, _) => String::new(),
+            (Self::Lost, None) => format!("the pod's {heart} ended while hartpod was not running"),
+            (Self::Lost, Some(words)) => {
+                format!("the pod's {heart} ended while hartpod was not running: {words}")
+            }
+            (Self::Rebooted, _) => "the node was restarted".to_owned(),
         }
     }
+}
+
+/// What a guest tells of a container, in the host's terms: bounded, and by the host's clock as far as that was recorded.
+pub(super) fn of_guest(told: &mut agent::ContainerState, record: &ContainerRecord, now: i64) {
+    guest::cut(told);
+    guest::to_host_time(told, (0, record.started_at), now);
 }
 
 pub(super) fn pod(record: &PodRecord, facts: PodFacts) -> PodVerdict {
@@ -222,6 +232,31 @@ mod tests {
         assert_eq!(verdict(None, false, agent::Phase::Created), created);
         let running = ContainerVerdict::Keep(ContainerState::Running, None);
         assert_eq!(verdict(Some(4), false, agent::Phase::Running), running);
+    }
+
+    #[test]
+    fn a_guest_has_neither_a_clock_nor_a_size_that_count() {
+        let mut told = agent::ContainerState {
+            started_at: 1000,
+            finished_at: 1003,
+            message: "x".repeat(100_000),
+            ..known(agent::Phase::Exited, 3)
+        };
+        of_guest(&mut told, &container_record(true, 5, None), 20);
+        assert_eq!((told.started_at, told.finished_at, told.message.len()), (5, 8, 4096));
+        let mut ahead = agent::ContainerState { started_at: 1000, ..known(agent::Phase::Running, 0) };
+        of_guest(&mut ahead, &container_record(true, 0, None), 20);
+        assert_eq!(ahead.started_at, 20, "it is in the future");
+    }
+
+    #[test]
+    fn a_reason_names_what_ended_and_what_it_said() {
+        let reason = PodVerdict::Lost.reason("guest", Some("the guest's kernel panicked: x"));
+        assert_eq!(
+            reason,
+            "the pod's guest ended while hartpod was not running: the guest's kernel panicked: x"
+        );
+        assert_eq!(PodVerdict::Adopt.reason("guest", Some("x")), "");
     }
 
     #[test]

@@ -82,7 +82,7 @@ impl Server {
             self.node.warn_once(id, warning);
         }
         let user = backend.user().map_err(|e| status(&e))?;
-        Ok(Some(GuestInfo { plan, user }))
+        Ok(Some(GuestInfo::new(Some(plan), user)))
     }
 
     /// The pod that the request stands for: a new one that is yet to be made, or the one that it made before.

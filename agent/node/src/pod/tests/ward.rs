@@ -5,6 +5,7 @@ use std::sync::Arc;
 use hartpod_proto::cri::v1 as cri;
 use hartpod_proto::pod::v1 as agent;
 use hartpod_proto::{ContainerId, SandboxId};
+use hartpod_vm::launcher::STATUS_FILE;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::fake_guest::{self, Behaviour, Vmm};
@@ -27,7 +28,8 @@ const PARENT: &str = "/hartpod-unit-test";
 pub(super) struct Ward {
     pub(super) guest: Arc<Behaviour>,
     pub(super) pod: PodHandle,
-    pub(super) process: Arc<AgentProcess>,
+    pub(super) agent: RunningAgent,
+    pub(super) node: Arc<Node>,
     _dir: tempfile::TempDir,
 }
 
@@ -52,26 +54,26 @@ impl Ward {
         let vmm_dir = node.layout.agent(&info.id);
         std::fs::create_dir_all(&vmm_dir).unwrap();
         let guest = fake_guest::serve(&vmm_dir, vmm);
-        let process = Arc::new(spawn());
         let client = AgentClient::new(vmm_dir.clone(), Door::Vsock);
-        let agent = RunningAgent { client, process: process.clone(), vmm: VmmControl::new(vmm_dir) };
+        let agent = RunningAgent { client, process: Arc::new(spawn()), vmm: VmmControl::new(vmm_dir) };
         let running = (4..).zip(containers).map(|(slot, id)| running(&node, &info, id, slot));
         let (pod, unborn) = pod::restored_pod(Restored {
             state: SandboxState::Ready,
             reason: String::new(),
             ips: Vec::new(),
             delivered: true,
-            agent: Some(agent),
+            agent: Some(agent.clone()),
             word,
             containers: running.collect(),
             info,
         });
-        Self { guest, pod, process, _dir: dir }.begin(node, unborn)
+        pod::spawn(node.clone(), unborn);
+        Self { guest, pod, agent, node, _dir: dir }
     }
 
-    fn begin(self, node: Arc<Node>, unborn: pod::Unborn) -> Self {
-        pod::spawn(node, unborn);
-        self
+    /// What the VMM has written down.
+    pub(super) fn write_status(&self, status: &str) {
+        std::fs::write(self.node.layout.agent(&self.pod.info.id).join(STATUS_FILE), status).unwrap();
     }
 
     pub(super) fn snapshot(&self) -> Arc<PodSnapshot> {
@@ -85,7 +87,7 @@ impl Ward {
 
 impl Drop for Ward {
     fn drop(&mut self) {
-        let _ = self.process.kill();
+        let _ = self.agent.process.kill();
     }
 }
 
