@@ -214,9 +214,12 @@ async fn a_truncated_image_is_told(lab: &Lab) -> Result<()> {
     let node = lab.node().await?;
     let dir = own_image(&node)?;
     for name in ["initramfs", "kernel"] {
-        let file = fs::File::options().write(true).open(dir.join(name))?;
+        let (path, whole) = (dir.join(name), dir.join("whole"));
+        fs::copy(&path, &whole)?;
+        let file = fs::File::options().write(true).open(&path)?;
         file.set_len(file.metadata()?.len() / 2)?;
         must_not_start(lab, &node, &[name]).await?;
+        fs::rename(&whole, &path)?;
         node.remove_all_pods().await?;
         for cgroup in PodCgroup::all_below(node.cgroup_root())? {
             cgroup.remove()?;

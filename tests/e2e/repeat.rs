@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use hartpod_tests::{Lab, Node, PodBuilder, Refused, cri, eventually, tests};
-use serde_json::json;
+use hartpod_tests::cni::SUBNET;
+use hartpod_tests::skip::CNI_BIN_DIR;
+use hartpod_tests::{Lab, Node, PodBuilder, Refused, cri, eventually, guest, tests};
 use tonic::Code;
 
 tests![
@@ -21,7 +22,19 @@ tests![
 
 /// The same request word by word.
 async fn again(node: &Node, builder: &PodBuilder) -> Result<String, tonic::Status> {
-    node.client().run_pod_sandbox(builder.config.clone(), "").await
+    node.client().run_pod_sandbox(builder.config.clone(), &guest::default_handler()).await
+}
+
+/// A node whose network takes long enough for a second request to come while the first is at work.
+async fn slow_node(lab: &Lab) -> Result<Node> {
+    let builder = lab.node_builder()?.network(|cni| {
+        let script = format!("#!/bin/sh\n[ $CNI_COMMAND != ADD ] || sleep 1; exec {CNI_BIN_DIR}/bridge\n");
+        cni.install_plugin("slow", &script).ok()?;
+        let mut network = cni.bridge(&[SUBNET]);
+        network["plugins"][0]["type"] = "slow".into();
+        Some(network)
+    });
+    lab.start(builder).await
 }
 
 async fn the_same_pod_twice_names_who_holds_the_name(lab: &Lab) -> Result<()> {
@@ -47,13 +60,7 @@ async fn a_changed_pod_of_the_same_name_is_refused(lab: &Lab) -> Result<()> {
 }
 
 async fn two_requests_at_once_get_one_pod(lab: &Lab) -> Result<()> {
-    let node = lab.start(lab.node_builder()?.network(|cni| {
-        // Long enough for the second request to come while the first is at work.
-        let script = "#!/bin/sh\n[ $CNI_COMMAND = ADD ] && sleep 1 && echo '{\"cniVersion\":\"1.0.0\",\"ips\":[{\"address\":\"192.0.2.5/24\"}]}'; exit 0\n";
-        cni.install_plugin("slow", script).ok()?;
-        Some(json!({ "cniVersion": "1.0.0", "name": "slow", "plugins": [{ "type": "slow" }] }))
-    }));
-    let node = node.await?;
+    let node = slow_node(lab).await?;
     let builder = node.pod("web");
     let (one, two) = tokio::join!(builder.clone().run(), again(&node, &builder));
     let (one, two) = (one?.id, two?);
@@ -63,12 +70,7 @@ async fn two_requests_at_once_get_one_pod(lab: &Lab) -> Result<()> {
 }
 
 async fn a_pod_whose_reply_was_lost_is_returned_once(lab: &Lab) -> Result<()> {
-    let node = lab.start(lab.node_builder()?.network(|cni| {
-        let script = "#!/bin/sh\n[ $CNI_COMMAND = ADD ] && sleep 1 && echo '{\"cniVersion\":\"1.0.0\",\"ips\":[{\"address\":\"192.0.2.5/24\"}]}'; exit 0\n";
-        cni.install_plugin("slow", script).ok()?;
-        Some(json!({ "cniVersion": "1.0.0", "name": "slow", "plugins": [{ "type": "slow" }] }))
-    }));
-    let node = node.await?;
+    let node = slow_node(lab).await?;
     let builder = node.pod("web");
     // The kubelet gives up after its deadline and asks again.
     let lost = tokio::time::timeout(Duration::from_millis(300), builder.clone().run()).await;
