@@ -184,7 +184,7 @@ impl Lowered {
         check_root(&request.rootfs)?;
         let process = spec.process().as_ref();
         let terminal = process.and_then(|p| p.terminal()).unwrap_or(false);
-        if terminal != matches!(request.stdio, Stdio::Tty) {
+        if terminal != matches!(request.stdio, Stdio::Tty(_)) {
             return Err(LaunchError::Spec {
                 why: "process.terminal and the standard streams disagree".into(),
             });
@@ -264,9 +264,9 @@ fn keyring(id: &str) -> Result<CString, LaunchError> {
 fn streams(stdio: Stdio) -> Result<(StreamPlan, Option<OwnedFd>), LaunchError> {
     match stdio {
         Stdio::Fds { stdin, stdout, stderr } => Ok((StreamPlan::Three([stdin, stdout, stderr]), None)),
-        Stdio::Tty => {
+        Stdio::Tty(size) => {
             let (ours, theirs) = console::socket().map_err(agent("make a socket for the terminal"))?;
-            Ok((StreamPlan::NewTerminal { socket: theirs }, Some(ours)))
+            Ok((StreamPlan::NewTerminal { socket: theirs, size }, Some(ours)))
         }
     }
 }

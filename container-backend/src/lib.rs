@@ -44,6 +44,7 @@ mod sys;
 mod virtio_slot;
 
 pub use child::{Child, Exit, reap_orphans};
+pub use container::console::{open_terminal_peer, resize_terminal};
 pub use container::disk::{DiskMounts, DiskRoot, open_disk};
 pub use container_process::ContainerProcess;
 pub use errno::Errno;
@@ -53,7 +54,7 @@ pub use launch::{Created, Creating, Execing, Executed, LaunchError, Starting, Wa
 pub use pod::{Pod, SetUpError};
 pub use request::{
     ContainerRequest, DEFAULT_SHM_SIZE, ExecRequest, GroupPolicy, IpcMode, Overlay, PidNamespace, PodPid,
-    PodSetup, ResolvedUser, RootFs, Stdio,
+    PodSetup, ResolvedUser, RootFs, Stdio, TerminalSize,
 };
 pub use role::fork_role;
 pub use virtio_slot::{Disk, Slot, SlotError};

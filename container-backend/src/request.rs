@@ -136,7 +136,16 @@ pub enum Stdio {
         stderr: OwnedFd,
     },
     /// A new terminal of the container's own devpts, as the controlling one; the other side is handed back.
-    Tty,
+    Tty(TerminalSize),
+}
+
+/// How large a terminal is to begin with, in characters; 0 by 0 is the kernel's way to say that nobody knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TerminalSize {
+    /// Characters in a row.
+    pub columns: u16,
+    /// Rows.
+    pub rows: u16,
 }
 
 /// One more process in a running container. Everything it does not say is the container's own: environment, working

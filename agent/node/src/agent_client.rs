@@ -3,6 +3,7 @@
 //! Every call has a deadline and says what was tried. A channel connects at its first call and again after a broken
 //! connection; its windows are small because a node has hundreds of them and they carry control only.
 
+mod sessions;
 mod stream;
 
 use std::path::{Path, PathBuf};

@@ -6,8 +6,9 @@ use hartpod_container::cgroup::{CgroupError, PathError};
 use hartpod_container::{LaunchError, SetUpError};
 use hartpod_proto::ContainerId;
 use hartpod_proto::pod::v1::{
-    CreateContainerRequest, CreateContainerResponse, DescribeResponse, KillExecResponse,
-    RemoveContainerResponse, ReopenLogResponse, SetUpPodRequest, SetUpPodResponse, ShutDownResponse,
+    AttachRequest, AttachResponse, ConnectRequest, ConnectResponse, CreateContainerRequest,
+    CreateContainerResponse, DescribeResponse, KillExecResponse, RemoveContainerResponse, ReopenLogResponse,
+    ResizeTerminalRequest, ResizeTerminalResponse, SetUpPodRequest, SetUpPodResponse, ShutDownResponse,
     SignalContainerResponse, StartContainerResponse, StartExecRequest, StartExecResponse, WaitExecResponse,
 };
 use tokio::sync::oneshot;
@@ -17,6 +18,7 @@ use crate::container::{CreateError, Refused, RemoveError};
 use crate::guest::{FileError, NetworkError};
 use crate::log_writer::LogError;
 use crate::request::InvalidRequest;
+use crate::stream::ForwardError;
 
 /// Where an answer goes. A caller that hung up is no error.
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, CallError>>;
@@ -34,6 +36,9 @@ pub(crate) enum Call {
     StartExec(ContainerId, StartExecRequest, Reply<StartExecResponse>),
     WaitExec(ContainerId, String, Reply<WaitExecResponse>),
     KillExec(ContainerId, String, Reply<KillExecResponse>),
+    Attach(ContainerId, AttachRequest, Reply<AttachResponse>),
+    ResizeTerminal(ContainerId, ResizeTerminalRequest, Reply<ResizeTerminalResponse>),
+    Connect(ConnectRequest, Reply<ConnectResponse>),
     ReopenLog(ContainerId, Reply<ReopenLogResponse>),
     ShutDown(Reply<ShutDownResponse>),
 }
@@ -67,6 +72,16 @@ pub(crate) enum CallError {
     ExecTimedOut,
     #[error("exec was killed before it began")]
     ExecKilled,
+    #[error("container {0} has no stdin that is open")]
+    NoInput(ContainerId),
+    #[error("{of} has no terminal")]
+    NoTerminal { of: String },
+    #[error("resize the terminal of {of}")]
+    Resize { of: String, source: Arc<std::io::Error> },
+    #[error("attach to container {id}")]
+    Attach { id: ContainerId, source: Arc<std::io::Error> },
+    #[error("connect to port {port} of the pod")]
+    Connect { port: u16, source: ForwardError },
     #[error("{what}: the limit of {limit} is reached")]
     TooMany { what: &'static str, limit: usize },
     #[error("set the clock")]

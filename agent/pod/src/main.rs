@@ -32,7 +32,10 @@ use std::process::ExitCode;
 
 use hartpod_container::{Child, launcher};
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{DumpableBehavior, getpid, set_child_subreaper, set_dumpable_behavior};
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, getpid, getrlimit, set_child_subreaper, set_dumpable_behavior,
+    setrlimit,
+};
 use tracing::error;
 
 use crate::peer::Listener;
@@ -106,6 +109,13 @@ fn run(way: Way, listen: impl FnOnce() -> io::Result<agent::Sockets>) -> Result<
     })
 }
 
+/// Forwarded ports alone may take two thousand descriptors; the kernel starts /init of a guest with half as many. Containers have a limit of
+/// their own in their specs.
+fn raise_open_files() -> io::Result<()> {
+    let own = getrlimit(Resource::Nofile);
+    Ok(setrlimit(Resource::Nofile, Rlimit { current: own.maximum, maximum: own.maximum })?)
+}
+
 /// What this process is to the rest of the machine.
 fn prepare_process() -> io::Result<()> {
     // Running from a memfd, its name would be that of the memfd.
@@ -116,6 +126,7 @@ fn prepare_process() -> io::Result<()> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     // Modes of files that it makes are what they say; containers get their own.
     rustix::process::umask(Mode::from_raw_mode(0o022));
+    raise_open_files()?;
     sys::ignore_signals(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP]);
     sys::tune_allocator();
     Ok(())

@@ -1,6 +1,9 @@
 //! Requests of pod/v1, checked and in the types of what they are for. Nothing here touches the world.
 
 mod guest;
+mod streams;
+
+pub(crate) use streams::{AttachPlan, ResizePlan, port};
 
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -8,7 +11,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use hartpod_container::{DiskRoot, GroupPolicy, IpcMode, Overlay, PodPid, PodSetup, Slot};
+use hartpod_container::{DiskRoot, GroupPolicy, IpcMode, Overlay, PodPid, PodSetup, Slot, TerminalSize};
 use hartpod_logs::{InvalidPlace, LogPlace};
 use hartpod_netlink::Interface;
 use hartpod_proto::id::InvalidId;
@@ -74,6 +77,12 @@ pub(crate) enum InvalidRequest {
     StderrWithTty,
     #[error("{stream}_token")]
     Token { stream: &'static str, source: InvalidToken },
+    #[error("attach to what: there is no token")]
+    NoTokens,
+    #[error("port {0} is not 1 to 65535")]
+    Port(u32),
+    #[error("a terminal of {columns} by {rows} characters: at most 65535 each")]
+    TerminalSize { columns: u64, rows: u64 },
     #[error("signal {0} is not 1 to {SIGNAL_MAX}")]
     Signal(i32),
     #[error("network.interface: `{0}` is not the name of an interface that a pod can have")]
@@ -241,7 +250,9 @@ pub(crate) struct ContainerPlan {
     pub(crate) groups: GroupPolicy,
     pub(crate) pid: PidPlan,
     pub(crate) tty: bool,
+    pub(crate) terminal_size: TerminalSize,
     pub(crate) stdin: bool,
+    pub(crate) stdin_once: bool,
     pub(crate) log: Option<LogPlace>,
     /// stdout and stderr, where there is no log; `None` discards the output.
     pub(crate) tokens: [Option<Token>; 2],
@@ -259,10 +270,15 @@ impl ContainerPlan {
             .map_err(|error| InvalidRequest::Spec(Arc::new(error)))?;
         let stdio = request.stdio.unwrap_or_default();
         let tty = stdio.tty;
-        let terminal = spec.process().as_ref().and_then(oci_spec::runtime::Process::terminal);
+        let process = spec.process().as_ref();
+        let terminal = process.and_then(oci_spec::runtime::Process::terminal);
         if tty != terminal.unwrap_or_default() {
             return Err(InvalidRequest::Terminal { tty });
         }
+        let terminal_size = match process.and_then(oci_spec::runtime::Process::console_size) {
+            Some(size) => streams::terminal_size(size.width(), size.height())?,
+            None => TerminalSize::default(),
+        };
         let rootfs = request.rootfs.and_then(|rootfs| rootfs.kind).ok_or(InvalidRequest::NoRootFs)?;
         let rootfs = root_plan(rootfs, place)?;
         let pid = match NamespaceMode::try_from(request.pid) {
@@ -287,7 +303,9 @@ impl ContainerPlan {
             groups: if request.strict_groups { GroupPolicy::Strict } else { GroupPolicy::Merge },
             pid,
             tty,
+            terminal_size,
             stdin: request.stdin,
+            stdin_once: request.stdin_once,
             tokens: output_tokens(&stdio, log.is_some())?,
             log,
         })
@@ -358,6 +376,7 @@ pub(crate) struct ExecPlan {
     pub(crate) id: String,
     pub(crate) args: Vec<String>,
     pub(crate) tty: bool,
+    pub(crate) size: TerminalSize,
     /// stdin, stdout and stderr; `None` is /dev/null.
     pub(crate) tokens: [Option<Token>; 3],
     pub(crate) timeout_ms: u64,
@@ -383,7 +402,14 @@ impl TryFrom<StartExecRequest> for ExecPlan {
             token("stdout", &request.stdout_token)?,
             token("stderr", &request.stderr_token)?,
         ];
-        Ok(Self { id, args: request.args, tty: request.tty, tokens, timeout_ms: request.timeout_ms })
+        Ok(Self {
+            id,
+            args: request.args,
+            tty: request.tty,
+            size: streams::terminal_size(request.columns.into(), request.rows.into())?,
+            tokens,
+            timeout_ms: request.timeout_ms,
+        })
     }
 }
 

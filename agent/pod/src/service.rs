@@ -5,11 +5,13 @@ use std::str::FromStr;
 use hartpod_proto::ContainerId;
 use hartpod_proto::pod::v1::pod_agent_server::PodAgent;
 use hartpod_proto::pod::v1::{
-    CreateContainerRequest, CreateContainerResponse, DescribeRequest, DescribeResponse, KillExecRequest,
-    KillExecResponse, RemoveContainerRequest, RemoveContainerResponse, ReopenLogRequest, ReopenLogResponse,
-    SetUpPodRequest, SetUpPodResponse, ShutDownRequest, ShutDownResponse, SignalContainerRequest,
-    SignalContainerResponse, StartContainerRequest, StartContainerResponse, StartExecRequest,
-    StartExecResponse, WaitExecRequest, WaitExecResponse, WatchRequest, WatchResponse,
+    AttachRequest, AttachResponse, ConnectRequest, ConnectResponse, CreateContainerRequest,
+    CreateContainerResponse, DescribeRequest, DescribeResponse, KillExecRequest, KillExecResponse,
+    RemoveContainerRequest, RemoveContainerResponse, ReopenLogRequest, ReopenLogResponse,
+    ResizeTerminalRequest, ResizeTerminalResponse, SetUpPodRequest, SetUpPodResponse, ShutDownRequest,
+    ShutDownResponse, SignalContainerRequest, SignalContainerResponse, StartContainerRequest,
+    StartContainerResponse, StartExecRequest, StartExecResponse, WaitExecRequest, WaitExecResponse,
+    WatchRequest, WatchResponse,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -114,6 +116,26 @@ impl PodAgent for Service {
         let request = request.into_inner();
         let id = container_id(&request.container_id)?;
         self.ask(|reply| Call::KillExec(id, request.exec_id, reply)).await.map(Response::new)
+    }
+
+    async fn attach(&self, request: Request<AttachRequest>) -> Answer<AttachResponse> {
+        let request = request.into_inner();
+        let id = container_id(&request.container_id)?;
+        self.ask(|reply| Call::Attach(id, request, reply)).await.map(Response::new)
+    }
+
+    async fn resize_terminal(
+        &self,
+        request: Request<ResizeTerminalRequest>,
+    ) -> Answer<ResizeTerminalResponse> {
+        let request = request.into_inner();
+        let id = container_id(&request.container_id)?;
+        self.ask(|reply| Call::ResizeTerminal(id, request, reply)).await.map(Response::new)
+    }
+
+    async fn connect(&self, request: Request<ConnectRequest>) -> Answer<ConnectResponse> {
+        let request = request.into_inner();
+        self.ask(|reply| Call::Connect(request, reply)).await.map(Response::new)
     }
 
     async fn reopen_log(&self, request: Request<ReopenLogRequest>) -> Answer<ReopenLogResponse> {

@@ -32,9 +32,12 @@ pub(crate) fn chain(error: &dyn Error) -> String {
 fn code(error: &CallError) -> Code {
     match error {
         CallError::Invalid(_) | CallError::Signal { .. } | CallError::Leaf(_) => Code::InvalidArgument,
-        CallError::NotSetUp | CallError::Refused { .. } | CallError::SlotTaken { .. } => {
-            Code::FailedPrecondition
-        }
+        CallError::NotSetUp
+        | CallError::Refused { .. }
+        | CallError::SlotTaken { .. }
+        | CallError::NoInput(_)
+        | CallError::NoTerminal { .. }
+        | CallError::Connect { .. } => Code::FailedPrecondition,
         CallError::SetUpDiffers | CallError::ContainerDiffers(_) | CallError::ExecDiffers(_) => {
             Code::AlreadyExists
         }
@@ -48,9 +51,12 @@ fn code(error: &CallError) -> Code {
         CallError::Start { source, .. } => launch_code(source),
         CallError::Reopen { source, .. } => log_code(source),
         CallError::Network(source) => network_code(source),
-        CallError::Remove { .. } | CallError::KillExec { .. } | CallError::Clock(_) | CallError::Files(_) => {
-            Code::Internal
-        }
+        CallError::Remove { .. }
+        | CallError::KillExec { .. }
+        | CallError::Resize { .. }
+        | CallError::Attach { .. }
+        | CallError::Clock(_)
+        | CallError::Files(_) => Code::Internal,
     }
 }
 

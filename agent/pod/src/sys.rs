@@ -137,3 +137,9 @@ impl Watched {
         }
     }
 }
+
+impl AsFd for Watched {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.get_ref().as_fd()
+    }
+}

@@ -11,10 +11,12 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
 
 use super::root::{PointKind, Root};
 use crate::errno::Errno;
 use crate::mount;
+use crate::request::TerminalSize;
 
 /// linux/magic.h
 const DEVPTS_SUPER_MAGIC: i64 = 0x1cd1;
@@ -28,7 +30,11 @@ pub(crate) fn socket() -> Result<(OwnedFd, OwnedFd), Errno> {
 
 /// Opens a terminal below `root`, which may be hostile: nothing but the multiplexer of a devpts is opened. `own_fds` is the
 /// folder /proc/self/fd of the agent's procfs, not the container's.
-pub(crate) fn open(root: &Root, own_fds: BorrowedFd<'_>) -> Result<(OwnedFd, OwnedFd), Errno> {
+pub(crate) fn open(
+    root: &Root,
+    own_fds: BorrowedFd<'_>,
+    size: TerminalSize,
+) -> Result<(OwnedFd, OwnedFd), Errno> {
     let reference = root.resolve_without_symlinks(Path::new("/dev/pts/ptmx"))?;
     let stat = fstat(&reference)?;
     let is_multiplexer = FileType::from_raw_mode(stat.st_mode).is_char_device()
@@ -40,9 +46,33 @@ pub(crate) fn open(root: &Root, own_fds: BorrowedFd<'_>) -> Result<(OwnedFd, Own
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
     let ours = openat(own_fds, reference.as_raw_fd().to_string(), flags, Mode::empty())?;
     unlockpt(&ours)?;
+    tcsetwinsize(&ours, size.into())?;
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let theirs = ioctl_tiocgptpeer(&ours, flags)?;
     Ok((ours, theirs))
+}
+
+impl From<TerminalSize> for Winsize {
+    fn from(size: TerminalSize) -> Self {
+        Self { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 }
+    }
+}
+
+/// Opens the other side of a terminal once more, for who wants it not to end while nothing has it open.
+///
+/// # Errors
+/// When it cannot be opened any more.
+pub fn open_terminal_peer(terminal: BorrowedFd<'_>) -> std::io::Result<OwnedFd> {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    Ok(ioctl_tiocgptpeer(terminal, flags)?)
+}
+
+/// Tells a terminal how large it is; what runs on it gets SIGWINCH.
+///
+/// # Errors
+/// When it is no terminal.
+pub fn resize_terminal(terminal: BorrowedFd<'_>, size: TerminalSize) -> std::io::Result<()> {
+    Ok(tcsetwinsize(terminal, size.into())?)
 }
 
 /// Puts the terminal on /dev/console, where init systems look for one.

@@ -33,7 +33,7 @@ use crate::failure::Failure;
 use crate::host_mounts::HostMounts;
 use crate::pod::private_root::ROOTFS;
 use crate::report::{Ready, Reporter};
-use crate::request::{ResolvedUser, RootFs};
+use crate::request::{ResolvedUser, RootFs, TerminalSize};
 use crate::sys::mount_attr::{self, MountAttr, Reach};
 use crate::sys::{exec, keyring, process};
 
@@ -92,6 +92,7 @@ pub(crate) enum StreamPlan {
     /// A terminal of the container's own, whose other side goes over this socket.
     NewTerminal {
         socket: OwnedFd,
+        size: TerminalSize,
     },
 }
 
@@ -99,7 +100,7 @@ impl StreamPlan {
     pub(super) fn fds(&self) -> &[OwnedFd] {
         match self {
             Self::Three(fds) => fds,
-            Self::NewTerminal { socket } => std::slice::from_ref(socket),
+            Self::NewTerminal { socket, .. } => std::slice::from_ref(socket),
         }
     }
 }
@@ -276,8 +277,9 @@ fn fill_root(
 fn open_streams(plan: StreamPlan, root: &Root, own_proc: &OwnProc) -> Result<Streams, Failure> {
     match plan {
         StreamPlan::Three(fds) => Ok(Streams::Three(fds)),
-        StreamPlan::NewTerminal { socket } => {
-            let (ours, theirs) = console::open(root, own_proc.fds()).map_err(step("open a terminal"))?;
+        StreamPlan::NewTerminal { socket, size } => {
+            let (ours, theirs) =
+                console::open(root, own_proc.fds(), size).map_err(step("open a terminal"))?;
             console::send(socket.as_fd(), ours.as_fd()).map_err(step("send the terminal"))?;
             console::bind_console(root, theirs.as_fd())
                 .map_err(step("mount the terminal on /dev/console"))?;

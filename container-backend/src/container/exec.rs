@@ -109,9 +109,10 @@ fn enter(plan: &ExecPlan<'_>, own_proc: &OwnProc) -> Result<Way, Failure> {
 fn open_streams(plan: StreamPlan, own_proc: &OwnProc) -> Result<Streams, Failure> {
     match plan {
         StreamPlan::Three(fds) => Ok(Streams::Three(fds)),
-        StreamPlan::NewTerminal { socket } => {
+        StreamPlan::NewTerminal { socket, size } => {
             let root = Root::open(Path::new("/")).map_err(step("open the root file system"))?;
-            let (ours, theirs) = console::open(&root, own_proc.fds()).map_err(step("open a terminal"))?;
+            let (ours, theirs) =
+                console::open(&root, own_proc.fds(), size).map_err(step("open a terminal"))?;
             console::send(socket.as_fd(), ours.as_fd()).map_err(step("send the terminal"))?;
             Ok(Streams::Terminal(theirs))
         }

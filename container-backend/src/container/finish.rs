@@ -124,7 +124,7 @@ pub(crate) fn run(
     }
     identity::assume(last.user, last.capabilities)?;
     last.cwd.enter_as_user(&settings.cwd)?;
-    let env = environment(settings, last.home);
+    let env = environment(settings, last.home, last.streams);
     let name = last.argv.first().ok_or(CommandError::Empty)?;
     let path = command::find(name, &env)?;
     match &last.way {
@@ -161,11 +161,15 @@ fn load(program: &Program) -> Result<(), Failure> {
     program.load().map_err(failed)
 }
 
-/// HOME as in runc: from the image, unless the container sets it.
-fn environment(settings: &ProcessSettings, home: &str) -> Vec<CString> {
+/// HOME as in runc: from the image, unless the container sets it. A terminal's TERM as in containerd, for an exec in a container that has
+/// no terminal of its own.
+fn environment(settings: &ProcessSettings, home: &str, streams: &Streams) -> Vec<CString> {
     let mut env = settings.env.clone();
     if !env.iter().any(|v| v.to_bytes().starts_with(b"HOME=")) {
         env.extend(CString::new(format!("HOME={home}")));
+    }
+    if streams.is_terminal() && !env.iter().any(|v| v.to_bytes().starts_with(b"TERM=")) {
+        env.push(c"TERM=xterm".to_owned());
     }
     env
 }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;
 
-use hartpod_container::Stdio;
+use hartpod_container::{Stdio, TerminalSize};
 use rustix::termios::{Winsize, tcsetwinsize};
 use serde_json::{Value, json};
 
@@ -35,7 +35,8 @@ fn with_terminal(command: &str) -> Value {
 
 fn check(agent: &Agent) {
     let command = "tty; ls -l /dev/console | head -c 1; echo; stat -c %t,%T /dev/console; read line; echo got $line; echo there > /dev/tty; ls /proc/self/fd | wc -l";
-    let created = agent.create(agent.request(with_terminal(command), Stdio::Tty)).unwrap();
+    let created =
+        agent.create(agent.request(with_terminal(command), Stdio::Tty(TerminalSize::default()))).unwrap();
     let console = created.console.unwrap();
     tcsetwinsize(&console, Winsize { ws_row: 40, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
     let mut starting = created.waiting.open_gate().unwrap();
@@ -58,7 +59,8 @@ fn own_shared() {
 fn exec(agent: &Agent) {
     let running = agent.start(shell("sleep 1000")).unwrap();
     let command = ["sh", "-c", "tty; echo > /dev/tty; cat /proc/self/stat; sleep 1000"];
-    let mut execing = agent.begin_exec(&running.container, &command, Stdio::Tty).unwrap();
+    let mut execing =
+        agent.begin_exec(&running.container, &command, Stdio::Tty(TerminalSize::default())).unwrap();
     let executed = finish(&mut execing, |e| e.poll()).unwrap();
     let console = executed.console.unwrap();
     let mut seen = String::new();
@@ -87,7 +89,7 @@ fn hostile() {
     let mut running = agent.start(evil).unwrap();
     assert_eq!(running.output.line(), "ready");
     let error = agent
-        .begin_exec(&running.container, &["sh"], Stdio::Tty)
+        .begin_exec(&running.container, &["sh"], Stdio::Tty(TerminalSize::default()))
         .and_then(|mut execing| finish(&mut execing, |e| e.poll()))
         .unwrap_err();
     assert_eq!(error.to_string(), "open a terminal");
@@ -96,7 +98,8 @@ fn hostile() {
 
 fn owner() {
     let agent = agent();
-    let mut request = agent.request(with_terminal("stat -c '%u %a' $(tty)"), Stdio::Tty);
+    let mut request =
+        agent.request(with_terminal("stat -c '%u %a' $(tty)"), Stdio::Tty(TerminalSize::default()));
     request.user = "web".into();
     let created = agent.create(request).unwrap();
     let mut starting = created.waiting.open_gate().unwrap();

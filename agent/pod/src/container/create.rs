@@ -14,6 +14,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::Interest;
 
 use super::disk::{self, DiskError};
+use super::input::Input;
 use super::log::{Log, LogSource};
 use super::output::Output;
 use crate::children::{Children, Starting};
@@ -68,7 +69,7 @@ pub(crate) struct Made {
     pub(crate) created: Created,
     pub(crate) log: Option<Log>,
     pub(crate) output: Option<Output>,
-    pub(crate) stdin: Option<OwnedFd>,
+    pub(crate) input: Option<Input>,
     /// Until its process has an owner.
     _starting: Starting,
 }
@@ -111,19 +112,26 @@ pub(crate) async fn create(
         .outputs
         .map(|(stdout, stderr)| start_log(&workshop, (Some(stdout), Some(stderr)), place.clone()));
     let (log, opening) = started.transpose()?.unzip();
-    let wanted = expected.iter().any(Option::is_some);
+    let (stdin, once) = (plan.stdin, plan.stdin_once);
     match launch(&workshop, plan, (rootfs, streams.stdio), target, opening).await {
         Ok(created) => {
             let (mut log, mut output) = (log, None);
-            match &created.console {
-                Some(console) if wanted => output = Some(console_output(console, expected)?),
-                Some(console) => log = Some(log_console(&workshop, console, place).await?),
-                None if wanted => {
-                    output = Some(Output::start(streams.relayed.into_iter().flatten().zip(expected)))
+            let input = match &created.console {
+                Some(console) if place.is_some() => {
+                    log = Some(log_console(&workshop, console, place).await?);
+                    console_input(stdin, console)?
                 }
-                None => {}
-            }
-            Ok(Made { created, log, output, stdin: streams.stdin, _starting: starting })
+                Some(console) => {
+                    output = Some(console_output(console, expected)?);
+                    console_input(stdin, console)?
+                }
+                None => {
+                    let relayed = streams.relayed.map(|pipes| pipes.into_iter().zip(expected));
+                    output = relayed.map(Output::start);
+                    streams.stdin.map(|pipe| Input::pipe(pipe, once))
+                }
+            };
+            Ok(Made { created, log, output, input, _starting: starting })
         }
         Err(error) => {
             // So that nothing of it makes a file or folder any more once the failure is told.
@@ -159,8 +167,13 @@ async fn log_console(
 
 /// The output of a container with a terminal, which has one stream.
 fn console_output(console: &OwnedFd, expected: [Option<Expected>; 2]) -> Result<Output, CreateError> {
-    let pipe = console.try_clone().and_then(Pipe::new).map_err(CreateError::stdio)?;
+    let pipe = console.try_clone().and_then(Pipe::reader).map_err(CreateError::stdio)?;
     Ok(Output::start(std::iter::once(pipe).zip(expected)))
+}
+
+fn console_input(stdin: bool, console: &OwnedFd) -> Result<Option<Input>, CreateError> {
+    let input = stdin.then(|| console.try_clone().map(Input::terminal));
+    input.transpose().map_err(CreateError::stdio)
 }
 
 async fn opened(opening: Option<Opening>) -> Result<(), CreateError> {
@@ -215,14 +228,15 @@ struct Streams {
     stdio: Stdio,
     stdin: Option<OwnedFd>,
     outputs: Option<(OwnedFd, OwnedFd)>,
-    /// Of stdout and stderr, where somebody is to read them.
+    /// Of stdout and stderr, where there is no log.
     relayed: Option<[Pipe; 2]>,
 }
 
 impl Streams {
     fn make(plan: &ContainerPlan, null: &OwnedFd) -> io::Result<Self> {
         if plan.tty {
-            return Ok(Self { stdio: Stdio::Tty, stdin: None, outputs: None, relayed: None });
+            let stdio = Stdio::Tty(plan.terminal_size);
+            return Ok(Self { stdio, stdin: None, outputs: None, relayed: None });
         }
         let (stdin, stdin_writer) = if plan.stdin {
             let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
@@ -230,16 +244,12 @@ impl Streams {
         } else {
             (null.try_clone()?, None)
         };
-        if plan.log.is_none() && plan.tokens.iter().all(Option::is_none) {
-            let stdio = Stdio::Fds { stdin, stdout: null.try_clone()?, stderr: null.try_clone()? };
-            return Ok(Self { stdio, stdin: stdin_writer, outputs: None, relayed: None });
-        }
         let (stdout_reader, stdout) = pipe_with(PipeFlags::CLOEXEC)?;
         let (stderr_reader, stderr) = pipe_with(PipeFlags::CLOEXEC)?;
         let stdio = Stdio::Fds { stdin, stdout, stderr };
         let (outputs, relayed) = match plan.log {
             Some(_) => (Some((stdout_reader, stderr_reader)), None),
-            None => (None, Some([Pipe::new(stdout_reader)?, Pipe::new(stderr_reader)?])),
+            None => (None, Some([Pipe::reader(stdout_reader)?, Pipe::reader(stderr_reader)?])),
         };
         Ok(Self { stdio, stdin: stdin_writer, outputs, relayed })
     }

@@ -106,6 +106,14 @@ impl LogWatch {
         }
     }
 
+    /// Copies what comes of stdout and of stderr to these from now on. Of a log that has ended nothing comes.
+    pub(crate) fn tap(&self, taps: &[Option<OwnedFd>; 2]) -> Result<(), LogError> {
+        match self.seat.borrow().handle.tap(taps) {
+            Err(_) if self.seat.has_changed().is_ok() => Err(LogError::Gone),
+            _ => Ok(()),
+        }
+    }
+
     /// Switches to a new file at the same path; returns after the switch.
     pub(crate) async fn reopen(mut self) -> Result<(), LogError> {
         let (handle, died) = {

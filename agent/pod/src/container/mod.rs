@@ -2,21 +2,24 @@
 
 mod create;
 mod disk;
+mod input;
 mod leaf;
 mod log;
 mod output;
 mod phase;
 mod settle;
+mod terminal;
 
 pub(crate) use create::{CreateError, Made, Workshop, create};
 pub(crate) use disk::{DiskError, release as release_disk};
+pub(crate) use input::Input;
 pub(crate) use leaf::{emptied, oom_killed};
 pub(crate) use log::Log;
 pub(crate) use output::Output;
 pub(crate) use phase::{Event as PhaseEvent, Phase, Refused};
 pub(crate) use settle::{RemoveError, remove, settle};
+pub(crate) use terminal::Terminal;
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use hartpod_container::cgroup::Leaf;
@@ -25,6 +28,7 @@ use hartpod_proto::ContainerId;
 use hartpod_proto::pod::v1::{
     ContainerState, CreateContainerResponse, RemoveContainerResponse, ResolvedUser, StartContainerResponse,
 };
+use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 use tracing::warn;
 
@@ -36,6 +40,9 @@ use crate::supervisor::About;
 
 /// Exit code of a container whose command could not be executed. Same as containerd's (`errorStartExitCode`).
 pub(crate) const START_FAILED: i32 = 128;
+
+/// Attachers of one container at one time. For each 1 MiB may be kept.
+pub(crate) const ATTACHERS_MAX: usize = 16;
 
 /// The process that a signal goes to.
 #[derive(Debug)]
@@ -68,10 +75,11 @@ pub(crate) struct Container {
     pub(crate) output: Option<Output>,
     /// Where its disk is, in a guest.
     pub(crate) slot: Option<Slot>,
-    /// Write end of its stdin, held open for attach.
-    pub(crate) stdin: Option<OwnedFd>,
-    /// Master of its terminal.
-    pub(crate) console: Option<OwnedFd>,
+    /// Its stdin, as long as attachers may feed it.
+    pub(crate) input: Option<Input>,
+    pub(crate) terminal: Option<Terminal>,
+    /// Room for attachers.
+    pub(crate) attachers: Arc<Semaphore>,
     pub(crate) execs: Execs,
     pub(crate) warnings: Vec<String>,
     pub(crate) told: Told,
@@ -119,8 +127,9 @@ impl Container {
             log: None,
             output: None,
             slot: None,
-            stdin: None,
-            console: None,
+            input: None,
+            terminal: None,
+            attachers: Arc::new(Semaphore::new(ATTACHERS_MAX)),
             execs: Execs::default(),
             warnings: Vec::new(),
             told: Told::default(),
@@ -177,7 +186,6 @@ impl Container {
             self.told.message = format!("{}{separator}{text}", self.told.message);
         }
         self.process = None;
-        self.stdin = None;
     }
 
     /// Lets go of everything but what a removal needs, and of everybody who waits for what will not come any more.
@@ -186,7 +194,7 @@ impl Container {
             task.abort();
         }
         (self.init, self.process) = (Init::None, None);
-        (self.stdin, self.console, self.output) = (None, None, None);
+        (self.input, self.terminal, self.output) = (None, None, None);
         let removed = CallError::Removed(self.id.clone());
         answer(&mut self.on_started, &Err(removed.clone()));
         self.execs.abandon(&removed);

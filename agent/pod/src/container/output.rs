@@ -1,24 +1,33 @@
-//! A container's output as raw streams, for a container that has no log.
+//! A container's output as raw streams, for a container whose log, if it has one, is not the agent's to write.
+
+use std::os::fd::OwnedFd;
 
 use tokio::sync::watch;
 use tracing::debug;
 
-use crate::stream::{Ended, Expected, Pipe, relay};
+use crate::stream::{Ended, Expected, Pipe, Taps, relay};
 
 /// Output that is passed on. Once this is dropped, what others still hold open is read and thrown away.
 #[derive(Debug)]
 pub(crate) struct Output {
     ended: watch::Receiver<bool>,
+    /// Of stdout and stderr.
+    taps: [Taps; 2],
     _held: watch::Sender<bool>,
 }
 
 impl Output {
-    /// Passes the output of each pipe to the connection that is expected for it.
+    /// Passes the output of stdout, and of stderr if it has a pipe of its own, to the connection that is expected for it; without one it is
+    /// thrown away.
     pub(crate) fn start(pipes: impl IntoIterator<Item = (Pipe, Option<Expected>)>) -> Self {
         let (held, dropped) = watch::channel(false);
+        let taps = <[Taps; 2]>::default();
         let relays: Vec<_> = pipes
             .into_iter()
-            .map(|(pipe, expected)| tokio::spawn(relay(pipe, expected, dropped.clone())))
+            .zip(&taps)
+            .map(|((pipe, expected), taps)| {
+                tokio::spawn(relay(pipe, expected, taps.clone(), dropped.clone()))
+            })
             .collect();
         let (sender, ended) = watch::channel(false);
         tokio::spawn(async move {
@@ -30,7 +39,16 @@ impl Output {
             }
             let _ = sender.send(true);
         });
-        Self { ended, _held: held }
+        Self { ended, taps, _held: held }
+    }
+
+    /// Copies what comes of stdout and of stderr to these from now on.
+    pub(crate) fn tap(&self, taps: [Option<OwnedFd>; 2]) {
+        for (tap, output) in taps.into_iter().zip(&self.taps) {
+            if let Some(tap) = tap {
+                output.add(tap);
+            }
+        }
     }
 
     /// Becomes ready when everything was passed on.
@@ -57,8 +75,10 @@ mod tests {
         let expected = tokens.expect(token).unwrap();
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         let (silent, held_open) = rustix::pipe::pipe().unwrap();
-        let output =
-            Output::start([(Pipe::new(reader).unwrap(), Some(expected)), (Pipe::new(silent).unwrap(), None)]);
+        let output = Output::start([
+            (Pipe::reader(reader).unwrap(), Some(expected)),
+            (Pipe::reader(silent).unwrap(), None),
+        ]);
         let (ours, mut client) = UnixStream::pair().unwrap();
         assert!(tokens.present(token, ours));
         rustix::io::write(&writer, b"said").unwrap();

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hartpod_container::cgroup::ExecLeaf;
-use hartpod_container::{ContainerProcess, ExecRequest, Execing, Executed, Stdio};
+use hartpod_container::{ContainerProcess, ExecRequest, Execing, Executed, Stdio, TerminalSize};
 use hartpod_proto::pod::v1::WaitExecResponse;
-use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use tokio::io::Interest;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
@@ -18,8 +18,12 @@ use tracing::{debug, warn};
 use crate::call::CallError;
 use crate::children::Exit;
 use crate::container::{CreateError, Workshop, emptied};
-use crate::stream::{Ended, Expected, Pipe, feed, relay};
+use crate::stream::{Ended, Expected, Pipe, Taps, feed, relay};
 use crate::sys::Watched;
+
+/// Bytes that the pipe of an output holds: with the kernel's 64 KiB the agent's share of the work is three times as large (measured, writes of
+/// 1 MiB). Memory is only taken by what is in it.
+const OUTPUT_ROOM: usize = 256 * 1024;
 
 /// What an exec needs.
 #[derive(Debug)]
@@ -29,6 +33,8 @@ pub(crate) struct Stage {
     pub(crate) id: String,
     pub(crate) args: Vec<String>,
     pub(crate) tty: bool,
+    /// Of its terminal.
+    pub(crate) size: TerminalSize,
     /// Who will read or write stdin, stdout and stderr; nobody means /dev/null.
     pub(crate) streams: [Option<Expected>; 3],
     /// Comes when it is not to begin at all.
@@ -37,19 +43,28 @@ pub(crate) struct Stage {
     pub(crate) leaf: ExecLeaf,
 }
 
-/// Runs an exec to its end: of the process, and of its output. `begun` is told the pid once execve has succeeded, or why it did
+/// An exec that runs.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    pub(crate) pid: i32,
+    /// Master of its terminal.
+    pub(crate) terminal: Option<OwnedFd>,
+}
+
+/// Runs an exec to its end: of the process, and of its output. `begun` is told once execve has succeeded, or why it did
 /// not; then there is no result.
 ///
 /// The sub-leaf goes when the last process in it has ended, which may be later than this: what an exec leaves running in the
 /// background runs on, as it would in a shell.
 pub(crate) async fn run(
     stage: Stage,
-    begun: impl FnOnce(Result<i32, CallError>),
+    begun: impl FnOnce(Result<Begun, CallError>),
 ) -> Option<WaitExecResponse> {
-    let Stage { workshop, container, id, args, tty, streams, mut killed, timeout, leaf } = stage;
+    let Stage { workshop, container, id, args, tty, size, streams, mut killed, timeout, leaf } = stage;
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let container_id = container.id().clone();
-    let launched = launch(&workshop, &container, ExecRequest { id, args, stdio: Stdio::Tty }, tty, streams);
+    let launched =
+        launch(&workshop, &container, ExecRequest { id, args, stdio: Stdio::Tty(size) }, tty, streams);
     let launched = tokio::select! {
         biased;
         Ok(()) = &mut killed => Err(CallError::ExecKilled),
@@ -57,8 +72,8 @@ pub(crate) async fn run(
         () = until(deadline) => Err(CallError::ExecTimedOut),
     };
     let outcome = match launched {
-        Ok((process, exit)) => {
-            begun(Ok(process.pid));
+        Ok((mut process, exit)) => {
+            begun(Ok(Begun { pid: process.pid, terminal: process.terminal.take() }));
             Some(process.attend(exit, deadline, &leaf).await)
         }
         Err(error) => {
@@ -87,6 +102,7 @@ fn kill(leaf: &ExecLeaf) {
 /// A process that runs, and the relays of its streams.
 struct Process {
     pid: i32,
+    terminal: Option<OwnedFd>,
     exited: watch::Sender<bool>,
     input: Option<JoinHandle<()>>,
     outputs: Vec<JoinHandle<Ended>>,
@@ -143,9 +159,11 @@ async fn launch(
     for warning in executed.warnings {
         warn!(warning, "an exec runs, but not in all as it should");
     }
-    if let Some(console) = executed.console {
-        let input = console.try_clone().and_then(Pipe::new).map_err(CreateError::stdio)?;
-        ours = [Some(input), Some(Pipe::new(console).map_err(CreateError::stdio)?), None];
+    let terminal = executed.console;
+    if let Some(terminal) = &terminal {
+        let input = terminal.try_clone().and_then(Pipe::writer).map_err(CreateError::stdio)?;
+        let output = terminal.try_clone().and_then(Pipe::reader).map_err(CreateError::stdio)?;
+        ours = [Some(input), Some(output), None];
     }
     let [stdin, stdout, stderr] = ours;
     let [to_stdin, from_stdout, from_stderr] = streams;
@@ -154,9 +172,9 @@ async fn launch(
     let outputs = [(stdout, from_stdout), (stderr, from_stderr)];
     let outputs = outputs.into_iter().filter_map(|(pipe, expected)| {
         let has_exited = has_exited.clone();
-        pipe.map(|pipe| tokio::spawn(relay(pipe, expected, has_exited)))
+        pipe.map(|pipe| tokio::spawn(relay(pipe, expected, Taps::default(), has_exited)))
     });
-    let process = Process { pid: executed.child.pid(), exited, input, outputs: outputs.collect() };
+    let process = Process { pid: executed.child.pid(), terminal, exited, input, outputs: outputs.collect() };
     Ok((process, exit))
 }
 
@@ -180,7 +198,7 @@ impl Pipes {
         let (stdin, input) = match to_stdin {
             Some(_) => {
                 let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
-                (reader, Some(Pipe::new(writer)?))
+                (reader, Some(Pipe::writer(writer)?))
             }
             None => (null()?, None),
         };
@@ -189,7 +207,9 @@ impl Pipes {
                 return Ok((null()?, None));
             }
             let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
-            Ok((writer, Some(Pipe::new(reader)?)))
+            // A smaller one does as well, but slower.
+            let _ = fcntl_setpipe_size(&writer, OUTPUT_ROOM);
+            Ok((writer, Some(Pipe::reader(reader)?)))
         };
         let (stdout, out) = output(from_stdout)?;
         let (stderr, err) = output(from_stderr)?;

@@ -1,10 +1,12 @@
 //! The execs of a container: those that run, and those whose result nobody fetched yet.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 
 use hartpod_proto::pod::v1::{StartExecResponse, WaitExecResponse};
 use tokio::sync::oneshot;
 
+use super::Begun;
 use crate::call::{CallError, Reply};
 use crate::container::answer;
 
@@ -17,7 +19,7 @@ pub(crate) enum ExecState {
     /// Between the call and execve.
     Starting { on_started: Vec<Reply<StartExecResponse>>, give_up: Option<oneshot::Sender<()>> },
     /// Its process, or output that it left behind, is still there.
-    Running { pid: i32 },
+    Running { pid: i32, terminal: Option<OwnedFd> },
     /// It is over; kept until somebody waits for it.
     Done { pid: i32, result: WaitExecResponse },
 }
@@ -73,12 +75,13 @@ impl Execs {
     }
 
     /// It runs, or it could not be started and is forgotten.
-    pub(crate) fn begun(&mut self, id: &str, outcome: Result<i32, CallError>) {
+    pub(crate) fn begun(&mut self, id: &str, outcome: Result<Begun, CallError>) {
         let Some(exec) = self.by_id.get_mut(id) else { return };
         let ExecState::Starting { on_started, .. } = &mut exec.state else { return };
-        answer(on_started, &outcome.clone().map(|pid| StartExecResponse { pid }));
+        let started = outcome.as_ref().map(|begun| StartExecResponse { pid: begun.pid });
+        answer(on_started, &started.map_err(Clone::clone));
         match outcome {
-            Ok(pid) => exec.state = ExecState::Running { pid },
+            Ok(Begun { pid, terminal }) => exec.state = ExecState::Running { pid, terminal },
             Err(error) => {
                 answer(&mut exec.on_done, &Err(error));
                 self.by_id.remove(id);
@@ -89,7 +92,7 @@ impl Execs {
     /// It is over: told to those who wait, or kept until somebody does.
     pub(crate) fn done(&mut self, id: &str, result: WaitExecResponse) {
         let Some(exec) = self.by_id.get_mut(id) else { return };
-        let ExecState::Running { pid } = exec.state else { return };
+        let ExecState::Running { pid, .. } = exec.state else { return };
         exec.state = ExecState::Done { pid, result };
         let mut told = false;
         for reply in exec.on_done.drain(..) {
@@ -163,7 +166,7 @@ mod tests {
         let mut execs = Execs::default();
         for id in ids {
             execs.begin((*id).to_owned(), 0, &mut None).unwrap();
-            execs.begun(id, Ok(42));
+            execs.begun(id, Ok(Begun { pid: 42, terminal: None }));
         }
         execs
     }

@@ -1,11 +1,19 @@
-//! The line between the agent and a log writer: a stream socket, one byte per request, six per answer.
+//! The line between the agent and a log writer: a stream socket, one byte per request, six per answer. Taps come as descriptors beside their
+//! request, which has no answer.
 
-use std::io::{self, Write};
+use std::io::{self, IoSlice, IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
+use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
@@ -16,6 +24,56 @@ pub(crate) const ANSWER_WAIT: Duration = Duration::from_secs(8);
 
 /// Reopens that may wait behind one another; each of them is a call of the node agent.
 const QUEUE: usize = 8;
+
+/// Requests to copy stdout, stderr, or both; reopens have the numbers between 0 and these.
+const TAP_STDOUT: u8 = 253;
+const TAP_STDERR: u8 = 254;
+const TAP_BOTH: u8 = 255;
+
+/// Most descriptors beside a request.
+const TAPS: usize = 2;
+
+/// There is nobody any more who could ask for something.
+#[derive(Debug)]
+pub(crate) struct AgentGone;
+
+/// What the agent asks of a writer.
+#[derive(Debug)]
+pub(crate) enum Request {
+    /// Switch to a new file at the same path, and answer with this number.
+    Reopen(u8),
+    /// Copy what comes of stdout and of stderr to these.
+    Tap([Option<OwnedFd>; TAPS]),
+}
+
+impl Request {
+    /// The next request, if there is one now.
+    pub(crate) fn receive(control: &StdUnixStream) -> Result<Option<Self>, AgentGone> {
+        let mut number = [0];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(TAPS))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut buffer = [IoSliceMut::new(&mut number)];
+        let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+        let received = recvmsg(control, &mut buffer, &mut ancillary, flags);
+        let rights = ancillary.drain().filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+            _ => None,
+        });
+        let mut fds = rights.flatten();
+        let (first, second) = (fds.next(), fds.next());
+        match received {
+            Ok(received) if received.bytes == 1 => {}
+            Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
+            Ok(_) | Err(_) => return Err(AgentGone),
+        }
+        Ok(Some(match number {
+            [TAP_STDOUT] => Self::Tap([first, None]),
+            [TAP_STDERR] => Self::Tap([None, first]),
+            [TAP_BOTH] => Self::Tap([first, second]),
+            [number] => Self::Reopen(number),
+        }))
+    }
+}
 
 /// What a writer was doing when it failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,6 +163,7 @@ pub(crate) type Opening = oneshot::Receiver<Result<(), LogError>>;
 /// The agent's end of a log writer. The writer lives on when this is dropped, until its streams end.
 #[derive(Debug, Clone)]
 pub(crate) struct LogHandle {
+    control: Arc<UnixStream>,
     reopens: mpsc::Sender<Answer>,
 }
 
@@ -112,11 +171,27 @@ impl LogHandle {
     /// Takes the agent's end of the socket; the second value tells how the opening of the log went.
     pub(crate) fn new(control: StdUnixStream) -> io::Result<(Self, Opening)> {
         control.set_nonblocking(true)?;
-        let control = UnixStream::from_std(control)?;
+        let control = Arc::new(UnixStream::from_std(control)?);
         let (opened, opening) = oneshot::channel();
         let (reopens, queue) = mpsc::channel(QUEUE);
-        tokio::spawn(converse(control, opened, queue));
-        Ok((Self { reopens }, opening))
+        tokio::spawn(converse(Arc::clone(&control), opened, queue));
+        Ok((Self { control, reopens }, opening))
+    }
+
+    /// Copies what comes of stdout and of stderr to these, from what nobody has read yet on.
+    pub(crate) fn tap(&self, taps: &[Option<OwnedFd>; TAPS]) -> io::Result<()> {
+        let request = match taps {
+            [Some(_), Some(_)] => TAP_BOTH,
+            [Some(_), None] => TAP_STDOUT,
+            [None, Some(_)] => TAP_STDERR,
+            [None, None] => return Ok(()),
+        };
+        let fds: Vec<BorrowedFd<'_>> = taps.iter().flatten().map(AsFd::as_fd).collect();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(TAPS))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+        sendmsg(&*self.control, &[IoSlice::new(&[request])], &mut ancillary, SendFlags::NOSIGNAL)?;
+        Ok(())
     }
 
     /// Switches to a new file at the same path; returns after the switch.
@@ -128,9 +203,9 @@ impl LogHandle {
 }
 
 /// One request at a time; ends with the writer or with the last handle.
-async fn converse(mut control: UnixStream, opened: Answer, mut queue: mpsc::Receiver<Answer>) {
+async fn converse(control: Arc<UnixStream>, opened: Answer, mut queue: mpsc::Receiver<Answer>) {
     // The opening has no deadline of its own: a hung disk keeps this container from being created, until it is removed.
-    let first = receive(&mut control, 0).await;
+    let first = receive(&control, 0).await;
     let alive = first.is_ok();
     let _ = opened.send(first);
     if !alive {
@@ -138,11 +213,9 @@ async fn converse(mut control: UnixStream, opened: Answer, mut queue: mpsc::Rece
     }
     let mut number = 0_u8;
     while let Some(answer) = queue.recv().await {
-        number = if number == u8::MAX { 1 } else { number + 1 };
-        let outcome = match control.write_all(&[number]).await {
-            Ok(()) => {
-                timeout(ANSWER_WAIT, receive(&mut control, number)).await.unwrap_or(Err(LogError::Stuck))
-            }
+        number = if number + 1 == TAP_STDOUT { 1 } else { number + 1 };
+        let outcome = match rustix::net::send(&*control, &[number], SendFlags::NOSIGNAL) {
+            Ok(_) => timeout(ANSWER_WAIT, receive(&control, number)).await.unwrap_or(Err(LogError::Stuck)),
             Err(_) => Err(LogError::Gone),
         };
         let gone = matches!(outcome, Err(LogError::Gone));
@@ -154,10 +227,16 @@ async fn converse(mut control: UnixStream, opened: Answer, mut queue: mpsc::Rece
 }
 
 /// The answer to request `number`; late answers to earlier ones are passed over.
-async fn receive(control: &mut UnixStream, number: u8) -> Result<(), LogError> {
+async fn receive(control: &UnixStream, number: u8) -> Result<(), LogError> {
     let mut reply = [0; Reply::LEN];
     loop {
-        control.read_exact(&mut reply).await.map_err(|_| LogError::Gone)?;
+        // A writer says it at once, so that it comes as a whole.
+        let whole = || match rustix::net::recv(control, &mut reply, RecvFlags::empty()) {
+            Ok((Reply::LEN, _)) => Ok(()),
+            Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(error) => Err(io::Error::from(error)),
+        };
+        control.async_io(Interest::READABLE, whole).await.map_err(|_| LogError::Gone)?;
         let reply = Reply::decode(reply);
         if reply.number == number {
             return reply.into_result();

@@ -1,7 +1,7 @@
 //! The writer's loop: wait, read, and let [`LogWriter`] do the rest.
 
-use std::io::{Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,8 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use tracing::{error, warn};
 
-use super::control::{Reply, Step};
+use super::control::{AgentGone, Reply, Request, Step};
+use crate::stream::copy_to;
 
 /// After this long without output the pages of the buffers go back to the kernel.
 const IDLE: Duration = Duration::from_secs(1);
@@ -48,6 +49,7 @@ pub(crate) fn write_logs(sources: Sources<'_>, place: Option<&LogPlace>, control
         place,
         control: Some(control),
         reopening: None,
+        taps: [Vec::new(), Vec::new()],
     };
     while writer.sources.iter().any(|(_, fd)| fd.is_some()) {
         writer.step();
@@ -79,13 +81,15 @@ struct Writer<'b> {
     place: Option<&'b LogPlace>,
     control: Option<&'b UnixStream>,
     reopening: Option<Reopening>,
+    /// Who is attached to stdout and stderr.
+    taps: [Vec<OwnedFd>; 2],
 }
 
 impl Writer<'_> {
     /// Waits for something and does it.
     fn step(&mut self) {
         let [stdout, stderr, control] = self.wait();
-        // Before the streams: what is in the pipes now belongs to the new file.
+        // Before the streams: what is in the pipes now belongs to the new file, and to who has attached.
         if control {
             self.on_control();
         }
@@ -125,34 +129,54 @@ impl Writer<'_> {
 
     /// One read of a stream, and what it completed to its file.
     fn copy(&mut self, index: usize) {
-        let Some((stream, source)) = self.sources.get_mut(index) else { return };
-        let Some(fd) = *source else { return };
-        match rustix::io::read(fd, self.log.spare(*stream)) {
-            Ok(count @ 1..) => self.log.filled_blocking(*stream, count),
+        let Some(&(stream, Some(fd))) = self.sources.get(index) else { return };
+        let read = rustix::io::read(fd, self.log.spare(stream));
+        // What was asked for before this was said must not come too late for it.
+        self.on_control();
+        let Some(taps) = self.taps.get_mut(index) else { return };
+        match read {
+            Ok(count @ 1..) => {
+                copy_to(taps, self.log.spare(stream).get(..count).unwrap_or_default());
+                self.log.filled_blocking(stream, count);
+            }
             Err(Errno::INTR | Errno::AGAIN) => {}
             // The master of a terminal gives EIO once its last slave is closed.
             Ok(_) | Err(_) => {
-                self.log.ended_blocking(*stream);
-                *source = None;
+                taps.clear();
+                self.log.ended_blocking(stream);
+                if let Some((_, source)) = self.sources.get_mut(index) {
+                    *source = None;
+                }
             }
         }
     }
 
+    /// Does all that is asked for.
     fn on_control(&mut self) {
-        let Some(mut control) = self.control else { return };
-        let mut request = [0];
-        if !matches!(control.read(&mut request), Ok(1)) {
-            // The agent is gone.
-            self.control = None;
-            return;
+        while let Some(control) = self.control {
+            match Request::receive(control) {
+                Ok(Some(Request::Reopen(number))) => self.reopen(control, number),
+                Ok(Some(Request::Tap(new))) => self.tap(new),
+                Ok(None) => return,
+                Err(AgentGone) => self.control = None,
+            }
         }
-        let number = request[0];
+    }
+
+    fn reopen(&mut self, control: &UnixStream, number: u8) {
         match self.place.map(LogPlace::open_blocking).transpose() {
             Ok(file) => {
                 self.log.switch_blocking(file);
                 self.reopening = Some(Reopening { number, until: Instant::now() + SWITCH_WAIT });
             }
             Err(error) => tell(control, Reply::failed(number, Step::Open, error)),
+        }
+    }
+
+    /// A stream that has ended, or that there is not, is not copied: its tap is closed.
+    fn tap(&mut self, new: [Option<OwnedFd>; 2]) {
+        for ((taps, new), (_, source)) in self.taps.iter_mut().zip(new).zip(&self.sources) {
+            taps.extend(new.filter(|_| source.is_some()));
         }
     }
 

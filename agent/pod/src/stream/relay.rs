@@ -1,62 +1,25 @@
-//! Moves bytes between an exec's stdio and its stream connections.
+//! Moves the output of a process to its stream connection.
 //!
-//! A relay holds at most one chunk, so a slow reader slows the process down, as a pipe would. Whoever goes away early does
-//! no harm: without a connection output is read and thrown away, so that the process neither blocks nor dies of SIGPIPE.
+//! Bytes go from pipe to socket without passing through the agent's memory where the kernel can do that. Elsewhere a relay holds at most one
+//! chunk; so a slow reader slows the process down, as a pipe would. Whoever goes away early does no harm: without a connection output is
+//! read and thrown away, so that the process neither blocks nor dies of SIGPIPE.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
-use rustix::io::Errno;
-use tokio::io::{AsyncWriteExt, Interest};
-use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{debug, warn};
 
+use super::Pipe;
+use super::connection::Connection;
+use super::tap::Taps;
 use super::token::Expected;
-use crate::sys::Watched;
-
-/// Bytes per read and write.
-const CHUNK: usize = 16 * 1024;
 
 /// Once the process itself has ended, output that others still hold open is over after this long a silence. containerd waits
 /// for ever by default (`drain_exec_sync_io_timeout`), which makes `sh -c 'server &'` a call that does not return.
 const SILENCE: Duration = Duration::from_secs(2);
-
-/// The agent's end of a pipe to a process, or the master of its terminal.
-#[derive(Debug)]
-pub(crate) struct Pipe(Watched);
-
-impl Pipe {
-    /// Watches `fd`, whose open file is made non-blocking; a pipe's other end is a file of its own and stays as it is.
-    pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
-        rustix::io::ioctl_fionbio(&fd, true)?;
-        Watched::new(fd, Interest::READABLE | Interest::WRITABLE).map(Self)
-    }
-
-    /// Reads some bytes; 0 at the end, which for a terminal is the hang-up of its last slave.
-    async fn read(&self, chunk: &mut [u8]) -> io::Result<usize> {
-        match self.0.io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut *chunk)?)).await {
-            Err(error) if error.raw_os_error() == Some(Errno::IO.raw_os_error()) => Ok(0),
-            outcome => outcome,
-        }
-    }
-
-    async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
-        while !bytes.is_empty() {
-            let count = self.0.io(Interest::WRITABLE, |fd| Ok(rustix::io::write(fd, bytes)?)).await?;
-            bytes = bytes.get(count..).unwrap_or_default();
-        }
-        Ok(())
-    }
-
-    /// Reads to the end and throws it away.
-    pub(crate) async fn drain(self) {
-        let mut chunk = vec![0; CHUNK];
-        while matches!(self.read(&mut chunk).await, Ok(1..)) {}
-    }
-}
 
 /// How the relay of an output ended.
 #[derive(Debug)]
@@ -68,10 +31,11 @@ pub(crate) enum Ended {
     HeldOpen(Pipe),
 }
 
-/// Copies a process's output to its connection, if it is to have one. `exited` turns true when the process itself has ended.
+/// Copies a process's output to its connection, if it is to have one, and to `taps`. `exited` turns true when the process itself has ended.
 pub(crate) async fn relay(
     pipe: Pipe,
     expected: Option<Expected>,
+    taps: Taps,
     mut exited: watch::Receiver<bool>,
 ) -> Ended {
     let mut connection = None;
@@ -81,27 +45,30 @@ pub(crate) async fn relay(
             warn!("nobody connected to an output stream, dropping the output");
         }
     }
-    let mut chunk = vec![0; CHUNK];
-    loop {
-        let count = tokio::select! {
+    let mut relay = Relay { pipe, connection, taps, can_splice: true };
+    let more = loop {
+        let readable = tokio::select! {
             biased;
-            count = pipe.read(&mut chunk) => count,
-            () = silence(&mut exited) => return Ended::HeldOpen(pipe),
+            readable = relay.pipe.readable() => readable,
+            () = silence(&mut exited) => break More::Perhaps,
         };
-        let bytes = match count {
-            Ok(count @ 1..) => chunk.get(..count).unwrap_or_default(),
-            Ok(_) => return Ended::Eof,
+        let passed = match readable {
+            Ok(()) => relay.pass_on().await,
+            Err(error) => Err(error),
+        };
+        match passed {
+            Ok(More::Perhaps) => {}
+            Ok(More::No) => break More::No,
             Err(error) => {
                 warn!(%error, "cannot read a process's output");
-                return Ended::Eof;
-            }
-        };
-        if let Some(open) = &mut connection {
-            if let Err(error) = open.write_all(bytes).await {
-                debug!(%error, "an output stream was closed by its reader");
-                connection = None;
+                break More::No;
             }
         }
+    };
+    relay.taps.end();
+    match more {
+        More::No => Ended::Eof,
+        More::Perhaps => Ended::HeldOpen(relay.pipe),
     }
 }
 
@@ -111,32 +78,57 @@ async fn silence(exited: &mut watch::Receiver<bool>) {
     sleep(SILENCE).await;
 }
 
-/// Copies a connection to a process's input, and closes the input at the connection's end.
-pub(crate) async fn feed(expected: Expected, pipe: Pipe) {
-    let Some(connection) = expected.connected().await else {
-        return warn!("nobody connected to an input stream, closing the input");
-    };
-    if let Err(error) = copy_input(&connection, &pipe).await {
-        debug!(%error, "an input stream ended early");
-    }
+/// Whether an output may say more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum More {
+    Perhaps,
+    No,
 }
 
-async fn copy_input(connection: &UnixStream, pipe: &Pipe) -> io::Result<()> {
-    let mut chunk = vec![0; CHUNK];
-    loop {
-        connection.readable().await?;
-        match connection.try_read(&mut chunk) {
-            Ok(0) => return Ok(()),
-            Ok(count) => pipe.write_all(chunk.get(..count).unwrap_or_default()).await?,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
+struct Relay {
+    pipe: Pipe,
+    connection: Option<Connection>,
+    taps: Taps,
+    /// Until the kernel says that it cannot: a terminal is no pipe.
+    can_splice: bool,
+}
+
+impl Relay {
+    /// Passes on some of what is there, or finds the end.
+    async fn pass_on(&mut self) -> io::Result<More> {
+        if let Some(connection) = self.connection.as_ref().filter(|_| self.can_splice) {
+            let tapped = || self.taps.are_wanted();
+            match connection.splice_from(self.pipe.as_fd(), tapped).await {
+                Ok(Some(0)) => return Ok(More::No),
+                Ok(Some(_)) => return Ok(More::Perhaps),
+                Ok(None) => {}
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => self.can_splice = false,
+                Err(error) => self.drop_connection(&error),
+            }
         }
+        let bytes = self.pipe.read().await?;
+        if bytes.is_empty() {
+            return Ok(More::No);
+        }
+        self.taps.copy(&bytes);
+        if let Some(connection) = &self.connection {
+            if let Err(error) = connection.write_all(&bytes).await {
+                self.drop_connection(&error);
+            }
+        }
+        Ok(More::Perhaps)
+    }
+
+    fn drop_connection(&mut self, error: &io::Error) {
+        debug!(%error, "an output stream was closed by its reader");
+        self.connection = None;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use tokio::io::AsyncReadExt;
+    use tokio::net::UnixStream;
 
     use super::*;
     use crate::stream::token::{Token, Tokens};
@@ -155,10 +147,11 @@ mod tests {
         let (tokens, token, expected) = stream();
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         let (_running, exited) = watch::channel(false);
-        let relay = tokio::spawn(relay(Pipe::new(reader).unwrap(), Some(expected), exited));
+        let relay =
+            tokio::spawn(relay(Pipe::reader(reader).unwrap(), Some(expected), Taps::default(), exited));
         let (ours, mut client) = UnixStream::pair().unwrap();
         tokens.present(token, ours);
-        let process = Pipe::new(writer).unwrap();
+        let process = Pipe::writer(writer).unwrap();
         // More than pipe, chunk and socket hold: the writer must be made to wait.
         let sent = vec![b'z'; 4 << 20];
         let blocked = tokio::time::timeout(Duration::from_millis(200), process.write_all(&sent)).await;
@@ -175,8 +168,9 @@ mod tests {
         let (_tokens, _token, expected) = stream();
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         let (_running, exited) = watch::channel(false);
-        let relay = tokio::spawn(relay(Pipe::new(reader).unwrap(), Some(expected), exited));
-        Pipe::new(writer).unwrap().write_all(&vec![b'z'; 1 << 20]).await.unwrap();
+        let relay =
+            tokio::spawn(relay(Pipe::reader(reader).unwrap(), Some(expected), Taps::default(), exited));
+        Pipe::writer(writer).unwrap().write_all(&vec![b'z'; 1 << 20]).await.unwrap();
         assert!(matches!(relay.await.unwrap(), Ended::Eof));
     }
 
@@ -186,8 +180,9 @@ mod tests {
         let (tokens, token, expected) = stream();
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         let (running, exited) = watch::channel(false);
-        let relay = tokio::spawn(relay(Pipe::new(reader).unwrap(), Some(expected), exited));
-        Pipe::new(writer).unwrap().write_all(b"last words").await.unwrap();
+        let relay =
+            tokio::spawn(relay(Pipe::reader(reader).unwrap(), Some(expected), Taps::default(), exited));
+        Pipe::writer(writer).unwrap().write_all(b"last words").await.unwrap();
         running.send(true).unwrap();
         sleep(super::super::CONNECT_WAIT - Duration::from_secs(1)).await;
         assert!(!relay.is_finished());
@@ -204,11 +199,12 @@ mod tests {
         let (tokens, token, expected) = stream();
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         let (_running, exited) = watch::channel(false);
-        let relay = tokio::spawn(relay(Pipe::new(reader).unwrap(), Some(expected), exited));
+        let relay =
+            tokio::spawn(relay(Pipe::reader(reader).unwrap(), Some(expected), Taps::default(), exited));
         let (ours, client) = UnixStream::pair().unwrap();
         tokens.present(token, ours);
         drop(client);
-        Pipe::new(writer).unwrap().write_all(&vec![b'z'; 1 << 20]).await.unwrap();
+        Pipe::writer(writer).unwrap().write_all(&vec![b'z'; 1 << 20]).await.unwrap();
         assert!(matches!(relay.await.unwrap(), Ended::Eof));
     }
 
@@ -217,10 +213,11 @@ mod tests {
         let (tokens, token, expected) = stream();
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         let (running, exited) = watch::channel(false);
-        let relay = tokio::spawn(relay(Pipe::new(reader).unwrap(), Some(expected), exited));
+        let relay =
+            tokio::spawn(relay(Pipe::reader(reader).unwrap(), Some(expected), Taps::default(), exited));
         let (ours, mut client) = UnixStream::pair().unwrap();
         tokens.present(token, ours);
-        let grandchild = Pipe::new(writer).unwrap();
+        let grandchild = Pipe::writer(writer).unwrap();
         grandchild.write_all(b"before ").await.unwrap();
         running.send(true).unwrap();
         grandchild.write_all(b"after").await.unwrap();
@@ -233,21 +230,5 @@ mod tests {
         grandchild.write_all(&vec![b'z'; 1 << 20]).await.unwrap();
         drop(grandchild);
         drain.await.unwrap();
-    }
-
-    #[tokio::test(flavor = "current_thread")]
-    async fn half_close_ends_the_input() {
-        let (tokens, token, expected) = stream();
-        let (reader, writer) = rustix::pipe::pipe().unwrap();
-        let feed = tokio::spawn(feed(expected, Pipe::new(writer).unwrap()));
-        let (ours, mut client) = UnixStream::pair().unwrap();
-        tokens.present(token, ours);
-        client.write_all(b"input").await.unwrap();
-        client.shutdown().await.unwrap();
-        let process = Pipe::new(reader).unwrap();
-        let mut chunk = [0; 16];
-        assert_eq!(process.read(&mut chunk).await.unwrap(), 5);
-        assert_eq!(process.read(&mut chunk).await.unwrap(), 0);
-        feed.await.unwrap();
     }
 }

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::CONNECT_WAIT;
+use super::connection::Connection;
 
 /// Digits of a token.
 pub(crate) const TOKEN_LEN: usize = 32;
@@ -93,8 +94,8 @@ pub(crate) struct Expected {
 
 impl Expected {
     /// The connection, or nothing when none came in time.
-    pub(crate) async fn connected(mut self) -> Option<UnixStream> {
-        timeout(CONNECT_WAIT, &mut self.connection).await.ok()?.ok()
+    pub(crate) async fn connected(mut self) -> Option<Connection> {
+        timeout(CONNECT_WAIT, &mut self.connection).await.ok()?.ok().map(Connection::new)
     }
 }
 

@@ -19,7 +19,7 @@ use crate::call::{CallError, Reply};
 use crate::children::{Children, Exit};
 use crate::clock::now_nanos;
 use crate::container::{
-    self, Container, CreateError, Init, Made, Phase, PhaseEvent, RemoveError, START_FAILED, answer,
+    self, Container, CreateError, Init, Made, Phase, PhaseEvent, RemoveError, START_FAILED, Terminal, answer,
     oom_killed,
 };
 use crate::request::{self, ContainerPlan, InvalidRequest, PidPlan, fingerprint};
@@ -130,11 +130,11 @@ impl Supervisor {
         tokio::spawn(tell_exit(self.newsdesk.clone(), container.about(), child.pid(), exit));
         container.init = Init::Waiting(created.waiting);
         container.process = Some(created.container);
-        container.console = created.console;
+        container.terminal = created.console.map(Terminal::new);
         container.warnings = created.warnings;
         container.log = made.log;
         container.output = made.output;
-        container.stdin = made.stdin;
+        container.input = made.input;
         let response =
             CreateContainerResponse { state: container.state(), warnings: container.warnings.clone() };
         answer(&mut container.on_created, &Ok(response));
@@ -243,7 +243,7 @@ impl Supervisor {
         let leaf = container.leaf.clone();
         let log = container.log.as_ref().map(container::Log::watch);
         let output = container.output.as_ref().map(container::Output::ended);
-        container.console = None;
+        (container.terminal, container.input) = (None, None);
         let (newsdesk, about) = (self.newsdesk.clone(), container.about());
         tokio::spawn(async move {
             let mut watch = log.clone();

@@ -47,7 +47,7 @@ impl Supervisor {
             }
             match &mut exec.state {
                 ExecState::Starting { on_started, .. } => on_started.extend(reply.take()),
-                ExecState::Running { pid } | ExecState::Done { pid, .. } => {
+                ExecState::Running { pid, .. } | ExecState::Done { pid, .. } => {
                     if let Some(reply) = reply.take() {
                         let _ = reply.send(Ok(StartExecResponse { pid: *pid }));
                     }
@@ -70,6 +70,7 @@ impl Supervisor {
             id: plan.id.clone(),
             args: plan.args,
             tty: plan.tty,
+            size: plan.size,
             streams,
             killed,
             timeout: (plan.timeout_ms > 0).then(|| Duration::from_millis(plan.timeout_ms)),

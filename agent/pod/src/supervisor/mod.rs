@@ -3,6 +3,8 @@
 //! Calls come in from the service, news from the tasks that wait for something (a pidfd, a report, a log); the supervisor
 //! handles one at a time and never waits itself.
 
+mod attach;
+mod connect;
 mod containers;
 mod execs;
 mod news;
@@ -10,6 +12,7 @@ mod shutdown;
 
 pub(crate) use news::About;
 
+use connect::FORWARDS_MAX;
 use news::{News, Newsdesk};
 
 use std::collections::BTreeMap;
@@ -21,7 +24,7 @@ use std::time::Duration;
 use hartpod_container::Pod;
 use hartpod_proto::ContainerId;
 use hartpod_proto::pod::v1::{DescribeResponse, SetUpPodRequest, SetUpPodResponse};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info};
@@ -91,6 +94,8 @@ pub(crate) struct Supervisor {
     containers: BTreeMap<ContainerId, Box<Container>>,
     lives: u64,
     shutdown: shutdown::ShutDown,
+    /// Room for forwarded connections.
+    forwards: Arc<Semaphore>,
 }
 
 impl Supervisor {
@@ -117,6 +122,7 @@ impl Supervisor {
             containers: BTreeMap::new(),
             lives: 0,
             shutdown: shutdown::ShutDown::default(),
+            forwards: Arc::new(Semaphore::new(FORWARDS_MAX)),
         }
     }
 
@@ -169,6 +175,13 @@ impl Supervisor {
             Call::Remove(id, reply) => self.remove(&id, reply),
             Call::StartExec(id, request, reply) => self.start_exec(&id, request, reply),
             Call::WaitExec(id, exec, reply) => self.wait_exec(&id, &exec, reply),
+            Call::Attach(id, request, reply) => {
+                let _ = reply.send(self.attach(&id, request));
+            }
+            Call::ResizeTerminal(id, request, reply) => {
+                let _ = reply.send(self.resize_terminal(&id, request));
+            }
+            Call::Connect(request, reply) => self.connect(request, reply),
             Call::KillExec(id, exec, reply) => {
                 let _ = reply.send(self.kill_exec(&id, &exec));
             }

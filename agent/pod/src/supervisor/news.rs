@@ -10,6 +10,7 @@ use super::Supervisor;
 use crate::call::CallError;
 use crate::children::Exit;
 use crate::container::{CreateError, Made, RemoveError};
+use crate::exec::Begun;
 
 /// Which container news are of; its id alone could be that of a later one.
 #[derive(Debug, Clone)]
@@ -34,7 +35,9 @@ pub(crate) enum Happened {
     /// Its leaf is gone, or not.
     Removed(Result<(), RemoveError>),
     /// An exec runs, or could not be started.
-    ExecBegun(String, Result<i32, CallError>),
+    ExecBegun(String, Result<Begun, CallError>),
+    /// The input of an attacher has ended.
+    InputEnded,
     /// An exec is over.
     ExecDone(String, WaitExecResponse),
 }
@@ -79,6 +82,7 @@ impl Supervisor {
             }
             Happened::Settled(odd) => self.on_settled(&about.id, odd),
             Happened::Removed(outcome) => self.on_removed(&about.id, outcome),
+            Happened::InputEnded => container.input = None,
             Happened::ExecBegun(exec, outcome) => container.execs.begun(&exec, outcome),
             Happened::ExecDone(exec, result) => container.execs.done(&exec, result),
         }

@@ -226,3 +226,51 @@ async fn many_at_once() {
         assert_eq!(wait(&mut agent, request).await.unwrap().exit_code, n);
     }
 }
+
+/// `cargo test -p hartpod-pod --release --test agent how_fast -- --ignored --nocapture`
+#[tokio::test]
+#[ignore = "measures"]
+async fn how_fast_output_flows() {
+    use std::io::Read as _;
+
+    const TOTAL: usize = 4 << 30;
+    let mut agent = with_sleeper().await;
+    for block in ["4k", "64k", "1M"] {
+        let count = TOTAL
+            / if block == "4k" {
+                4 << 10
+            } else if block == "64k" {
+                64 << 10
+            } else {
+                1 << 20
+            };
+        let script = format!("exec dd if=/dev/zero bs={block} count={count} 2>/dev/null");
+        let request = StartExecRequest { stdout_token: token(), ..exec(1, &script) };
+        let (begun, ticks_before) = (Instant::now(), ticks(agent.process.pid));
+        agent.client.start_exec(request.clone()).await.unwrap();
+        let mut stdout = agent.stream(&request.stdout_token).await.into_std().unwrap();
+        stdout.set_nonblocking(false).unwrap();
+        let reader = tokio::task::spawn_blocking(move || {
+            let (mut chunk, mut total) = (vec![0; 1 << 20], 0);
+            loop {
+                match stdout.read(&mut chunk).unwrap() {
+                    0 => return total,
+                    count => total += count,
+                }
+            }
+        });
+        assert_eq!(reader.await.unwrap(), TOTAL);
+        let took = begun.elapsed();
+        let speed = TOTAL as f64 / f64::from(1 << 20) / took.as_secs_f64();
+        let ticks = ticks(agent.process.pid) - ticks_before;
+        println!("writes of {block}: {speed:.0} MiB/s, {ticks} ticks of the agent");
+        assert_eq!(wait(&mut agent, &request).await.unwrap().exit_code, 0);
+    }
+}
+
+/// The processor time of a process, as a rule in hundredths of a second.
+fn ticks(pid: i32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<_> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}

@@ -308,7 +308,7 @@ fn lay_busybox(layer: &Path) {
     fs::copy("/bin/busybox", layer.join("bin/busybox")).expect("busybox-static is installed");
     for applet in [
         "sh", "cat", "echo", "sleep", "true", "id", "kill", "ls", "setsid", "ps", "seq", "yes", "head", "wc",
-        "nohup",
+        "nohup", "stty", "dd",
     ] {
         symlink("busybox", layer.join("bin").join(applet)).unwrap();
     }

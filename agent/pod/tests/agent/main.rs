@@ -2,8 +2,11 @@
 // Everything here is a test, helpers included.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod attach;
 mod containers;
 mod execs;
 mod kit;
+mod ports;
 mod process;
+mod terminals;
 mod trouble;

@@ -1,4 +1,5 @@
 use std::fs;
+use std::io::Read as _;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
@@ -6,6 +7,7 @@ use std::thread::{self, JoinHandle};
 use hartpod_logs::MAX_CONTENT;
 
 use super::*;
+use crate::log_writer::control::LogHandle;
 
 /// A writer on a thread of the test, and the three ends that the agent would hold.
 struct Running {
@@ -84,6 +86,36 @@ fn both_streams_reach_the_file() {
     let mut lines: Vec<_> = files[0].lines().map(parse).collect();
     lines.sort_unstable();
     assert_eq!(lines, [("stderr", "F", "warn"), ("stderr", "P", "unfinished"), ("stdout", "F", "hello")]);
+}
+
+#[test]
+fn who_attaches_gets_a_copy_until_the_stream_ends_and_the_log_has_all() {
+    let log = Running::start();
+    log.print(0, b"before\n");
+    // It is on the disk, so it was read.
+    while fs::metadata(log.path()).unwrap().len() == 0 {
+        thread::yield_now();
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+    let (out, err) = runtime.block_on(async {
+        let control = log.control.try_clone().unwrap();
+        // The test reads the answers; none comes to a tap.
+        let (handle, _opening) = LogHandle::new(control).unwrap();
+        let (out, copied_out) = rustix::pipe::pipe().unwrap();
+        let (err, copied_err) = rustix::pipe::pipe().unwrap();
+        handle.tap(&[Some(copied_out), Some(copied_err)]).unwrap();
+        (out, err)
+    });
+    log.control.set_nonblocking(false).unwrap();
+    log.print(0, b"out");
+    log.print(1, b"err\n");
+    let files = log.finish();
+    for (copy, expected) in [(out, "out"), (err, "err\n")] {
+        assert_eq!(std::io::read_to_string(fs::File::from(copy)).unwrap(), expected);
+    }
+    let mut lines: Vec<_> = files[0].lines().map(parse).collect();
+    lines.sort_unstable();
+    assert_eq!(lines, [("stderr", "F", "err"), ("stdout", "F", "before"), ("stdout", "P", "out")]);
 }
 
 #[test]
