@@ -9,6 +9,12 @@ use crate::session::{Outbound, PortStreams};
 use crate::spdy::{Headers, ResetStatus, Stream, StreamId};
 use crate::wire::{End, Inbound};
 
+/// Halves that may wait at one time, also of streams that the client has given up meanwhile.
+const MOST_WAITING: usize = 1024;
+
+/// Bytes of a request's name. Go's clients count.
+const LONGEST_REQUEST: usize = 64;
+
 /// What the two streams of a connection have in common.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Key {
@@ -31,8 +37,12 @@ pub(super) enum Unfit {
     Port(Option<String>),
     #[error("stream type {0:?} is neither data nor error")]
     Kind(Option<String>),
+    #[error("a request's name of {0} bytes")]
+    Request(usize),
     #[error("its connection has one like it")]
     Twice,
+    #[error("{MOST_WAITING} streams wait for their other halves")]
+    ManyWaiting,
 }
 
 /// What becomes of a stream.
@@ -73,6 +83,10 @@ impl Pairs {
             }
         };
         match (self.waiting.remove(&key), kind) {
+            (None, _) if self.waiting.len() >= MOST_WAITING => {
+                stream.refuse(ResetStatus::RefusedStream)?;
+                Ok(Paired::Refused(Unfit::ManyWaiting))
+            }
             (None, kind) => {
                 let (inbound, outbound) = stream.accept()?;
                 let half = match kind {
@@ -130,6 +144,7 @@ fn purpose(id: StreamId, headers: &Headers) -> Result<(Key, Kind, u16), Unfit> {
         other => return Err(Unfit::Kind(other.map(str::to_owned))),
     };
     let key = match (headers.get("requestID"), kind) {
+        (Some(request), _) if request.len() > LONGEST_REQUEST => return Err(Unfit::Request(request.len())),
         (Some(request), _) if !request.is_empty() => Key::Request(request.to_owned()),
         (_, Kind::Error) => Key::ErrorStream(id.0),
         (_, Kind::Data) => Key::ErrorStream(id.0.saturating_sub(2)),
@@ -161,6 +176,9 @@ mod tests {
             let unfit = Unfit::Port(Some(port.to_owned()));
             assert_eq!(of(1, &[("port", port), ("streamtype", "data")]), Err(unfit));
         }
+        let long = "7".repeat(65);
+        let request = [("port", "80"), ("streamtype", "data"), ("requestid", long.as_str())];
+        assert_eq!(of(1, &request), Err(Unfit::Request(65)));
         assert_eq!(of(1, &[("streamtype", "data")]), Err(Unfit::Port(None)));
         assert_eq!(of(1, &[("port", "80")]), Err(Unfit::Kind(None)));
         assert_eq!(

@@ -7,9 +7,12 @@ use tracing::debug;
 use super::pairs::{Paired, Pairs};
 use super::{Around, Context, Transport, last_words, linger};
 use crate::session::{Outbound, PortStreams, forward};
-use crate::spdy::{self, Stream};
+use crate::spdy::{self, ResetStatus, Stream};
 use crate::websocket::{Channels, Codec};
 use crate::wire::{End, Frame, Framing, Wire, inbound};
+
+/// Connections of a client at one time, also of streams that it has given up while they were being made.
+const MOST_FORWARDS: usize = 1024;
 
 pub(super) async fn serve(
     wire: Wire,
@@ -42,6 +45,10 @@ async fn over_spdy(
         loop {
             tokio::select! {
                 Some(stream) = opened.recv() => {
+                    if forwards.len() >= MOST_FORWARDS {
+                        stream.refuse(ResetStatus::RefusedStream)?;
+                        continue;
+                    }
                     if let Some(streams) = admit(&mut pairs, stream)? {
                         let (runtime, sandbox_id) = (runtime.clone(), sandbox_id.clone());
                         forwards.spawn(async move { forward(&*runtime, &sandbox_id, streams).await });

@@ -133,6 +133,19 @@ async fn heads_without_end_are_cut_off() {
     assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 400 "));
 }
 
+/// The clock goes on by itself whenever nobody has anything to do.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_says_nothing_is_let_go() {
+    let lab = Lab::new().await;
+    for beginning in [&b""[..], b"GET / HTTP/1.1\r\nHost: "] {
+        let mut stream = TcpStream::connect(lab.server.address()).await.unwrap();
+        stream.write_all(beginning).await.unwrap();
+        let mut answer = Vec::new();
+        soon(stream.read_to_end(&mut answer)).await.unwrap();
+        assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 408 "));
+    }
+}
+
 #[tokio::test]
 async fn requests_that_cri_does_not_allow_get_no_url() {
     let lab = Lab::with(Config { max_pending: 2, ..Config::default() }).await;

@@ -180,6 +180,7 @@ impl Runtime for Machine {
             let (ours, theirs) = duplex(PIPE);
             let seen = Arc::clone(&self.seen);
             match port {
+                1 => std::future::pending().await,
                 7 | 8 | 9 | 19 => {}
                 _ => return Err("connection refused".into()),
             }

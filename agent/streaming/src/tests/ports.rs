@@ -171,6 +171,51 @@ async fn many_connections_at_once_and_one_after_another() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_are_given_up_while_they_are_made_have_a_limit() {
+    let lab = Lab::new().await;
+    let mut client = Client::connect(&lab.port_forward(&[]), PORTS).await;
+    let mut refused = 0;
+    for request in 0..1100 {
+        // Port 1 is never through.
+        let request = request.to_string();
+        let headers = |kind| [("streamtype", kind), ("port", "1"), ("requestid", request.as_str())];
+        let error = client.writer.open(&headers("error")).await;
+        let data = client.writer.open(&headers("data")).await;
+        for id in [error, data] {
+            match client.reader.frame().await {
+                Some(Frame::Reply(replied)) => {
+                    assert_eq!(replied, id);
+                    client.writer.reset(id).await;
+                }
+                Some(Frame::Reset { id: reset, status: 3 }) => {
+                    assert_eq!(reset, id);
+                    refused += 1;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    assert_eq!(refused, 2 * (1100 - 1024));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn halves_that_are_given_up_have_a_limit() {
+    let lab = Lab::new().await;
+    let mut client = Client::connect(&lab.port_forward(&[]), PORTS).await;
+    let mut refused = 0;
+    for request in 0..1100 {
+        let headers = [("streamtype", "data"), ("port", "7"), ("requestid", &request.to_string())];
+        let id = client.writer.open(&headers).await;
+        match client.reader.frame().await {
+            Some(Frame::Reply(_)) => client.writer.reset(id).await,
+            Some(Frame::Reset { status: 3, .. }) => refused += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(refused, 1100 - 1024);
+}
+
 #[tokio::test]
 async fn a_megabyte_goes_through_a_port_and_back() {
     let lab = Lab::new().await;
