@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, ReadBuf, duplex};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
@@ -181,6 +181,7 @@ impl Runtime for Machine {
             let seen = Arc::clone(&self.seen);
             match port {
                 1 => std::future::pending().await,
+                11 => return Ok(Connection { to_pod: Box::new(ours), from_pod: Box::new(Broken) }),
                 7 | 8 | 9 | 19 => {}
                 _ => return Err("connection refused".into()),
             }
@@ -191,6 +192,19 @@ impl Runtime for Machine {
             });
             Ok(ours.into())
         })
+    }
+}
+
+/// The output of a pod that breaks its connection off.
+struct Broken;
+
+impl AsyncRead for Broken {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        _: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Err(std::io::ErrorKind::ConnectionReset.into()))
     }
 }
 

@@ -116,6 +116,24 @@ async fn an_exit_is_told_while_input_is_still_coming() {
 }
 
 #[tokio::test]
+async fn last_words_are_not_lost_on_a_client_whose_input_nobody_read() {
+    let lab = Lab::new().await;
+    let total = 3 << 20;
+    let mut client = Client::connect(&lab.exec(&["zeros", &total.to_string()], ALL), VERSIONS).await;
+    let ids = client.open_all(&["error", "stdin", "stdout", "stderr"]).await;
+    // More than is read for a process that takes nothing: what is left in the socket makes the kernel reset a connection that is closed,
+    // and drop what the client was still to get.
+    for piece in noise((1 << 20) + (160 << 10)).chunks(32 * 1024) {
+        client.writer.data(ids[1], piece, false).await;
+    }
+    // Until all of its output is in sockets, or waits for them.
+    settled(|| lab.machine.seen.produced.load(Ordering::Relaxed)).await;
+    let received = client.reader.rest().await;
+    assert_eq!(received.data[&ids[2]].len(), total);
+    assert_eq!(received.exit_code(ids[0]), 0);
+}
+
+#[tokio::test]
 async fn a_client_that_vanishes_while_its_input_waits_is_missed() {
     let lab = Lab::new().await;
     let mut client = Client::connect(&lab.exec(&["deaf"], ALL), VERSIONS).await;

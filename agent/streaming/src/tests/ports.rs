@@ -78,6 +78,29 @@ async fn a_port_that_is_closed_is_told_on_the_error_stream_and_the_others_live_o
     assert_eq!(both(&mut client, echo_error, echo).await, (vec![], b"still there".to_vec()));
 }
 
+/// At a word on an error stream Go's client ends all that it forwards.
+#[tokio::test]
+async fn a_pod_that_breaks_a_connection_off_resets_it_without_words() {
+    let lab = Lab::new().await;
+    let mut client = Client::connect(&lab.port_forward(&[]), PORTS).await;
+    let (error, data) = forward(&mut client, "11", "0").await;
+    assert_eq!(client.reader.frame().await, Some(Frame::Reset { id: data, status: 5 }));
+    assert_eq!(client.reader.frame().await, Some(Frame::Data { id: error, bytes: vec![], fin: true }));
+}
+
+/// A pod that no longer reads may still speak.
+#[tokio::test]
+async fn what_a_pod_does_not_take_is_dropped() {
+    let lab = Lab::new().await;
+    let mut client = Client::connect(&lab.port_forward(&[]), PORTS).await;
+    let (error, data) = forward(&mut client, "19", "0").await;
+    for piece in noise(3 << 20).chunks(64 * 1024) {
+        client.writer.data(data, piece, false).await;
+    }
+    client.writer.data(data, b"", true).await;
+    assert_eq!(both(&mut client, error, data).await, (vec![], b"hello".to_vec()));
+}
+
 #[tokio::test]
 async fn clients_that_number_no_requests_are_understood() {
     let lab = Lab::new().await;
