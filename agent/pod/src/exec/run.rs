@@ -21,8 +21,8 @@ use crate::container::{CreateError, Workshop, emptied};
 use crate::stream::{Ended, Expected, Pipe, Taps, feed, relay};
 use crate::sys::Watched;
 
-/// Bytes that the pipe of an output holds: with the kernel's 64 KiB the agent's share of the work is three times as large (measured, writes of
-/// 1 MiB). Memory is only taken by what is in it.
+/// Bytes that the pipe of an output holds: writes of 1 MiB flow 1.6 times as fast as with the kernel's 64 KiB (measured), writes of 4 KiB as fast.
+/// Memory is only taken by what is in it.
 const OUTPUT_ROOM: usize = 256 * 1024;
 
 /// What an exec needs.
