@@ -7,6 +7,7 @@ mod sample;
 mod section;
 mod validate;
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -39,6 +40,7 @@ sections! {
         socket: PathBuf = "/run/hartpod/hartpod.sock".into(),
         cni: Cni = Cni::default(),
         images: Images = Images::default(),
+        streaming: Streaming = Streaming::default(),
         cgroup: Cgroup = Cgroup::default(),
         pod: Pod = Pod::default(),
         vm: Vm = Vm::default(),
@@ -66,6 +68,13 @@ sections! {
         parallel_layers: u64 = 3,
         /// A pull that receives nothing for this many seconds has failed.
         progress_timeout_s: u64 = 60,
+    }
+
+    /// What `kubectl exec`, `attach` and `port-forward` connect to, by way of the kubelet.
+    Streaming {
+        /// Where the streaming server listens; port 0 takes a free one. Whoever reaches it needs a token that CRI gave out, but nothing encrypts
+        /// what it carries: leave it on loopback unless the kubelet is on another machine.
+        listen: SocketAddr = SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
     }
 
     /// Control groups.

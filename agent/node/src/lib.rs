@@ -35,6 +35,7 @@ mod registry;
 mod scratch;
 mod server;
 mod status_code;
+mod streaming;
 mod sweep;
 mod sys;
 mod trash;

@@ -32,6 +32,7 @@ use crate::recovery::recover;
 use crate::registry::Registry;
 use crate::server::Server;
 use crate::spec::SpecSettings;
+use crate::streaming::Sessions;
 use crate::sweep::{Claimed, sweep};
 use crate::sys;
 use crate::trash::Trash;
@@ -58,6 +59,8 @@ pub enum ServeError {
     Cgroups(#[from] DetectError),
     #[error(transparent)]
     Backends(#[from] BackendsError),
+    #[error("streaming server")]
+    Streaming(#[from] hartpod_streaming::BindError),
     #[error("image store")]
     Images(#[from] OpenError),
     #[error("records of pods")]
@@ -104,6 +107,7 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     let end = end_signal().map_err(ServeError::Signals)?;
     answer_hangups().map_err(ServeError::Signals)?;
     let socket = config.socket.clone();
+    let streaming = hartpod_streaming::Config { listen: config.streaming.listen, ..Default::default() };
     // Held until the end: no two daemons share a root or a state folder.
     let (_locks, listener, node, loaded) = {
         let opened = tokio::task::spawn_blocking(move || open_blocking(&config)).await??;
@@ -115,7 +119,9 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     let listener = UnixListener::from_std(listener)
         .map_err(|source| SocketError::Bind { path: socket.clone(), source })?;
 
-    let server = Server::new(node);
+    let sessions = Arc::new(Sessions::new(node.clone()));
+    let streaming = hartpod_streaming::Server::bind(streaming, sessions).await?;
+    let server = Server::new(node, Arc::new(streaming));
     let (told, mut ending) = tokio::sync::watch::channel(false);
     let serving = tonic::transport::Server::builder()
         .add_service(server.runtime_service())

@@ -9,6 +9,7 @@ mod pod_view;
 mod pods;
 mod runtime;
 mod status;
+mod streaming;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +30,7 @@ const MAX_REQUEST: usize = 16 << 20;
 #[derive(Debug, Clone)]
 pub(crate) struct Server {
     node: Arc<Node>,
+    streaming: Arc<hartpod_streaming::Server>,
     /// Held while an image is removed.
     removals: Arc<tokio::sync::Mutex<()>>,
 }
@@ -54,8 +56,8 @@ pub(crate) enum ReopenError {
 }
 
 impl Server {
-    pub(crate) fn new(node: Arc<Node>) -> Self {
-        Self { node, removals: Arc::default() }
+    pub(crate) fn new(node: Arc<Node>, streaming: Arc<hartpod_streaming::Server>) -> Self {
+        Self { node, streaming, removals: Arc::default() }
     }
 
     pub(crate) fn runtime_service(&self) -> RuntimeServiceServer<Self> {

@@ -5,6 +5,7 @@
 
 use hartpod_cni::CniError;
 use hartpod_images::{InvalidAuth, InvalidReference, PullError, RemoveError};
+use hartpod_streaming::RequestError;
 use tonic::{Code, Status};
 
 use crate::agent_client::AgentError;
@@ -276,6 +277,18 @@ impl Coded for ExecError {
             Self::TimedOut { .. } => Code::DeadlineExceeded,
             Self::CutOff { .. } => Code::Unavailable,
             Self::Cgroup { .. } | Self::Stream { .. } | Self::Random { .. } => Code::Internal,
+        }
+    }
+}
+
+impl Coded for RequestError {
+    fn code(&self) -> Code {
+        match self {
+            Self::ManyPending(_) => Code::ResourceExhausted,
+            Self::Random(_) => Code::Internal,
+            Self::NoId | Self::NoStreams | Self::TtyWithStderr | Self::Port(_) | Self::ManyPorts(_) => {
+                Code::InvalidArgument
+            }
         }
     }
 }

@@ -1,5 +1,4 @@
 //! Calls for sessions: attach, terminals, forwarded ports.
-#![expect(dead_code, reason = "CRI's Exec, Attach and PortForward, which make them, are not served yet")]
 
 use std::time::Duration;
 

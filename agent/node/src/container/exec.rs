@@ -3,22 +3,20 @@
 use std::io;
 use std::time::Duration;
 
-use hartpod_container::cgroup::{Leaf, PathError};
+use hartpod_container::cgroup::PathError;
 use hartpod_proto::ContainerId;
 use hartpod_proto::pod::v1 as pod;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 
-use crate::agent_client::{AgentClient, AgentError, Door, StreamError, Token};
+use super::exec_target::{ExecTarget, KILL_MARGIN};
+use crate::agent_client::{AgentError, StreamError, Token};
 use crate::random;
 
 /// Bytes kept of both streams together; the rest is read and dropped. The kubelet takes no message of more than 16 MiB
 /// (pkg/kubelet/cri/remote: maxMsgSize), and there is more in one than the output.
 const OUTPUT_LIMIT: usize = (16 << 20) - (4 << 10);
-/// How long after its timeout an exec may take to be dead: then the agent is not doing its work.
-const KILL_MARGIN: Duration = Duration::from_secs(10);
-
 /// What an exec left.
 #[derive(Debug, Default)]
 pub(crate) struct ExecOutput {
@@ -53,28 +51,24 @@ pub(crate) enum ExecError {
 
 /// Runs `args`; no timeout waits for ever. When the caller goes away, the process goes, too.
 pub(crate) async fn exec_sync(
-    agent: AgentClient,
-    leaf: Leaf,
-    container: ContainerId,
+    target: ExecTarget,
     args: Vec<String>,
     timeout: Option<Duration>,
 ) -> Result<ExecOutput, ExecError> {
+    let container = target.container.clone();
     if args.is_empty() {
         return Err(ExecError::NoCommand { container });
     }
     let (reply, answer) = oneshot::channel();
-    let exec = Exec { agent, leaf, container: container.clone(), timeout };
     // In a task of its own: a caller that hangs up must not leave the process without anybody who waits for it.
-    tokio::spawn(exec.run(args, reply));
+    tokio::spawn(Exec { target, timeout }.run(args, reply));
     answer.await.map_err(|_| ExecError::CutOff { container })?
 }
 
 type Reply = oneshot::Sender<Result<ExecOutput, ExecError>>;
 
 struct Exec {
-    agent: AgentClient,
-    leaf: Leaf,
-    container: ContainerId,
+    target: ExecTarget,
     timeout: Option<Duration>,
 }
 
@@ -84,7 +78,7 @@ impl Exec {
         let id = match random::hex::<16>() {
             Ok(id) => id,
             Err(source) => {
-                let container = self.container.clone();
+                let container = self.target.container.clone();
                 let _ = reply.send(Err(ExecError::Random { container, source }));
                 return;
             }
@@ -92,12 +86,12 @@ impl Exec {
         let outcome = tokio::select! {
             outcome = self.to_its_end(&id, args, command) => outcome,
             () = reply.closed() => {
-                self.kill(&id).await;
+                self.target.kill(&id).await;
                 return;
             }
         };
         if outcome.as_ref().is_err_and(may_run_on) {
-            self.kill(&id).await;
+            self.target.kill(&id).await;
         }
         let _ = reply.send(outcome);
     }
@@ -108,10 +102,10 @@ impl Exec {
         args: Vec<String>,
         command: String,
     ) -> Result<ExecOutput, ExecError> {
-        let random = |source| ExecError::Random { container: self.container.clone(), source };
+        let random = |source| ExecError::Random { container: self.target.container.clone(), source };
         let (out, err) = (Token::new().map_err(random)?, Token::new().map_err(random)?);
         let request = pod::StartExecRequest {
-            container_id: self.container.to_string(),
+            container_id: self.target.container.to_string(),
             exec_id: id.to_owned(),
             args,
             stdout_token: out.as_str().to_owned(),
@@ -119,8 +113,8 @@ impl Exec {
             timeout_ms: self.timeout.map_or(0, |t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX)),
             ..Default::default()
         };
-        self.bounded("StartExec", self.agent.start_exec(request)).await?;
-        let wait = self.agent.wait_exec(&self.container, id);
+        self.bounded("StartExec", self.target.agent.start_exec(request)).await?;
+        let wait = self.target.agent.wait_exec(&self.target.container, id);
         let (stdout, stderr, end) =
             tokio::try_join!(self.read(&out), self.read(&err), self.bounded("WaitExec", wait))?;
         if end.timed_out {
@@ -146,28 +140,9 @@ impl Exec {
 
     async fn read(&self, token: &Token) -> Result<Vec<u8>, ExecError> {
         let stream_error =
-            |source: StreamError| ExecError::Stream { container: self.container.clone(), source };
-        let stream = self.agent.open_stream(token).await.map_err(stream_error)?;
+            |source: StreamError| ExecError::Stream { container: self.target.container.clone(), source };
+        let stream = self.target.agent.open_stream(token).await.map_err(stream_error)?;
         read_capped(stream).await.map_err(|e| stream_error(e.into()))
-    }
-
-    /// Kills the exec's whole process tree and has the agent forget it.
-    async fn kill(&self, id: &str) {
-        if let Err(error) = self.agent.kill_exec(&self.container, id).await {
-            tracing::warn!(container = %self.container, exec = id, %error, "the agent does not kill an abandoned exec");
-            self.kill_leaf(id).await;
-        }
-        let forgotten = self.agent.wait_exec(&self.container, id);
-        let _ = tokio::time::timeout(KILL_MARGIN, forgotten).await;
-    }
-
-    /// Without the agent, where the exec's cgroup is one of this host.
-    async fn kill_leaf(&self, id: &str) {
-        // The id is ours, so there is a leaf of that name.
-        let (Door::Sockets, Ok(exec)) = (self.agent.door(), self.leaf.exec_leaf(id)) else { return };
-        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || exec.kill()).await {
-            tracing::warn!(container = %self.container, exec = id, %error, "abandoned exec not killed");
-        }
     }
 }
 

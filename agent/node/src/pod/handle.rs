@@ -15,7 +15,7 @@ pub(crate) struct PodHandle {
     /// a caller who waits for its answer, a result is of work that a command or news of a container began, and news are not read while many are not
     /// taken in; a guest's are small besides, and come at a pace.
     pub(super) messages: mpsc::UnboundedSender<Message>,
-    pub(super) snapshot: watch::Receiver<Arc<PodSnapshot>>,
+    pub(crate) snapshot: watch::Receiver<Arc<PodSnapshot>>,
 }
 
 impl PodHandle {

@@ -8,7 +8,7 @@ use hartpod_proto::cri::v1 as cri;
 use tonic::Status;
 
 use super::{ReopenError, Server, container_view, info, seconds};
-use crate::container::{ContainerState, ExecError, exec_sync};
+use crate::container::{ContainerState, ExecTarget, exec_sync};
 use crate::filter;
 use crate::guest::GuestLog;
 use crate::pod::{Command, Gone, PodHandle};
@@ -96,19 +96,9 @@ impl Server {
     }
 
     pub(super) async fn exec(&self, request: cri::ExecSyncRequest) -> Result<cri::ExecSyncResponse, Status> {
-        let (pod, id) = self.node.registry.container(&request.container_id).map_err(|e| status(&e))?;
-        let pod = pod.snapshot();
-        let container = pod.container(&id).ok_or_else(|| not_there("container", &request.container_id))?;
-        let (ContainerState::Running, Some(agent)) = (container.state, &pod.agent) else {
-            let error = ExecError::NotRunning { container: id, state: container.state.name() };
-            return Err(status(&error));
-        };
-        let leaf = self
-            .node
-            .leaf(pod.info.cgroup_parent(), id.as_str())
-            .map_err(|source| status(&ExecError::Cgroup { container: id.clone(), source }))?;
+        let target = ExecTarget::running(&self.node, &request.container_id).map_err(|e| status(&e))?;
         let timeout = (request.timeout > 0).then(|| seconds(request.timeout));
-        let output = exec_sync(agent.client.clone(), leaf, id, request.cmd, timeout).await;
+        let output = exec_sync(target, request.cmd, timeout).await;
         let output = output.map_err(|e| status(&e))?;
         Ok(cri::ExecSyncResponse {
             stdout: output.stdout,

@@ -156,16 +156,22 @@ impl RuntimeService for Server {
         Err(not_built("UpdateContainerResources"))
     }
 
-    async fn exec(&self, _: Request<cri::ExecRequest>) -> Answer<cri::ExecResponse> {
-        Err(not_built("Exec"))
+    async fn exec(&self, request: Request<cri::ExecRequest>) -> Answer<cri::ExecResponse> {
+        let url = self.exec_url(request.into_inner())?.as_str().to_owned();
+        Ok(Response::new(cri::ExecResponse { url }))
     }
 
-    async fn attach(&self, _: Request<cri::AttachRequest>) -> Answer<cri::AttachResponse> {
-        Err(not_built("Attach"))
+    async fn attach(&self, request: Request<cri::AttachRequest>) -> Answer<cri::AttachResponse> {
+        let url = self.attach_url(request.get_ref())?.as_str().to_owned();
+        Ok(Response::new(cri::AttachResponse { url }))
     }
 
-    async fn port_forward(&self, _: Request<cri::PortForwardRequest>) -> Answer<cri::PortForwardResponse> {
-        Err(not_built("PortForward"))
+    async fn port_forward(
+        &self,
+        request: Request<cri::PortForwardRequest>,
+    ) -> Answer<cri::PortForwardResponse> {
+        let url = self.port_forward_url(request.get_ref())?.as_str().to_owned();
+        Ok(Response::new(cri::PortForwardResponse { url }))
     }
 
     async fn container_stats(

@@ -1,0 +1,111 @@
+//! A running container that gets one more process, and the end of that.
+
+use std::time::Duration;
+
+use hartpod_container::cgroup::Leaf;
+use hartpod_proto::ContainerId;
+use tonic::Code;
+
+use super::{ContainerState, ExecError};
+use crate::agent_client::{AgentClient, AgentError, Door};
+use crate::node::Node;
+use crate::pod::PodHandle;
+use crate::registry::LookupError;
+use crate::status_code::Coded;
+
+/// For the agent to forget an exec that was killed: one that takes longer is not doing its work.
+pub(super) const KILL_MARGIN: Duration = Duration::from_secs(10);
+
+/// Where an exec runs.
+#[derive(Debug, Clone)]
+pub(crate) struct ExecTarget {
+    pub(crate) pod: PodHandle,
+    pub(crate) agent: AgentClient,
+    leaf: Leaf,
+    pub(crate) container: ContainerId,
+}
+
+/// There is no such container, or nothing can run in it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NoTarget {
+    #[error(transparent)]
+    Lookup(#[from] LookupError),
+    #[error(transparent)]
+    Exec(#[from] ExecError),
+}
+
+impl Coded for NoTarget {
+    fn code(&self) -> Code {
+        match self {
+            Self::Lookup(error) => error.code(),
+            Self::Exec(error) => error.code(),
+        }
+    }
+}
+
+impl ExecTarget {
+    /// The container with this id, which must run.
+    pub(crate) fn running(node: &Node, id: &str) -> Result<Self, NoTarget> {
+        let (pod, container) = node.registry.container(id)?;
+        let snapshot = pod.snapshot();
+        let state = snapshot.container(&container).map(|container| container.state);
+        let (Some(ContainerState::Running), Some(agent)) = (state, &snapshot.agent) else {
+            let state = state.map_or("gone", ContainerState::name);
+            return Err(ExecError::NotRunning { container, state }.into());
+        };
+        let leaf = node
+            .leaf(snapshot.info.cgroup_parent(), container.as_str())
+            .map_err(|source| ExecError::Cgroup { container: container.clone(), source })?;
+        Ok(Self { agent: agent.client.clone(), pod, leaf, container })
+    }
+
+    /// Kills the whole process tree of an exec and has the agent forget it.
+    pub(super) async fn kill(&self, exec: &str) {
+        if let Err(error) = self.agent.kill_exec(&self.container, exec).await {
+            tracing::warn!(container = %self.container, exec, %error, "the agent does not kill an abandoned exec");
+            self.kill_leaf(exec).await;
+        }
+        let forgotten = self.agent.wait_exec(&self.container, exec);
+        let _ = tokio::time::timeout(KILL_MARGIN, forgotten).await;
+    }
+
+    /// Without the agent, where the exec's cgroup is one of this host.
+    async fn kill_leaf(&self, exec: &str) {
+        // The id is ours, so there is a leaf of that name.
+        let (Door::Sockets, Ok(leaf)) = (self.agent.door(), self.leaf.exec_leaf(exec)) else { return };
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || leaf.kill()).await {
+            tracing::warn!(container = %self.container, exec, %error, "abandoned exec not killed");
+        }
+    }
+}
+
+/// An exec that the agent is asked for, or runs. Dropped before its end it is killed, with all that it began.
+#[derive(Debug)]
+pub(crate) struct BegunExec {
+    /// None once there is nothing to kill.
+    held: Option<(ExecTarget, String)>,
+}
+
+impl BegunExec {
+    pub(crate) fn new(target: ExecTarget, id: String) -> Self {
+        Self { held: Some((target, id)) }
+    }
+
+    /// Waits for its end: exit code, or 128 + signal.
+    pub(crate) async fn ended(mut self) -> Result<i32, AgentError> {
+        let Some((target, id)) = &self.held else { return Ok(0) };
+        let end = target.agent.wait_exec(&target.container, id).await?;
+        self.held = None;
+        Ok(end.exit_code)
+    }
+}
+
+impl Drop for BegunExec {
+    fn drop(&mut self) {
+        let Some((target, id)) = self.held.take() else { return };
+        // Nobody waits for this; without a runtime the daemon is ending, and a new one knows nothing of execs either.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { target.kill(&id).await });
+        }
+    }
+}

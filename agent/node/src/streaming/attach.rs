@@ -1,0 +1,45 @@
+//! A running container's own streams.
+
+use std::sync::Arc;
+
+use hartpod_proto::pod::v1 as pod;
+use hartpod_streaming::{AttachRequest, BoxError, Session};
+
+use super::streams::{Opened, Tokens, follow_sizes};
+use crate::container::{ContainerState, ExecTarget};
+use crate::node::Node;
+
+pub(super) async fn open(node: &Arc<Node>, request: AttachRequest) -> Result<Session, BoxError> {
+    let AttachRequest { container_id, streams } = request;
+    let target = ExecTarget::running(node, &container_id)?;
+    let tokens = Tokens::new(streams)?;
+    let [stdin_token, stdout_token, stderr_token] = tokens.texts();
+    let attach = pod::AttachRequest {
+        container_id: target.container.to_string(),
+        stdin_token,
+        stdout_token,
+        stderr_token,
+    };
+    target.agent.attach(attach).await?;
+    let Opened { stdin, stdout, stderr } = tokens.open(&target.agent).await?;
+    let size = streams.tty.then(|| {
+        let target = target.clone();
+        follow_sizes(move |size| {
+            let target = target.clone();
+            async move {
+                let size = (size.width, size.height);
+                if let Err(error) = target.agent.resize_terminal(&target.container, None, size).await {
+                    tracing::debug!(container = %target.container, %error, "a container's terminal keeps its size");
+                }
+            }
+        })
+    });
+    let mut pod = target.pod.snapshot.clone();
+    let exit = Box::pin(async move {
+        let runs = |state: Option<ContainerState>| state == Some(ContainerState::Running);
+        // An error is the end of the pod.
+        let _ = pod.wait_for(|pod| !runs(pod.container(&target.container).map(|c| c.state))).await;
+        Ok(0)
+    });
+    Ok(Session { stdin, stdout, stderr, size, exit })
+}
