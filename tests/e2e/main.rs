@@ -23,6 +23,7 @@ mod refused;
 mod repeat;
 mod restart;
 mod security;
+mod streaming;
 
 use std::process::ExitCode;
 
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         repeat::TESTS,
         restart::TESTS,
         security::TESTS,
+        streaming::TESTS,
     ];
     hartpod_tests::runner::main(modules.concat())
 }

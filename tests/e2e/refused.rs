@@ -319,9 +319,10 @@ async fn calls_of_later_versions_are_unimplemented(lab: &Lab) -> Result<()> {
     let node = lab.node().await?;
     let mut runtime = node.client().runtime();
     let statuses = [
-        runtime.attach(cri::AttachRequest::default()).await.refused("Attach")?,
-        runtime.port_forward(cri::PortForwardRequest::default()).await.refused("PortForward")?,
-        runtime.exec(cri::ExecRequest::default()).await.refused("Exec")?,
+        runtime
+            .update_container_resources(cri::UpdateContainerResourcesRequest::default())
+            .await
+            .refused("UpdateContainerResources")?,
         runtime
             .checkpoint_container(cri::CheckpointContainerRequest::default())
             .await

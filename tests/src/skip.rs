@@ -76,7 +76,7 @@ impl Need {
             Self::Attacker => binary("hartpod-attacker"),
             Self::Kvm => {
                 let met = cfg!(target_arch = "riscv64") && Path::new("/dev/kvm").exists();
-                binary("hartpod-vmm").and((met, "needs /dev/kvm of a riscv64 machine (make lab)".into()))
+                (met, "needs /dev/kvm of a riscv64 machine (make lab)".into()).and(binary("hartpod-vmm"))
             }
             Self::OfNode(what) => {
                 (!crate::guest::by_default(), format!("guests have none of the node's {what}"))
