@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::section::Section;
-use super::{Cgroup, Cni, Config, Images, Pod, Vm};
+use super::{Cgroup, Cni, Config, Images, Pod, Streaming, Vm};
 
 const HEADER: &str = "\
 # hartpod's configuration: /etc/hartpod/config.toml. Every key is here with its default; a missing key or file means
@@ -19,6 +19,7 @@ pub fn render() -> Result<String, toml::ser::Error> {
     keys::<Config>(&mut out, &values);
     section::<Cni>(&mut out, "cni", &values);
     section::<Images>(&mut out, "images", &values);
+    section::<Streaming>(&mut out, "streaming", &values);
     section::<Cgroup>(&mut out, "cgroup", &values);
     section::<Pod>(&mut out, "pod", &values);
     section::<Vm>(&mut out, "vm", &values);
@@ -76,7 +77,7 @@ mod tests {
 
     #[test]
     fn every_key_has_a_comment() {
-        let keys = [Cni::KEYS, Images::KEYS, Cgroup::KEYS, Pod::KEYS, Vm::KEYS].concat();
+        let keys = [Cni::KEYS, Images::KEYS, Streaming::KEYS, Cgroup::KEYS, Pod::KEYS, Vm::KEYS].concat();
         for (key, about) in keys {
             assert!(!about.is_empty(), "{key} has no comment");
         }
