@@ -40,6 +40,7 @@ pub mod registry;
 pub mod runner;
 pub mod skip;
 pub mod smaps;
+pub mod streaming;
 pub mod tools;
 pub mod world;
 
