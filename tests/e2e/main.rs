@@ -24,6 +24,7 @@ mod repeat;
 mod restart;
 mod security;
 mod streaming;
+mod streaming_tls;
 
 use std::process::ExitCode;
 
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         restart::TESTS,
         security::TESTS,
         streaming::TESTS,
+        streaming_tls::TESTS,
     ];
     hartpod_tests::runner::main(modules.concat())
 }

@@ -72,9 +72,13 @@ sections! {
 
     /// What `kubectl exec`, `attach` and `port-forward` connect to, by way of the kubelet.
     Streaming {
-        /// Where the streaming server listens; port 0 takes a free one. Whoever reaches it needs a token that CRI gave out, but nothing encrypts
-        /// what it carries: leave it on loopback unless the kubelet is on another machine.
+        /// Where the streaming server listens; port 0 takes a free one. Whoever reaches it needs a token that CRI gave out, but without TLS
+        /// nothing encrypts what it carries: leave it on loopback unless the kubelet is on another machine.
         listen: SocketAddr = SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        /// For https: a PEM file with the server's certificate, and behind it those that vouch for it. When empty: http. Read at the start.
+        tls_cert: PathBuf = PathBuf::new(),
+        /// A PEM file with the private key of that certificate.
+        tls_key: PathBuf = PathBuf::new(),
     }
 
     /// Control groups.

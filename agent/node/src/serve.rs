@@ -32,7 +32,7 @@ use crate::recovery::recover;
 use crate::registry::Registry;
 use crate::server::Server;
 use crate::spec::SpecSettings;
-use crate::streaming::Sessions;
+use crate::streaming::{Sessions, SettingsError, settings_blocking};
 use crate::sweep::{Claimed, sweep};
 use crate::sys;
 use crate::trash::Trash;
@@ -61,6 +61,8 @@ pub enum ServeError {
     Backends(#[from] BackendsError),
     #[error("streaming server")]
     Streaming(#[from] hartpod_streaming::BindError),
+    #[error("TLS of the streaming server")]
+    StreamingTls(#[from] SettingsError),
     #[error("image store")]
     Images(#[from] OpenError),
     #[error("records of pods")]
@@ -107,11 +109,10 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     let end = end_signal().map_err(ServeError::Signals)?;
     answer_hangups().map_err(ServeError::Signals)?;
     let socket = config.socket.clone();
-    let streaming = hartpod_streaming::Config { listen: config.streaming.listen, ..Default::default() };
     // Held until the end: no two daemons share a root or a state folder.
-    let (_locks, listener, node, loaded) = {
+    let (_locks, listener, node, loaded, streaming) = {
         let opened = tokio::task::spawn_blocking(move || open_blocking(&config)).await??;
-        (opened.locks, opened.listener, Arc::new(opened.node), opened.loaded)
+        (opened.locks, opened.listener, Arc::new(opened.node), opened.loaded, opened.streaming)
     };
     tokio::spawn(node.records.clone().keep_flushed());
     tokio::spawn(node.trash.clone().keep_empty());
@@ -152,9 +153,11 @@ struct Opened {
     listener: std::os::unix::net::UnixListener,
     node: Node,
     loaded: Loaded,
+    streaming: hartpod_streaming::Config,
 }
 
 fn open_blocking(config: &Config) -> Result<Opened, ServeError> {
+    let streaming = settings_blocking(&config.streaming)?;
     let layout = Layout {
         root: config.root.clone(),
         state: config.state.clone(),
@@ -190,7 +193,7 @@ fn open_blocking(config: &Config) -> Result<Opened, ServeError> {
         records,
         layout,
     };
-    Ok(Opened { locks, listener, node, loaded })
+    Ok(Opened { locks, listener, node, loaded, streaming })
 }
 
 fn images(config: &Config, layout: &Layout) -> ImagesConfig {

@@ -3,11 +3,14 @@
 mod attach;
 mod exec;
 mod port;
+mod settings;
 mod streams;
 
 use std::sync::Arc;
 
 use hartpod_streaming::{AttachRequest, Connection, ExecRequest, Opening, Runtime, Session};
+
+pub(crate) use settings::{SettingsError, settings_blocking};
 
 use crate::node::Node;
 

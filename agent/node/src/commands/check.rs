@@ -51,6 +51,7 @@ fn look(config: &Config) -> Vec<(&'static str, Finding)> {
         ("pod agent", place::pod_agent(config)),
         ("network", place::network(config)),
         ("forwarding", place::forwarding()),
+        ("streaming", place::streaming(config)),
     ];
     findings.extend(guests::look(config));
     findings

@@ -57,6 +57,7 @@ impl Config {
         self.folders(&mut found);
         self.cni(&mut found);
         self.images(&mut found);
+        self.streaming(&mut found);
         if self.cgroup.root != Path::new(cgroup::ROOT) {
             let root = self.cgroup.root.display().to_string();
             found.add(
@@ -109,6 +110,23 @@ impl Config {
             found.absolute("cni.bin_dirs", dir);
         }
         found.range("cni.plugin_timeout_s", self.cni.plugin_timeout_s, 1..=3600);
+    }
+
+    fn streaming(&self, found: &mut Findings) {
+        let files = [
+            ("streaming.tls_cert", &self.streaming.tls_cert),
+            ("streaming.tls_key", &self.streaming.tls_key),
+        ];
+        let [cert, key] = files.map(|(_, path)| !path.as_os_str().is_empty());
+        if cert != key {
+            let [missing, other] = if cert { [files[1].0, files[0].0] } else { [files[0].0, files[1].0] };
+            found.add(missing, format!("is missing: {other} is set, and TLS needs both"));
+        }
+        for (name, path) in files {
+            if !path.as_os_str().is_empty() {
+                found.absolute(name, path);
+            }
+        }
     }
 
     fn vm(&self, found: &mut Findings) {
@@ -175,6 +193,18 @@ mod tests {
             ("[images]\nmax_layer_gib = 0", "images.max_layer_gib: 0 is not in 1 to 4096"),
             ("[images]\npinned = ['a*b']", "images.pinned: \"a*b\": * is understood at the end only"),
             ("[images]\npinned = ['']", "images.pinned: has an empty entry"),
+            (
+                "[streaming]\ntls_cert = '/c.pem'",
+                "streaming.tls_key: is missing: streaming.tls_cert is set, and TLS needs both",
+            ),
+            (
+                "[streaming]\ntls_key = '/k.pem'",
+                "streaming.tls_cert: is missing: streaming.tls_key is set, and TLS needs both",
+            ),
+            (
+                "[streaming]\ntls_cert = '/c.pem'\ntls_key = 'k.pem'",
+                "streaming.tls_key: \"k.pem\" is not an absolute path",
+            ),
             ("[pod]\nagent = 'bin/agent'", "pod.agent: \"bin/agent\" is not an absolute path"),
             (
                 "[vm]\nallowed_annotations = ['x']",

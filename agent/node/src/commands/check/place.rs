@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use hartpod_cni::{Cni, CniConfig};
 
 use super::super::units;
-use super::Finding::{self, Fail, Ok as Fine, Warn};
+use super::Finding::{self, Fail, Note, Ok as Fine, Warn};
 use crate::config::Config;
+use crate::streaming::settings_blocking;
 
 /// Below this no image of use fits.
 const SPACE_NEEDED: u64 = 256 << 20;
@@ -92,6 +93,17 @@ pub(super) fn forwarding() -> Finding {
     }
 }
 
+/// With a certificate or key that is no good the daemon does not start.
+pub(super) fn streaming(config: &Config) -> Finding {
+    match settings_blocking(&config.streaming) {
+        Ok(settings) if settings.tls.is_some() => {
+            Fine(format!("TLS with {}", config.streaming.tls_cert.display()))
+        }
+        Ok(_) => Note(format!("without TLS, on {}", config.streaming.listen)),
+        Err(error) => Fail(in_one_line(&error)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,5 +141,15 @@ mod tests {
         config.cni.conf_dir = "/nonexistent".into();
         let Warn(text) = network(&config) else { panic!() };
         assert!(text.starts_with("only pods on the node's network: "), "{text}");
+    }
+
+    #[test]
+    fn a_certificate_that_the_daemon_would_not_start_with_is_a_blocker() {
+        let mut config = Config::default();
+        assert!(matches!(streaming(&config), Note(_)));
+        config.streaming.tls_cert = "/nonexistent.pem".into();
+        config.streaming.tls_key = "/nonexistent.key".into();
+        let Fail(text) = streaming(&config) else { panic!() };
+        assert!(text.starts_with("read /nonexistent.pem: "), "{text}");
     }
 }
