@@ -13,6 +13,7 @@ use tonic::{Code, Status};
 
 use crate::endpoint::Endpoint;
 use crate::samples::Samples;
+use crate::streams::{self, StreamLoad, Streams};
 use crate::weigh::{self, Baseline};
 
 /// Pods that are started at the same time in the parallel part.
@@ -24,6 +25,7 @@ pub(crate) struct Load {
     pub(crate) pods: u32,
     pub(crate) image: String,
     pub(crate) handler: String,
+    pub(crate) streams: StreamLoad,
 }
 
 /// What came out.
@@ -38,17 +40,18 @@ pub(crate) struct Figures {
     /// PSS in KiB of each process of the runtime, by name.
     pub(crate) weights: BTreeMap<String, Vec<u64>>,
     pub(crate) daemon_kib: u64,
+    pub(crate) streams: Option<Streams>,
 }
 
 /// One pod with one container that runs.
 #[derive(Debug)]
-struct Running {
-    pod: String,
-    container: String,
+pub(crate) struct Running {
+    pub(crate) pod: String,
+    pub(crate) container: String,
 }
 
-struct Driver<'a> {
-    endpoint: &'a Endpoint,
+pub(crate) struct Driver<'a> {
+    pub(crate) endpoint: &'a Endpoint,
     load: &'a Load,
     /// Guards the samples; pods go up and down at the same time.
     samples: Mutex<BTreeMap<&'static str, Samples>>,
@@ -100,6 +103,11 @@ impl Driver<'_> {
         let warm = self.up("warm-up", Network::Pod).await?;
         self.down(&warm).await?;
         self.samples().clear();
+        let (streams, name) = (self.streams().await?, self.endpoint.name.clone());
+        if self.load.pods == 0 {
+            return Ok(Figures { name, streams, ..Figures::default() });
+        }
+        self.samples().clear();
 
         let baseline = Baseline::now()?;
         let cpu = weigh::machine_cpu_seconds()?;
@@ -119,14 +127,22 @@ impl Driver<'_> {
         self.host_network().await?;
         let pods_per_second = self.parallel().await?;
         Ok(Figures {
-            name: self.endpoint.name.clone(),
+            name,
             pods: self.load.pods,
             calls: std::mem::take(&mut self.samples()),
             pods_per_second,
             cpu_seconds_per_pod: cpu / f64::from(self.load.pods),
             weights,
             daemon_kib,
+            streams,
         })
+    }
+
+    async fn streams(&self) -> Result<Option<Streams>> {
+        match self.load.streams.stream_mib {
+            0 => Ok(None),
+            _ => streams::measure(self, self.load.streams).await.map(Some),
+        }
     }
 
     fn samples(&self) -> std::sync::MutexGuard<'_, BTreeMap<&'static str, Samples>> {
@@ -145,6 +161,16 @@ impl Driver<'_> {
     }
 
     async fn up(&self, name: &str, network: Network) -> Result<Running> {
+        self.up_with(name, network, ["sleep", "100000"]).await
+    }
+
+    /// One whose container runs a command.
+    pub(crate) async fn up_with<const N: usize>(
+        &self,
+        name: &str,
+        network: Network,
+        command: [&str; N],
+    ) -> Result<Running> {
         let config = self.pod_config(name, network);
         std::fs::create_dir_all(&config.log_directory)
             .with_context(|| format!("create {}", config.log_directory))?;
@@ -154,7 +180,7 @@ impl Driver<'_> {
             let pod = self.timed("RunPodSandbox", run).await?;
             let request = cri::CreateContainerRequest {
                 pod_sandbox_id: pod.clone(),
-                config: Some(self.container_config(&config)),
+                config: Some(self.container_config(&config, &command)),
                 sandbox_config: Some(config.clone()),
             };
             let container = self.timed("CreateContainer", client.create_container(request)).await?;
@@ -169,7 +195,7 @@ impl Driver<'_> {
         Ok(self.timed(name, life).await?)
     }
 
-    async fn down(&self, one: &Running) -> Result<()> {
+    pub(crate) async fn down(&self, one: &Running) -> Result<()> {
         let client = &self.endpoint.client;
         let life = async {
             let request = cri::StopContainerRequest { container_id: one.container.clone(), timeout: 0 };
@@ -273,7 +299,7 @@ impl Driver<'_> {
         }
     }
 
-    fn container_config(&self, pod: &cri::PodSandboxConfig) -> cri::ContainerConfig {
+    fn container_config(&self, pod: &cri::PodSandboxConfig, command: &[&str]) -> cri::ContainerConfig {
         let options = pod
             .linux
             .clone()
@@ -284,7 +310,7 @@ impl Driver<'_> {
         cri::ContainerConfig {
             metadata: Some(cri::ContainerMetadata { name: "idle".into(), attempt: 0 }),
             image: Some(image_spec(&self.load.image)),
-            command: vec!["sleep".into(), "100000".into()],
+            command: command.iter().map(|word| (*word).to_owned()).collect(),
             log_path: "idle.log".into(),
             linux: Some(cri::LinuxContainerConfig { resources: None, security_context: Some(security) }),
             ..Default::default()
@@ -294,7 +320,7 @@ impl Driver<'_> {
 
 /// Whose network a pod uses.
 #[derive(Debug, Clone, Copy)]
-enum Network {
+pub(crate) enum Network {
     Pod,
     Node,
 }

@@ -1,4 +1,4 @@
-//! `hartpod-bench`: the time of every CRI call and the weight of every process, of any CRI endpoint.
+//! `hartpod-bench`: the time of every CRI call, the weight of every process, and what streaming costs, of any CRI endpoint.
 //!
 //! Without an endpoint it starts hartpod itself, with a registry and a network of its own. With `--against` it measures a second
 //! endpoint in the same run, after the first, and prints the ratio. Nothing is asserted unless `--check` asks for the floors.
@@ -9,6 +9,7 @@ mod drive;
 mod endpoint;
 mod own;
 mod samples;
+mod streams;
 mod table;
 mod weigh;
 
@@ -21,6 +22,7 @@ use clap::Parser;
 use crate::drive::{Figures, Load};
 use crate::endpoint::Endpoint;
 use crate::own::{Own, Parts};
+use crate::streams::StreamLoad;
 
 /// Times CRI calls and weighs a runtime's processes.
 #[derive(Debug, Parser)]
@@ -32,10 +34,10 @@ struct Args {
     /// CRI socket to compare with, e.g. containerd's
     #[arg(long, value_name = "SOCKET")]
     against: Option<PathBuf>,
-    /// Pods that run at the same time when memory is read
+    /// Pods that run at the same time when memory is read; 0 leaves all but streaming out
     #[arg(long, default_value_t = 20)]
     pods: u32,
-    /// Image with a shell [default: one from a registry that is started for this]
+    /// Image with a shell, and busybox's httpd and nc [default: one from a registry that is started for this]
     #[arg(long)]
     image: Option<String>,
     /// Runtime handler of the pods
@@ -44,6 +46,8 @@ struct Args {
     /// CNI conflist of the hartpod that is started for this: the other endpoint's, or networks are compared rather than runtimes
     #[arg(long, value_name = "FILE", conflicts_with = "endpoint")]
     conflist: Option<PathBuf>,
+    #[command(flatten)]
+    streams: StreamLoad,
     /// Exit with 1 where a floor of the design is missed
     #[arg(long)]
     check: bool,
@@ -81,11 +85,19 @@ async fn bench(args: &Args) -> Result<bool> {
     let stopped = own.stop().await;
     let (figures, against) = measured?;
     stopped?;
-    table::print(&figures, against.as_ref());
+    let other = against.as_ref();
+    let streams = figures.streams.as_ref().map(|mine| (mine, other.and_then(|other| other.streams.as_ref())));
+    table::print(&figures, other);
+    if let Some((mine, theirs)) = streams {
+        streams::table::print(mine, theirs);
+    }
     if !args.check {
         return Ok(true);
     }
-    let missed = table::missed_floors(&figures, against.as_ref());
+    let mut missed = table::missed_floors(&figures, other);
+    if let Some((mine, theirs)) = streams {
+        missed.extend(streams::table::missed_floors(mine, theirs, args.handler == "vm"));
+    }
     for line in &missed {
         eprintln!("floor missed: {line}");
     }
@@ -97,6 +109,7 @@ async fn measure(args: &Args, own: &Own) -> Result<(Figures, Option<Figures>)> {
         pods: args.pods,
         image: args.image.clone().unwrap_or_else(|| own.image()),
         handler: args.handler.clone(),
+        streams: args.streams,
     };
     let socket = args.endpoint.clone().or_else(|| own.socket());
     let first = Endpoint::connect(&socket.unwrap_or_default()).await?;

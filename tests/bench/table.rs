@@ -32,6 +32,9 @@ pub(crate) fn print(figures: &Figures, against: Option<&Figures>) {
             }
         }
     }
+    if figures.pods == 0 {
+        return;
+    }
     println!("{:24}{:>22}", "", "median (p95)");
     let pods = figures.pods;
     row("pods up per second, 8 at a time", figures, against, |one| one.pods_per_second, "");
@@ -71,6 +74,7 @@ fn per_pod(figures: &Figures) -> f64 {
 pub(crate) fn missed_floors(figures: &Figures, against: Option<&Figures>) -> Vec<String> {
     let mut missed = Vec::new();
     let weight = per_pod(figures);
+    // Not a number where there were no pods.
     if weight > POD_KIB as f64 {
         missed.push(format!("{weight:.0} KiB per pod, {POD_KIB} are allowed"));
     }

@@ -38,6 +38,36 @@ fn is_runtime(one: &Process) -> bool {
     RUNTIMES.iter().any(|name| one.name.starts_with(name))
 }
 
+/// The most memory that a process has from now on.
+#[derive(Debug)]
+pub(crate) struct Peak {
+    pid: i32,
+    before: u64,
+}
+
+impl Peak {
+    /// Forgets the process's peak so far.
+    pub(crate) fn begin(pid: i32) -> Result<Self> {
+        let path = format!("/proc/{pid}/clear_refs");
+        // proc_pid_clear_refs(5): 5 resets the peak to what is resident now.
+        fs::write(&path, "5").with_context(|| format!("write {path}"))?;
+        Ok(Self { pid, before: resident(pid, "VmRSS:")? })
+    }
+
+    /// KiB over what was resident at first.
+    pub(crate) fn above_kib(&self) -> Result<u64> {
+        Ok(resident(self.pid, "VmHWM:")?.saturating_sub(self.before))
+    }
+}
+
+fn resident(pid: i32, field: &str) -> Result<u64> {
+    let path = format!("/proc/{pid}/status");
+    let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(field));
+    let number = line.and_then(|line| line.split_whitespace().next()).and_then(|n| n.parse().ok());
+    number.with_context(|| format!("no {field} in {path}"))
+}
+
 /// CPU seconds that the whole machine has spent.
 pub(crate) fn machine_cpu_seconds() -> Result<f64> {
     let text = fs::read_to_string("/proc/stat").context("read /proc/stat")?;

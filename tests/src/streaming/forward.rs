@@ -53,6 +53,8 @@ struct Stream {
     events: mpsc::Receiver<Event>,
     /// Bytes to be skipped: WebSocket's channels begin with the port.
     skip: usize,
+    /// Whether the server has given it up.
+    reset: bool,
 }
 
 impl Forward {
@@ -162,7 +164,7 @@ impl Stream {
     fn new(streams: &Streams, id: u32, skip: usize) -> Self {
         let (sender, events) = mpsc::channel(WAITING);
         streams.lock().unwrap_or_else(PoisonError::into_inner).insert(id, sender);
-        Self { id, events, skip }
+        Self { id, events, skip, reset: false }
     }
 
     async fn read(&mut self) -> Option<Bytes> {
@@ -175,7 +177,10 @@ impl Stream {
                         return Some(bytes);
                     }
                 }
-                Event::Reset(_) => return None,
+                Event::Reset(_) => {
+                    self.reset = true;
+                    return None;
+                }
                 Event::Reply(_) | Event::Pong => {}
             }
         }
@@ -237,6 +242,10 @@ impl Connection {
     /// Reads to the ends of both streams: what came, and what went wrong (empty if nothing). WebSocket's end with the connection.
     pub async fn finish(mut self) -> (Vec<u8>, String) {
         let data = self.data.rest().await;
+        if !self.data.reset {
+            // As Go's client does before it looks for an error: it has no more to say then, either. Fails where there is nobody to tell.
+            let _ = self.outgoing.reset().await;
+        }
         let error = self.error.rest().await;
         (data, String::from_utf8_lossy(&error).into_owned())
     }
