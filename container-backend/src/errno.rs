@@ -14,6 +14,8 @@ impl Errno {
     pub const NODEV: Self = Self(libc::ENODEV);
     /// No such file or directory.
     pub const NOENT: Self = Self(libc::ENOENT);
+    /// No memory, and much else.
+    pub const NOMEM: Self = Self(libc::ENOMEM);
     /// Permission denied.
     pub const ACCES: Self = Self(libc::EACCES);
     /// Operation not permitted.

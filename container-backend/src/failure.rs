@@ -120,6 +120,9 @@ pub enum Failure {
         #[source]
         errno: Errno,
     },
+    /// A container's pid namespace takes no more processes: the kernel says "out of memory" for both (pid_namespaces(7)).
+    #[error("clone into the pid namespace: its init is exiting, or memory is short")]
+    PidNamespace,
     /// Any other step.
     #[error("{step}")]
     Step {
@@ -214,7 +217,7 @@ impl Failure {
     pub fn blame(&self) -> Blame {
         match self {
             Self::MountSource { errno: Errno::NOENT, .. } => Blame::Missing,
-            Self::Command(_) => Blame::Missing,
+            Self::Command(_) | Self::PidNamespace => Blame::Missing,
             Self::Propagation { .. }
             | Self::ForbiddenMountPoint { .. }
             | Self::MountOption { .. }

@@ -17,8 +17,9 @@ use crate::cgroup::{CgroupError, LimitError, PathError};
 use crate::channel::Channel;
 use crate::child::Child;
 use crate::container_process::ContainerProcess;
+use crate::errno::Errno;
 use crate::failure::{CommandError, Failure};
-use crate::report::Told;
+use crate::report::{CLONE, Told};
 use crate::request::ResolvedUser;
 
 /// Why a container was not made, or a program not executed.
@@ -267,6 +268,7 @@ fn failure_of(told: Told, argv0: &str) -> LaunchError {
         Told::ExecFailed(errno) => {
             Failure::from(CommandError::Refused { name: argv0.to_owned(), errno }).into()
         }
+        Told::LastStage(CLONE, Errno::NOMEM) => Failure::PidNamespace.into(),
         Told::LastStage(step, errno) => Failure::Step { step: step.into(), errno }.into(),
         Told::Ready(_) | Told::HandedOver | Told::End => LaunchError::Garbled,
     }

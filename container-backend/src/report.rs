@@ -165,6 +165,9 @@ fn take_frame(buffer: &mut Vec<u8>) -> Result<Option<Told>, Garbled> {
     Ok(Some(told))
 }
 
+/// A last stage's step.
+pub(crate) const CLONE: &str = "clone into the pid namespace";
+
 fn decode(tag: u8, payload: &[u8]) -> Result<Told, Garbled> {
     let errno = || Ok(Errno::from_raw(i32::from_le_bytes(payload.try_into().map_err(|_| Garbled)?)));
     match tag {
@@ -174,7 +177,7 @@ fn decode(tag: u8, payload: &[u8]) -> Result<Told, Garbled> {
         RawFrame::EXEC_FAILED => Ok(Told::ExecFailed(errno()?)),
         RawFrame::SECCOMP_FAILED => Ok(Told::LastStage("load the seccomp profile", errno()?)),
         RawFrame::TERMINAL_FAILED => Ok(Told::LastStage("take the terminal", errno()?)),
-        RawFrame::CLONE_FAILED => Ok(Told::LastStage("clone into the pid namespace", errno()?)),
+        RawFrame::CLONE_FAILED => Ok(Told::LastStage(CLONE, errno()?)),
         RawFrame::SCRUB_FAILED => Ok(Told::LastStage("drop the agent's memory", errno()?)),
         _ => Err(Garbled),
     }

@@ -127,7 +127,7 @@ fn dead() {
     running.child.signal(9).unwrap();
     wait(&running.child);
     let error = agent.exec(&running.container, &["true"]).unwrap_err();
-    assert!(matches!(error, LaunchError::Failed(Failure::Step { .. })), "{error:?}");
+    assert!(matches!(error, LaunchError::Failed(Failure::PidNamespace)), "{error:?}");
 }
 
 fn fifty(agent: &Agent) {
