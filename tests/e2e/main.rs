@@ -24,6 +24,9 @@ mod repeat;
 mod restart;
 mod security;
 mod streaming;
+mod streaming_attach;
+mod streaming_commands;
+mod streaming_ports;
 mod streaming_tls;
 
 use std::process::ExitCode;
@@ -51,6 +54,9 @@ fn main() -> ExitCode {
         restart::TESTS,
         security::TESTS,
         streaming::TESTS,
+        streaming_attach::TESTS,
+        streaming_commands::TESTS,
+        streaming_ports::TESTS,
         streaming_tls::TESTS,
     ];
     hartpod_tests::runner::main(modules.concat())

@@ -17,11 +17,13 @@ tests![
 ];
 
 /// Both ways to carry a command's streams.
-const COMMANDS: [Protocol; 2] = [Protocol::SPDY, Protocol::WEBSOCKET];
+pub(crate) const COMMANDS: [Protocol; 2] = [Protocol::SPDY, Protocol::WEBSOCKET];
 /// All ways to carry a port's.
-const PORTS: [Protocol; 3] = [Protocol::SPDY_PORTS, Protocol::TUNNEL_PORTS, Protocol::WEBSOCKET_PORTS];
+pub(crate) const PORTS: [Protocol; 3] =
+    [Protocol::SPDY_PORTS, Protocol::TUNNEL_PORTS, Protocol::WEBSOCKET_PORTS];
 
-fn exec(container: &str, script: &str) -> cri::ExecRequest {
+/// `kubectl exec -i`.
+pub(crate) fn exec(container: &str, script: &str) -> cri::ExecRequest {
     cri::ExecRequest {
         container_id: container.to_owned(),
         cmd: ["sh", "-c", script].map(str::to_owned).to_vec(),
