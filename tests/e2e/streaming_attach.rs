@@ -58,7 +58,17 @@ async fn a_terminal_is_attached_to_and_left_and_attached_to_again(lab: &Lab) -> 
         }
     }
     assert_eq!(main.state().await?, cri::ContainerState::ContainerRunning);
-    let mut client = attach(&main, Protocol::SPDY).await?;
+    // A client without a terminal has no sizes to tell.
+    let request = cri::AttachRequest {
+        container_id: main.id.clone(),
+        stdin: true,
+        stdout: true,
+        stderr: true,
+        ..Default::default()
+    };
+    let mut client = Exec::attach(node.client(), request, Protocol::SPDY).await?;
+    client.write(b"echo $((40 + 3))\r").await?;
+    says(&mut client, "\n43\r\n").await?;
     client.write(b"exit 9\r").await?;
     client.finish().await?;
     assert_eq!(main.exited().await?.exit_code, 9);

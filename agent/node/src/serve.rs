@@ -120,10 +120,17 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     let listener = UnixListener::from_std(listener)
         .map_err(|source| SocketError::Bind { path: socket.clone(), source })?;
 
-    let sessions = Arc::new(Sessions::new(node.clone()));
-    let streaming = hartpod_streaming::Server::bind(streaming, sessions).await?;
-    let server = Server::new(node, Arc::new(streaming));
+    let opens = Arc::new(Sessions::new(node.clone()));
+    let streaming = hartpod_streaming::Server::bind(streaming, opens).await;
+    let streaming = Arc::new(streaming.inspect_err(|_| socket::unlink(&socket))?);
+    let server = Server::new(node, streaming.clone());
     let (told, mut ending) = tokio::sync::watch::channel(false);
+    let mut sessions_end = ending.clone();
+    let sessions = tokio::spawn(async move {
+        let _ = sessions_end.wait_for(|ending| *ending).await;
+        // Clients are told, and what they ran is killed; it would have nobody to talk to.
+        let _ = tokio::time::timeout(LAST_CALLS, streaming.stop()).await;
+    });
     let serving = tonic::transport::Server::builder()
         .add_service(server.runtime_service())
         .add_service(server.image_service())
@@ -144,6 +151,7 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
             Ok(())
         }
     };
+    let _ = sessions.await;
     socket::unlink(&socket);
     served.map_err(|source| ServeError::Serve { path: socket, source })
 }

@@ -28,11 +28,13 @@ impl Server {
 
     pub(super) fn attach_url(&self, request: &cri::AttachRequest) -> Result<Url, Status> {
         let target = ExecTarget::running(&self.node, &request.container_id).map_err(|e| status(&e))?;
-        // Whether there is a terminal is the container's word.
-        let snapshot = target.pod.snapshot();
-        let tty = snapshot.container(&target.container).is_some_and(|c| c.info.config.tty);
-        let streams =
-            Streams { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr && !tty, tty };
+        // Which streams the client makes is its own word, whatever the container has.
+        let streams = Streams {
+            stdin: request.stdin,
+            stdout: request.stdout,
+            stderr: request.stderr,
+            tty: request.tty,
+        };
         let request = AttachRequest { container_id: target.container.to_string(), streams };
         self.streaming.attach(request).map_err(|e| status(&e))
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use hartpod_proto::pod::v1 as pod;
-use hartpod_streaming::{AttachRequest, BoxError, Session};
+use hartpod_streaming::{AttachRequest, BoxError, Session, Streams};
 
 use super::streams::{Opened, Tokens, follow_sizes};
 use crate::container::{ContainerState, ExecTarget};
@@ -12,7 +12,10 @@ use crate::node::Node;
 pub(super) async fn open(node: &Arc<Node>, request: AttachRequest) -> Result<Session, BoxError> {
     let AttachRequest { container_id, streams } = request;
     let target = ExecTarget::running(node, &container_id)?;
-    let tokens = Tokens::new(streams)?;
+    // Whether there is a terminal is the container's word: its errors come with its output then.
+    let snapshot = target.pod.snapshot();
+    let tty = snapshot.container(&target.container).is_some_and(|c| c.info.config.tty);
+    let tokens = Tokens::new(Streams { tty, ..streams })?;
     let [stdin_token, stdout_token, stderr_token] = tokens.texts();
     let attach = pod::AttachRequest {
         container_id: target.container.to_string(),

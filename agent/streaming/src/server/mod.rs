@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::AbortHandle;
 
 use crate::request::{AttachRequest, ExecRequest, Plan, PortForwardRequest, RequestError};
 use crate::runtime::Runtime;
@@ -81,7 +81,9 @@ pub struct Server {
     address: SocketAddr,
     tokens: Arc<Tokens>,
     stop: watch::Sender<bool>,
-    accepting: JoinHandle<()>,
+    accepting: AbortHandle,
+    /// Closed when the last client is gone.
+    ended: watch::Receiver<()>,
 }
 
 impl Server {
@@ -108,8 +110,13 @@ impl Server {
             tls: config.tls.map(tokio_rustls::TlsAcceptor::from),
             most: config.max_connections,
         };
-        let accepting = tokio::spawn(doorkeeper.accept_all(listener));
-        Ok(Self { base: format!("{scheme}://{}", reachable(address)), address, tokens, stop, accepting })
+        let (running, ended) = watch::channel(());
+        let accepting = tokio::spawn(async move {
+            doorkeeper.accept_all(listener).await;
+            drop(running);
+        });
+        let (base, accepting) = (format!("{scheme}://{}", reachable(address)), accepting.abort_handle());
+        Ok(Self { base, address, tokens, stop, accepting, ended })
     }
 
     /// Where it listens.
@@ -149,10 +156,10 @@ impl Server {
     }
 
     /// Takes no more clients, tells those that are there, and waits some seconds for them to go. Their sessions end.
-    pub async fn stop(mut self) {
+    pub async fn stop(&self) {
         self.stop.send_replace(true);
-        // It ends by itself, and a panic in it has been reported.
-        let _ = (&mut self.accepting).await;
+        // Nothing is ever sent: it fails when the sender is gone, be it by a panic, which has been reported.
+        let _ = self.ended.clone().changed().await;
     }
 }
 
