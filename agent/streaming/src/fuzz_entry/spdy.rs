@@ -89,6 +89,7 @@ fn play(stream: &[u8], piece: usize) {
                 }
                 Event::Ping(_) => {}
                 Event::GoAway => table.go_away(),
+                Event::Ignored => {}
             }
         }
         assert!(input.len() <= piece.len() + MOST_WAITING, "{} bytes wait", input.len());

@@ -88,7 +88,7 @@ async fn over_spdy(
 }
 
 /// Refuses the streams that come after the session has begun.
-async fn refuse_all(opened: &mut mpsc::UnboundedReceiver<Stream>) -> End {
+async fn refuse_all(opened: &mut mpsc::Receiver<Stream>) -> End {
     while let Some(stream) = opened.recv().await {
         if let Err(end) = stream.refuse(ResetStatus::RefusedStream) {
             return end;
@@ -124,7 +124,7 @@ impl Arrived {
     async fn wait_for(
         &mut self,
         wanted: Wanted,
-        opened: &mut mpsc::UnboundedReceiver<Stream>,
+        opened: &mut mpsc::Receiver<Stream>,
     ) -> Result<(), End> {
         while !self.has_all(wanted) {
             // Its sender lives as long as the connection.

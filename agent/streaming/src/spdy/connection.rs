@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
+use tokio::task::coop::consume_budget;
 
 use super::StreamId;
 use super::decoder::{Decoder, Event, Violation};
@@ -14,6 +15,10 @@ use super::table::{Admission, DataFor, Table};
 use crate::websocket::{CloseCode, Opcode};
 use crate::wire::{Activity, Budget, End, Framing, Sender, Source, Tunnel, Wire};
 
+/// Streams that wait for the session to take them on or refuse them. Then the reader waits too: what a client says of a stream, its headers
+/// before all, is kept also when it has ended the stream meanwhile.
+const MOST_OPENED: usize = 32;
+
 /// The reading side of a connection.
 #[derive(Debug)]
 pub(crate) struct Connection {
@@ -22,7 +27,7 @@ pub(crate) struct Connection {
     source: Source,
     decoder: Decoder,
     budget: Budget,
-    opened: mpsc::UnboundedSender<Stream>,
+    opened: mpsc::Sender<Stream>,
     framing: Framing,
 }
 
@@ -35,12 +40,13 @@ pub(crate) struct Shared {
 }
 
 impl Connection {
-    /// Speaks SPDY over `wire`, and gives out the streams that the client opens: at most so many as a connection may have.
-    pub(crate) fn new(wire: Wire, framing: Framing) -> Result<(Self, mpsc::UnboundedReceiver<Stream>), End> {
+    /// Speaks SPDY over `wire`, and gives out the streams that the client opens. Whoever gets them has to take them at once, for the reader
+    /// waits for it.
+    pub(crate) fn new(wire: Wire, framing: Framing) -> Result<(Self, mpsc::Receiver<Stream>), End> {
         let activity = Activity::new();
         let sender = Arc::new(Sender::new(wire.writer, framing, activity.clone()));
         let tunnel = (framing == Framing::Messages).then(|| Tunnel::new(Arc::clone(&sender)));
-        let (opened, streams) = mpsc::unbounded_channel();
+        let (opened, streams) = mpsc::channel(MOST_OPENED);
         let connection = Self {
             shared: Arc::new(Shared { sender, table: Mutex::default() }),
             source: Source::new(wire.reader, &wire.early, activity.clone(), tunnel)?,
@@ -56,6 +62,8 @@ impl Connection {
     /// Reads until the connection comes to its end.
     pub(crate) async fn read(&mut self) -> End {
         loop {
+            // A client that never pauses is not to keep its own session from its turn, nor other clients.
+            consume_budget().await;
             let outcome = match self.decoder.next(&mut self.source.buffer) {
                 Ok(Some(event)) => self.on(event).await,
                 Ok(None) => self.source.fill().await,
@@ -75,7 +83,7 @@ impl Connection {
                     Admission::Opened(opened) => {
                         let stream = Stream { opened, shared: Arc::clone(&self.shared) };
                         // To nobody at the end of a session, which has its own way of telling the client.
-                        let _ = self.opened.send(stream);
+                        let _ = self.opened.send(stream).await;
                     }
                     Admission::Refused(answer) => self.shared.sender.answer(&answer)?,
                     Admission::Ignored => {}
@@ -94,6 +102,7 @@ impl Connection {
                 self.shared.table().go_away();
                 Ok(())
             }
+            Event::Ignored => Ok(()),
         }
     }
 

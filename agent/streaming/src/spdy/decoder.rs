@@ -42,6 +42,8 @@ pub(crate) enum Event {
     Reset(StreamId),
     Ping(u32),
     GoAway,
+    /// A frame that says nothing of interest: an event, so that whoever reads can pause after it.
+    Ignored,
 }
 
 /// Where in a stream of frames it is. Bytes of data stay in the input until they are given out, so a frame's length costs nothing.
@@ -102,12 +104,13 @@ impl Decoder {
                     input.advance(skipped);
                     let left = left - skipped;
                     self.part = if left == 0 { Part::Header } else { Part::Unknown { left } };
+                    return Ok(Some(Event::Ignored));
                 }
             }
         }
     }
 
-    /// Takes a header, and with it a control frame. The outer `None` asks for more bytes; the inner one has nothing to say.
+    /// Takes a header, and with it a control frame. The outer `None` asks for more bytes; with the inner one, what follows is the payload.
     fn header(&mut self, input: &mut BytesMut) -> Result<Option<Option<Event>>, Violation> {
         let Some((&[a, b, c, d, flags, e, f, g], rest)) = input.split_first_chunk() else { return Ok(None) };
         // 24 bits.
@@ -134,11 +137,11 @@ impl Decoder {
         let Some(payload) = rest.get(..length) else { return Ok(None) };
         let event = control(&mut self.inflater, &Control { kind, flags, payload })?;
         input.advance(8 + length);
-        Ok(Some(event))
+        Ok(Some(Some(event)))
     }
 }
 
-fn control(inflater: &mut Inflater, frame: &Control<'_>) -> Result<Option<Event>, Violation> {
+fn control(inflater: &mut Inflater, frame: &Control<'_>) -> Result<Event, Violation> {
     let fin = frame.flags & FIN != 0;
     match frame.kind {
         kind::SYN_STREAM => {
@@ -146,23 +149,23 @@ fn control(inflater: &mut Inflater, frame: &Control<'_>) -> Result<Option<Event>
             let ([id, ..], rest) = frame.words::<2>()?;
             let packed = rest.get(2..).ok_or_else(|| frame.length())?;
             let headers = Headers::parse(&inflater.inflate(packed)?);
-            Ok(Some(Event::Open { id: nonzero(id)?, headers, fin }))
+            Ok(Event::Open { id: nonzero(id)?, headers, fin })
         }
         // A reply to nothing: servers open no streams here. What it says must be unpacked, for the sake of what follows.
         kind::SYN_REPLY | kind::HEADERS => {
             let ([id], packed) = frame.words()?;
             inflater.inflate(packed)?;
             let id = nonzero(id)?;
-            Ok(fin.then(|| Event::Data { id, bytes: Bytes::new(), fin }))
+            Ok(if fin { Event::Data { id, bytes: Bytes::new(), fin } } else { Event::Ignored })
         }
-        kind::RST_STREAM => Ok(Some(Event::Reset(nonzero(frame.exactly::<2>()?[0])?))),
-        kind::PING => Ok(Some(Event::Ping(frame.exactly::<1>()?[0]))),
-        kind::GOAWAY => frame.exactly::<2>().map(|_| Some(Event::GoAway)),
-        kind::WINDOW_UPDATE => frame.exactly::<2>().map(|_| None),
+        kind::RST_STREAM => Ok(Event::Reset(nonzero(frame.exactly::<2>()?[0])?)),
+        kind::PING => Ok(Event::Ping(frame.exactly::<1>()?[0])),
+        kind::GOAWAY => frame.exactly::<2>().map(|_| Event::GoAway),
+        kind::WINDOW_UPDATE => frame.exactly::<2>().map(|_| Event::Ignored),
         // SETTINGS: none that changes anything here.
         _ => {
             let ([count], rest) = frame.words()?;
-            if u64::from(count) * 8 == rest.len() as u64 { Ok(None) } else { Err(frame.length()) }
+            if u64::from(count) * 8 == rest.len() as u64 { Ok(Event::Ignored) } else { Err(frame.length()) }
         }
     }
 }

@@ -9,6 +9,7 @@ mod pace;
 mod ports;
 mod spdy_client;
 mod tls;
+mod turns;
 mod websocket_client;
 
 use std::sync::Arc;

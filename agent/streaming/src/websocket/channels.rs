@@ -6,6 +6,7 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
+use tokio::task::coop::consume_budget;
 
 use super::{CloseCode, Decoder, Event, Opcode, Violation, header};
 use crate::wire::{Activity, Budget, End, Feed, Frame, Framing, Sender, Source, Wire};
@@ -81,6 +82,8 @@ impl Channels {
     /// Reads until the connection comes to its end.
     pub(crate) async fn read(&mut self) -> End {
         loop {
+            // As in SPDY: a client that never pauses is not to keep others from their turn.
+            consume_budget().await;
             let outcome = match self.decoder.next(&mut self.source.buffer) {
                 Ok(Some(event)) => self.on(event).await,
                 Ok(None) => self.source.fill().await,

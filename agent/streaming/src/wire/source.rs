@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::task::yield_now;
 
 use super::{Activity, End, Sender};
 use crate::websocket::{self, Event, Opcode};
@@ -80,6 +81,10 @@ impl Source {
             read_more(&mut self.reader, &mut tunnel.raw, &mut self.ask, &self.activity).await?;
             if !tunnel.unwrap_into(&mut self.buffer)? {
                 return Err(End::Closed);
+            }
+            if self.buffer.len() == before {
+                // Pings and the like, by the thousand perhaps.
+                yield_now().await;
             }
         }
         Ok(())
