@@ -11,16 +11,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::sleep;
 
 use crate::request::PortForwardRequest;
 use crate::runtime::Runtime;
 use crate::session::StatusFormat;
 use crate::spdy::GoAway;
 use crate::websocket::{CloseCode, Codec};
-use crate::wire::{Activity, End, Sender, Wire};
+use crate::wire::{Activity, End, Peer, Sender, Wire};
 
-/// What a client gets to take in its last words, and to close the connection.
+/// What a client that has got everything gets to close the connection; and how often is looked whether a slow one takes more of the rest.
 const LINGER: Duration = Duration::from_secs(5);
+
+/// Looks in a row at which a client that has not got everything has taken nothing: then it is given up.
+const PATIENCE: u32 = 6;
 
 /// What is the same for all connections.
 #[derive(Clone)]
@@ -115,6 +119,7 @@ pub(crate) async fn serve(wire: Wire, job: Job, context: &mut Context) -> Result
 struct Around<'a> {
     sender: &'a Sender,
     activity: &'a Activity,
+    peer: Peer,
 }
 
 impl Around<'_> {
@@ -135,6 +140,11 @@ impl Around<'_> {
             () = context.stop.asked() => Err(End::Stopped),
         }
     }
+
+    /// Gives a client the time to take in what it was told.
+    async fn linger(&self, closing: impl Future<Output = io::Result<()>>, context: &Context) {
+        linger(closing, || self.peer.unacknowledged(), context.idle_timeout).await;
+    }
 }
 
 /// What a client is told of an end. `None` for one that is gone.
@@ -148,8 +158,61 @@ fn last_words(outcome: &Result<(), End>) -> Option<(GoAway, CloseCode)> {
     }
 }
 
-/// Gives a client the time to take in what it was told.
-async fn linger(closing: impl Future<Output = io::Result<()>>) {
-    // Whatever comes of it: the session is over.
-    let _ = tokio::time::timeout(LINGER, closing).await;
+/// Waits until a connection is closed, or its client does nothing for that, for `most` at any rate. `left` is what the client is still to get: a
+/// socket closed before, with anything of the client's behind that, is reset, and all of it lost.
+async fn linger(closing: impl Future<Output = io::Result<()>>, left: impl Fn() -> usize, most: Duration) {
+    let given_up = async {
+        let (mut before, mut idle) = (left(), 0);
+        while idle < if before == 0 { 1 } else { PATIENCE } {
+            sleep(LINGER).await;
+            let now = left();
+            idle = if now < before { 0 } else { idle + 1 };
+            before = now;
+        }
+    };
+    tokio::select! {
+        // Whatever comes of it: the session is over.
+        _ = closing => {}
+        () = given_up => {}
+        () = sleep(most) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// How many seconds a client gets that never closes, of which every look finds that it takes `steps`, and then nothing.
+    async fn seconds(total: usize, steps: &[usize], most: u64) -> u64 {
+        let (start, looks) = (Instant::now(), AtomicUsize::new(0));
+        let left = || total - steps.iter().take(looks.fetch_add(1, Ordering::Relaxed)).sum::<usize>();
+        linger(std::future::pending(), left, Duration::from_secs(most)).await;
+        start.elapsed().as_secs()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_gets_time_for_as_long_as_it_takes_something() {
+        for (total, steps, most, expected) in [
+            (0, &[][..], 1000, 5),
+            (100, &[100], 1000, 10),
+            (100, &[10; 10], 1000, 55),
+            (100, &[0, 0, 0, 0, 0, 100], 1000, 35),
+            (100, &[], 1000, 30),
+            (100, &[50], 1000, 35),
+            (100, &[1; 100], 60, 60),
+        ] {
+            assert_eq!(seconds(total, steps, most).await, expected, "{total} {steps:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_closes_is_not_waited_for() {
+        let start = Instant::now();
+        linger(async { Ok(()) }, || 100, Duration::from_secs(1000)).await;
+        assert_eq!(start.elapsed(), Duration::ZERO);
+    }
 }

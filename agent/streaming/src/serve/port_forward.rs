@@ -5,7 +5,7 @@ use tokio::task::JoinSet;
 use tracing::debug;
 
 use super::pairs::{Paired, Pairs};
-use super::{Around, Context, Transport, last_words, linger};
+use super::{Around, Context, Transport, last_words};
 use crate::session::{Outbound, PortStreams, forward};
 use crate::spdy::{self, ResetStatus, Stream};
 use crate::websocket::{Channels, Codec};
@@ -35,6 +35,7 @@ async fn over_spdy(
     sandbox_id: String,
     context: &mut Context,
 ) -> Result<(), End> {
+    let peer = wire.peer.clone();
     let (mut connection, mut opened) = spdy::Connection::new(wire, framing)?;
     let (shared, activity) = (connection.shared.clone(), connection.activity.clone());
     let runtime = context.runtime.clone();
@@ -62,10 +63,10 @@ async fn over_spdy(
             }
         }
     };
-    let around = Around { sender: &shared.sender, activity: &activity };
+    let around = Around { sender: &shared.sender, activity: &activity, peer };
     let outcome = around.run(session, connection.read(), context).await;
     if let Some((why, code)) = last_words(&outcome) {
-        linger(connection.close(why, code)).await;
+        around.linger(connection.close(why, code), context).await;
     }
     outcome
 }
@@ -96,6 +97,7 @@ async fn over_channels(
         feeds.extend([Some(feed), None]);
         inbounds.push(inbound);
     }
+    let peer = wire.peer.clone();
     let mut channels = Channels::new(wire, codec, feeds)?;
     let (sender, activity) = (channels.sender.clone(), channels.activity.clone());
     let numbers = (0..=u8::MAX).step_by(2);
@@ -117,10 +119,10 @@ async fn over_channels(
         let forwards = streams.into_iter().map(|streams| forward(&*runtime, &sandbox_id, streams));
         try_join_all(forwards).await.map(drop)
     };
-    let around = Around { sender: &sender, activity: &activity };
+    let around = Around { sender: &sender, activity: &activity, peer };
     let outcome = around.run(session, channels.read(), context).await;
     if let Some((_, code)) = last_words(&outcome) {
-        linger(channels.close(code)).await;
+        around.linger(channels.close(code), context).await;
     }
     outcome
 }

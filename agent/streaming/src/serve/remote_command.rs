@@ -4,7 +4,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tracing::debug;
 
-use super::{Around, Context, Protocol, Transport, last_words, linger};
+use super::{Around, Context, Protocol, Transport, last_words};
 use crate::request::{AttachRequest, ExecRequest, Streams};
 use crate::runtime::{Opening, Runtime, Session};
 use crate::session::{self, Client, Outbound, StatusStream, Verb, Verdict};
@@ -62,6 +62,7 @@ async fn over_spdy(
     protocol: Protocol,
     context: &mut Context,
 ) -> Result<(), End> {
+    let peer = wire.peer.clone();
     let (mut connection, mut opened) = spdy::Connection::new(wire, framing)?;
     let (shared, activity) = (connection.shared.clone(), connection.activity.clone());
     let runtime = context.runtime.clone();
@@ -79,10 +80,10 @@ async fn over_spdy(
             end = refuse_all(&mut opened) => Err(end),
         }
     };
-    let around = Around { sender: &shared.sender, activity: &activity };
+    let around = Around { sender: &shared.sender, activity: &activity, peer };
     let outcome = around.run(session, connection.read(), context).await;
     if let Some((why, code)) = last_words(&outcome) {
-        linger(connection.close(why, code)).await;
+        around.linger(connection.close(why, code), context).await;
     }
     outcome
 }
@@ -199,6 +200,7 @@ async fn over_channels(
     let (stdin_feed, stdin) = inbound();
     let (resize_feed, resize) = inbound();
     let feeds = vec![streams.stdin.then_some(stdin_feed), None, None, None, Some(resize_feed)];
+    let peer = wire.peer.clone();
     let mut channels = Channels::new(wire, codec, feeds)?;
     let (sender, activity) = (channels.sender.clone(), channels.activity.clone());
     let client = Client {
@@ -215,10 +217,10 @@ async fn over_channels(
         first.send(&mut Frame::of(b"")).await.map_err(|_| End::Closed)?;
         session::run(command.verb(), command.open(&*runtime), client).await
     };
-    let around = Around { sender: &sender, activity: &activity };
+    let around = Around { sender: &sender, activity: &activity, peer };
     let outcome = around.run(session, channels.read(), context).await;
     if let Some((_, code)) = last_words(&outcome) {
-        linger(channels.close(code)).await;
+        around.linger(channels.close(code), context).await;
     }
     outcome
 }

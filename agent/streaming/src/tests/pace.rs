@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpSocket;
 
-use super::spdy_client::{Client, Frame, VERSIONS};
+use super::spdy_client::{Client, Frame, VERSIONS, request_over, upgrade};
 use super::{ALL, Lab, OUTPUT, eventually, noise, soon};
 
 /// What sockets of this machine may hold, and more.
@@ -172,4 +173,32 @@ async fn output_without_end_does_not_keep_input_from_coming() {
         found.notify_one();
     };
     soon(async { tokio::join!(ping, read) }).await;
+}
+
+/// As `crictl exec | slow`, which pings meanwhile: a ping that meets a closed socket has the kernel drop all that is still to be sent.
+#[tokio::test]
+async fn a_slow_client_gets_the_last_bytes_also_after_a_while() {
+    let lab = Lab::new().await;
+    let total = 1_000_000_usize;
+    let url = lab.exec(&["zeros", &total.to_string()], OUTPUT);
+    // Of what the client does not read, most is to wait on the server's side.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(32 * 1024).unwrap();
+    let stream = socket.connect(lab.server.address()).await.unwrap();
+    let (_, path) = url.as_str().strip_prefix("http://").unwrap().split_once('/').unwrap();
+    let (head, stream) = request_over(stream, "POST", &format!("/{path}"), &upgrade(VERSIONS)).await;
+    assert!(head.starts_with("http/1.1 101 "), "{head}");
+    let mut client = Client::over(stream);
+    let ids = client.open_all(&["error", "stdout"]).await;
+    eventually("all is said", || lab.machine.seen.produced.load(Ordering::Relaxed) == total as u64).await;
+    // The clock goes on whenever nobody has anything to do: when it does, the session is over.
+    tokio::time::pause();
+    for _ in 0..4 {
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        client.writer.ping(1).await;
+    }
+    tokio::time::resume();
+    let received = client.reader.rest().await;
+    assert_eq!(received.data[&ids[1]].len(), total);
+    assert_eq!(received.exit_code(ids[0]), 0);
 }

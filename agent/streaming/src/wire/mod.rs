@@ -11,6 +11,7 @@ mod inbound;
 mod sender;
 mod socket;
 mod source;
+mod sys;
 
 pub(crate) use activity::Activity;
 pub(crate) use frame::Frame;

@@ -14,6 +14,8 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
+use super::sys;
+
 /// A silent client is asked after this long whether its machine still exists, as Go's servers do it, and is gone after three
 /// questions.
 const KEEPALIVE: Duration = Duration::from_secs(15);
@@ -70,6 +72,11 @@ impl Peer {
             Some(Err(_)) => true,
             None => false,
         }
+    }
+
+    /// Bytes that were sent to the client and that its machine has not taken. 0 where that cannot be told.
+    pub(crate) fn unacknowledged(&self) -> usize {
+        self.0.as_ref().and_then(|stream| sys::unacknowledged(stream).ok()).unwrap_or(0)
     }
 }
 
