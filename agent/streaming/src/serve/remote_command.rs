@@ -122,11 +122,7 @@ struct Arrived {
 }
 
 impl Arrived {
-    async fn wait_for(
-        &mut self,
-        wanted: Wanted,
-        opened: &mut mpsc::Receiver<Stream>,
-    ) -> Result<(), End> {
+    async fn wait_for(&mut self, wanted: Wanted, opened: &mut mpsc::Receiver<Stream>) -> Result<(), End> {
         while !self.has_all(wanted) {
             // Its sender lives as long as the connection.
             let Some(stream) = opened.recv().await else { return Err(End::Closed) };
