@@ -1,9 +1,12 @@
 //! The answer to a request.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::debug;
 
 use super::negotiate::{Agreement, negotiate};
@@ -26,15 +29,27 @@ impl Refusal {
     }
 }
 
+/// What is to be served after an upgrade, and its place among all that are served.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    pub(super) job: Job,
+    pub(super) place: OwnedSemaphorePermit,
+}
+
 /// Answers a request; with an upgrade comes what is to be served then.
-pub(super) fn answer<B>(request: &Request<B>, tokens: &Tokens) -> (Response<Full<Bytes>>, Option<Job>) {
-    let agreed = redeem(request, tokens).and_then(|plan| negotiate(request, plan));
+pub(super) fn answer<B>(
+    request: &Request<B>,
+    tokens: &Tokens,
+    places: &Arc<Semaphore>,
+) -> (Response<Full<Bytes>>, Option<Admitted>) {
+    let agreed = redeem(request, tokens, places)
+        .and_then(|(plan, place)| negotiate(request, plan).map(|agreement| (agreement, place)));
     match agreed {
-        Ok(Agreement { headers, job }) => {
+        Ok((Agreement { headers, job }, place)) => {
             let mut response = Response::new(Full::default());
             *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
             response.headers_mut().extend(headers);
-            (response, Some(job))
+            (response, Some(Admitted { job, place }))
         }
         Err(Refusal { status, text, headers }) => {
             debug!(%status, text, "refused a streaming client");
@@ -53,8 +68,12 @@ pub(super) fn answer<B>(request: &Request<B>, tokens: &Tokens) -> (Response<Full
     }
 }
 
-/// What the path's token stands for. It is spent whatever comes next.
-fn redeem<B>(request: &Request<B>, tokens: &Tokens) -> Result<Plan, Refusal> {
+/// What the path's token stands for, and a place to serve that. The token is spent whatever comes next, unless there is no place.
+fn redeem<B>(
+    request: &Request<B>,
+    tokens: &Tokens,
+    places: &Arc<Semaphore>,
+) -> Result<(Plan, OwnedSemaphorePermit), Refusal> {
     if request.method() != Method::GET && request.method() != Method::POST {
         let mut refusal = Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "the method is neither GET nor POST");
         refusal.headers.push((ALLOW, HeaderValue::from_static("GET, POST")));
@@ -63,5 +82,10 @@ fn redeem<B>(request: &Request<B>, tokens: &Tokens) -> Result<Plan, Refusal> {
     let not_found = || Refusal::new(StatusCode::NOT_FOUND, "this URL was used, has expired, or never was");
     let path = request.uri().path().strip_prefix('/').and_then(|path| path.split_once('/'));
     let (verb, token) = path.ok_or_else(not_found)?;
-    tokens.redeem(token).filter(|plan| plan.verb() == verb).ok_or_else(not_found)
+    // Given back at once by whoever has no token.
+    let place = Arc::clone(places).try_acquire_owned().map_err(|_| {
+        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "as many clients are served as there may be")
+    })?;
+    let plan = tokens.redeem(token).filter(|plan| plan.verb() == verb).ok_or_else(not_found)?;
+    Ok((plan, place))
 }

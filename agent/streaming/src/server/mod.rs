@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::AbortHandle;
 
 use crate::request::{AttachRequest, ExecRequest, Plan, PortForwardRequest, RequestError};
@@ -37,8 +37,10 @@ pub struct Config {
     pub token_ttl: Duration,
     /// URLs that may wait to be redeemed.
     pub max_pending: usize,
-    /// Connections at one time. More wait in the socket's queue.
-    pub max_connections: usize,
+    /// Clients at one time that have redeemed a URL. More are refused, and keep theirs.
+    pub max_clients: usize,
+    /// Connections at one time that have redeemed none yet. With one more the oldest is closed.
+    pub max_strangers: usize,
 }
 
 impl Default for Config {
@@ -51,7 +53,8 @@ impl Default for Config {
             creation_timeout: Duration::from_secs(30),
             token_ttl: Duration::from_secs(60),
             max_pending: 1000,
-            max_connections: 1024,
+            max_clients: 1024,
+            max_strangers: 512,
         }
     }
 }
@@ -108,7 +111,8 @@ impl Server {
             tokens: Arc::clone(&tokens),
             context,
             tls: config.tls.map(tokio_rustls::TlsAcceptor::from),
-            most: config.max_connections,
+            places: Arc::new(Semaphore::new(config.max_clients.min(Semaphore::MAX_PERMITS))),
+            most_strangers: config.max_strangers,
         };
         let (running, ended) = watch::channel(());
         let accepting = tokio::spawn(async move {

@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::spdy_client::{VERSIONS, request, request_over, upgrade};
-use super::{Lab, OUTPUT, soon, websocket_client};
+use super::{ALL, Lab, OUTPUT, soon, websocket_client};
 use crate::{Config, RequestError, Streams};
 
 async fn status(lab: &Lab, method: &str, path: &str, headers: &[(&str, &str)]) -> String {
@@ -162,14 +162,47 @@ async fn requests_that_cri_does_not_allow_get_no_url() {
 }
 
 #[tokio::test]
-async fn there_is_a_most_of_clients() {
-    let lab = Lab::with(Config { max_connections: 1, ..Config::default() }).await;
-    let first = TcpStream::connect(lab.server.address()).await.unwrap();
+async fn there_is_a_most_of_clients_and_whoever_is_refused_can_come_again() {
+    let lab = Lab::with(Config { max_clients: 1, ..Config::default() }).await;
+    let first = request(&lab.exec(&["deaf"], ALL), "POST", &upgrade(VERSIONS)).await;
+    assert!(first.0.starts_with("http/1.1 101 "), "{}", first.0);
     let url = lab.exec(&["exit", "0"], OUTPUT);
-    let headers = upgrade(VERSIONS);
-    let mut second = Box::pin(request(&url, "POST", &headers));
-    assert!(tokio::time::timeout(Duration::from_millis(100), &mut second).await.is_err());
+    let (head, _) = request(&url, "POST", &upgrade(VERSIONS)).await;
+    assert!(head.starts_with("http/1.1 503 "), "{head}");
+    // One that knows no token takes no place.
+    let path = "/exec/00000000000000000000000000000000";
     drop(first);
-    let (head, _) = second.await;
+    soon(async {
+        while status(&lab, "POST", path, &upgrade(VERSIONS)).await.starts_with("http/1.1 503 ") {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let (head, _) = request(&url, "POST", &upgrade(VERSIONS)).await;
     assert!(head.starts_with("http/1.1 101 "), "{head}");
+}
+
+#[tokio::test]
+async fn those_without_a_url_keep_nobody_out() {
+    let lab = Lab::with(Config { max_clients: 1, max_strangers: 2, ..Config::default() }).await;
+    let mut strangers = Vec::new();
+    for _ in 0..5 {
+        let mut stream = TcpStream::connect(lab.server.address()).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
+        strangers.push(stream);
+    }
+    let (head, _client) = soon(request(&lab.exec(&["deaf"], ALL), "POST", &upgrade(VERSIONS))).await;
+    assert!(head.starts_with("http/1.1 101 "), "{head}");
+    // The oldest went, the newest are still listened to.
+    let newest = strangers.split_off(4);
+    for mut stream in strangers {
+        let gone = stream.read(&mut [0]).await;
+        assert!(!matches!(gone, Ok(1..)), "{gone:?}");
+    }
+    for mut stream in newest {
+        stream.write_all(b"Host: node\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
+    }
 }
