@@ -47,7 +47,7 @@ pub(crate) async fn forward(
                 Ok(()) | Err(SendError::Closed) => {}
                 Err(SendError::Lost(error)) => return Err(End::Lost(error)),
             }
-            error.finish()?;
+            error.leave()?;
             return outbound.reset();
         }
     };
@@ -59,8 +59,9 @@ pub(crate) async fn forward(
             outbound.reset()?;
         }
     }
-    outbound.finish()?;
-    error.finish()
+    // Both, for a client need not end its half of the error stream, and would run out of streams.
+    outbound.leave()?;
+    error.leave()
 }
 
 async fn carry(connection: Connection, inbound: Inbound, outbound: &Outbound) -> Result<(), Stop> {

@@ -33,6 +33,14 @@ impl Outbound {
         }
     }
 
+    /// Nothing more comes, and what the client still says is dropped.
+    pub(crate) fn leave(&self) -> Result<(), End> {
+        match self {
+            Self::Spdy(stream) => stream.leave(),
+            Self::Channel(_) => Ok(()),
+        }
+    }
+
     /// Something is missing, in either direction.
     pub(crate) fn reset(&self) -> Result<(), End> {
         match self {

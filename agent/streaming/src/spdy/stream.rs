@@ -75,6 +75,11 @@ impl Outbound {
         self.shared.answer(|table| table.finish(self.id))
     }
 
+    /// Ends our half, and does not wait for the client to end its own.
+    pub(crate) fn leave(&self) -> Result<(), End> {
+        self.shared.answer(|table| table.leave(self.id))
+    }
+
     /// Ends the stream.
     pub(crate) fn reset(&self, status: ResetStatus) -> Result<(), End> {
         self.shared.answer(|table| table.reset(self.id, status))

@@ -146,6 +146,13 @@ impl Table {
         Some(frame::data_header(id, frame::FIN, 0).to_vec())
     }
 
+    /// We end our half, and whatever the client still says is for nobody.
+    pub(crate) fn leave(&mut self, id: StreamId) -> Option<Vec<u8>> {
+        let frame = self.finish(id);
+        self.streams.remove(&id);
+        frame
+    }
+
     /// We end the whole stream.
     pub(crate) fn reset(&mut self, id: StreamId, status: ResetStatus) -> Option<Vec<u8>> {
         self.streams.remove(&id).map(|_| frame::reset(id, status))
@@ -201,6 +208,18 @@ mod tests {
         assert!(matches!(table.data_for(StreamId(5)), DataFor::Refused(_)));
         table.end(StreamId(3));
         assert!(matches!(table.data_for(StreamId(3)), DataFor::Nobody));
+    }
+
+    #[test]
+    fn a_stream_that_we_leave_takes_no_place_and_what_comes_on_it_is_dropped() {
+        let mut table = Table::default();
+        let _streams = [opened(&mut table, 1), opened(&mut table, 3)];
+        assert_eq!(table.leave(StreamId(1)), Some(frame::data_header(StreamId(1), frame::FIN, 0).to_vec()));
+        table.finish(StreamId(3));
+        assert!(table.leave(StreamId(3)).is_none());
+        assert_eq!(table.streams.len(), 0);
+        assert!(matches!(table.data_for(StreamId(1)), DataFor::Nobody));
+        assert!(table.leave(StreamId(1)).is_none());
     }
 
     #[test]

@@ -194,6 +194,26 @@ async fn many_connections_at_once_and_one_after_another() {
     }
 }
 
+/// More of them than a client may have streams.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn error_streams_that_a_client_leaves_open_do_not_add_up() {
+    let lab = Lab::new().await;
+    let mut client = Client::connect(&lab.port_forward(&[]), PORTS).await;
+    for request in 0..2100 {
+        // Refused and made in turn.
+        let (request, port) = (request.to_string(), if request % 2 == 0 { "7" } else { "81" });
+        let headers = |kind| [("streamtype", kind), ("port", port), ("requestid", request.as_str())];
+        let error = client.writer.open(&headers("error")).await;
+        let data = client.writer.open(&headers("data")).await;
+        client.writer.data(data, b"x", true).await;
+        for id in [error, data] {
+            assert_eq!(client.reader.frame().await, Some(Frame::Reply(id)), "request {request}");
+        }
+        let (told, bytes) = both(&mut client, error, data).await;
+        assert_eq!((told.is_empty(), bytes.is_empty()), (port == "7", port != "7"));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_are_given_up_while_they_are_made_have_a_limit() {
     let lab = Lab::new().await;
