@@ -31,13 +31,15 @@ pub(crate) enum Ended {
     HeldOpen(Pipe),
 }
 
-/// Copies a process's output to its connection, if it is to have one, and to `taps`. `exited` turns true when the process itself has ended.
+/// Copies a process's output to its connection, if it is to have one, and to `taps`, of which the quickest is waited for if they are all that
+/// it goes to. `exited` turns true when the process itself has ended.
 pub(crate) async fn relay(
     pipe: Pipe,
     expected: Option<Expected>,
     taps: Taps,
     mut exited: watch::Receiver<bool>,
 ) -> Ended {
+    let waits_for_taps = expected.is_none();
     let mut connection = None;
     if let Some(expected) = expected {
         connection = expected.connected().await;
@@ -45,7 +47,7 @@ pub(crate) async fn relay(
             warn!("nobody connected to an output stream, dropping the output");
         }
     }
-    let mut relay = Relay { pipe, connection, taps, can_splice: true };
+    let mut relay = Relay { pipe, connection, taps, waits_for_taps, can_splice: true };
     let more = loop {
         let readable = tokio::select! {
             biased;
@@ -89,6 +91,7 @@ struct Relay {
     pipe: Pipe,
     connection: Option<Connection>,
     taps: Taps,
+    waits_for_taps: bool,
     /// Until the kernel says that it cannot: a terminal is no pipe.
     can_splice: bool,
 }
@@ -110,7 +113,11 @@ impl Relay {
         if bytes.is_empty() {
             return Ok(More::No);
         }
-        self.taps.copy(&bytes);
+        if self.waits_for_taps {
+            self.taps.copy_whole(&bytes).await;
+        } else {
+            self.taps.copy(&bytes);
+        }
         if let Some(connection) = &self.connection {
             if let Err(error) = connection.write_all(&bytes).await {
                 self.drop_connection(&error);
