@@ -46,10 +46,19 @@ impl Coded for NoTarget {
 impl ExecTarget {
     /// The container with this id, which must run.
     pub(crate) fn running(node: &Node, id: &str) -> Result<Self, NoTarget> {
+        Self::find(node, id, |state| state == ContainerState::Running)
+    }
+
+    /// The container with this id, which must run, or wait for its start: then who attaches misses nothing of what it says.
+    pub(crate) fn attachable(node: &Node, id: &str) -> Result<Self, NoTarget> {
+        Self::find(node, id, ContainerState::has_streams)
+    }
+
+    fn find(node: &Node, id: &str, fits: impl Fn(ContainerState) -> bool) -> Result<Self, NoTarget> {
         let (pod, container) = node.registry.container(id)?;
         let snapshot = pod.snapshot();
         let state = snapshot.container(&container).map(|container| container.state);
-        let (Some(ContainerState::Running), Some(agent)) = (state, &snapshot.agent) else {
+        let (true, Some(agent)) = (state.is_some_and(fits), &snapshot.agent) else {
             let state = state.map_or("gone", ContainerState::name);
             return Err(ExecError::NotRunning { container, state }.into());
         };

@@ -76,6 +76,14 @@ impl ContainerState {
         }
     }
 
+    /// Whether its process has standard streams to attach to: from before its start on.
+    pub(crate) fn has_streams(self) -> bool {
+        match self {
+            Self::Created | Self::Starting | Self::Running => true,
+            Self::Creating | Self::Exited | Self::Removing => false,
+        }
+    }
+
     /// In one word, for people.
     pub(crate) fn name(self) -> &'static str {
         match self {

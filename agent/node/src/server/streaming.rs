@@ -27,7 +27,7 @@ impl Server {
     }
 
     pub(super) fn attach_url(&self, request: &cri::AttachRequest) -> Result<Url, Status> {
-        let target = ExecTarget::running(&self.node, &request.container_id).map_err(|e| status(&e))?;
+        let target = ExecTarget::attachable(&self.node, &request.container_id).map_err(|e| status(&e))?;
         // Which streams the client makes is its own word, whatever the container has.
         let streams = Streams {
             stdin: request.stdin,

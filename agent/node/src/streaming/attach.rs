@@ -1,4 +1,4 @@
-//! A running container's own streams.
+//! A container's own streams, while it runs or waits for its start.
 
 use std::sync::Arc;
 
@@ -6,12 +6,12 @@ use hartpod_proto::pod::v1 as pod;
 use hartpod_streaming::{AttachRequest, BoxError, Session, Streams};
 
 use super::streams::{Opened, Tokens, follow_sizes};
-use crate::container::{ContainerState, ExecTarget};
+use crate::container::ExecTarget;
 use crate::node::Node;
 
 pub(super) async fn open(node: &Arc<Node>, request: AttachRequest) -> Result<Session, BoxError> {
     let AttachRequest { container_id, streams } = request;
-    let target = ExecTarget::running(node, &container_id)?;
+    let target = ExecTarget::attachable(node, &container_id)?;
     // Whether there is a terminal is the container's word: its errors come with its output then.
     let snapshot = target.pod.snapshot();
     let tty = snapshot.container(&target.container).is_some_and(|c| c.info.config.tty);
@@ -39,9 +39,10 @@ pub(super) async fn open(node: &Arc<Node>, request: AttachRequest) -> Result<Ses
     });
     let mut pod = target.pod.snapshot.clone();
     let exit = Box::pin(async move {
-        let runs = |state: Option<ContainerState>| state == Some(ContainerState::Running);
         // An error is the end of the pod.
-        let _ = pod.wait_for(|pod| !runs(pod.container(&target.container).map(|c| c.state))).await;
+        let _ = pod
+            .wait_for(|pod| !pod.container(&target.container).is_some_and(|c| c.state.has_streams()))
+            .await;
         Ok(0)
     });
     Ok(Session { stdin, stdout, stderr, size, exit })

@@ -206,13 +206,20 @@ async fn over_channels(
         stderr: streams.stderr.then(|| channels.channel(STDERR).into()),
         status: StatusStream { outbound: channels.channel(ERROR).into(), format: protocol.status },
     };
+    let first = channels.channel(match streams {
+        Streams { stdout: true, .. } => STDOUT,
+        Streams { stderr: true, .. } => STDERR,
+        _ => ERROR,
+    });
     let runtime = context.runtime.clone();
-    let session = async {
-        // An empty message says that the streams are there.
-        let first = client.stdout.as_ref().or(client.stderr.as_ref()).unwrap_or(&client.status.outbound);
-        first.send(&mut Frame::of(b"")).await.map_err(|_| End::Closed)?;
-        session::run(command.verb(), command.open(&*runtime), client).await
-    };
+    let (verb, opening) = (command.verb(), command.open(&*runtime));
+    let opening = Box::pin(async move {
+        let session = opening.await?;
+        // An empty message says that the streams are there: from here on nothing is missed.
+        first.send(&mut Frame::of(b"")).await?;
+        Ok(session)
+    });
+    let session = session::run(verb, opening, client);
     let around = Around { sender: &sender, activity: &activity, peer };
     let outcome = around.run(session, channels.read(), context).await;
     if let Some((_, code)) = last_words(&outcome) {
