@@ -22,6 +22,7 @@ mod node_status;
 mod refused;
 mod repeat;
 mod restart;
+mod run_tty;
 mod security;
 mod streaming;
 mod streaming_attach;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         refused::TESTS,
         repeat::TESTS,
         restart::TESTS,
+        run_tty::TESTS,
         security::TESTS,
         streaming::TESTS,
         streaming_attach::TESTS,

@@ -27,7 +27,7 @@ pub fn by_default() -> bool {
 }
 
 /// Lets a node's guests boot the machine's image. A test that wants another has put it there before its first pod.
-pub(crate) fn provide_image(root: &Path) -> Result<()> {
+pub fn provide_image(root: &Path) -> Result<()> {
     let own = root.join("guest");
     if fs::symlink_metadata(&own).is_ok() {
         return Ok(());

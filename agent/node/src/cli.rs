@@ -104,7 +104,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Run(args) => {
             logging::start(LevelFilter::WARN);
-            runtime()?.block_on(commands::run::run(args))
+            let runtime = runtime()?;
+            let ended = runtime.block_on(commands::run::run(args));
+            // A terminal that takes no more output must not hold the process.
+            runtime.shutdown_background();
+            ended
         }
         Command::Guest(args) => commands::guest::guest(args),
         Command::Config(args) => commands::config::config(&args.into()),
@@ -138,6 +142,9 @@ mod tests {
         let Command::Run(args) = cli.command else { panic!("{cli:?}") };
         assert_eq!(args.image, "busybox");
         assert_eq!(args.command, ["ls", "-l", "--color"]);
+        let cli = Cli::try_parse_from(["hartpod", "run", "-it", "busybox", "sh", "-i"]).unwrap();
+        let Command::Run(args) = cli.command else { panic!("{cli:?}") };
+        assert_eq!(args.command, ["sh", "-i"]);
     }
 
     #[test]

@@ -1,11 +1,21 @@
 //! `hartpod run`: one pod by hand, through the daemon's socket like any other client.
+//!
+//! Without `-i` and `-t` the output is taken from the container's log. With one of them the container has no log: `run` attaches to it
+//! before it starts, so that nothing it says is missed, and carries bytes between it and the standard streams.
 
+mod ending;
+mod input;
+mod link;
 mod output;
 mod pull;
+mod request;
+mod session;
+mod terminal;
+mod tls;
 
 use std::io::Write as _;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -15,13 +25,13 @@ use hartpod_proto::cri::v1 as cri;
 
 use super::client::Client;
 use super::interrupts::Interrupts;
-use super::proc_paths::confined;
 use crate::config::{Config, Overrides};
 use crate::random;
+use ending::Ending;
+use link::Link;
 use output::Output;
-
-/// Seconds between asking a container to stop and killing it; a second Ctrl-C kills at once.
-const GRACE_S: i64 = 10;
+use session::{Over, Session};
+use terminal::{RawTerminal, is_terminal};
 
 /// How often the container is asked about and its log looked at.
 const LOOK: Duration = Duration::from_millis(20);
@@ -29,6 +39,9 @@ const LOOK: Duration = Duration::from_millis(20);
 /// One pod by hand.
 #[derive(Debug, Args)]
 pub struct RunArgs {
+    /// Configuration file of the daemon [default: /etc/hartpod/config.toml when it exists]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// The daemon's socket [default: the one of the configuration]
     #[arg(long, value_name = "FILE")]
     socket: Option<PathBuf>,
@@ -41,6 +54,12 @@ pub struct RunArgs {
     /// Set an environment variable; may be repeated
     #[arg(short, long, value_name = "NAME=VALUE", value_parser = name_and_value)]
     env: Vec<(String, String)>,
+    /// Give the container what comes on standard input; its end is the end of the container's
+    #[arg(short, long)]
+    interactive: bool,
+    /// Give the container a terminal; with -i it takes over the one on standard input, Ctrl-C included
+    #[arg(short, long)]
+    tty: bool,
     /// The image, e.g. busybox or registry.example/app:1; pulled unless it is there
     pub image: String,
     /// Program and arguments in place of the image's own
@@ -55,18 +74,31 @@ fn name_and_value(text: &str) -> Result<(String, String), String> {
     }
 }
 
+impl RunArgs {
+    fn is_attached(&self) -> bool {
+        self.interactive || self.tty
+    }
+
+    fn config(&self) -> anyhow::Result<Config> {
+        Ok(Config::load(self.config.as_deref(), Overrides::default())?)
+    }
+}
+
 /// Runs the pod, shows its output, removes it, and gives the container's exit code.
 pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
+    if args.tty && !is_terminal() {
+        bail!("the input device is not a TTY: -t needs a terminal on standard input");
+    }
     let socket = match &args.socket {
         Some(socket) => socket.clone(),
-        None => Config::load(None, Overrides::default())?.socket,
+        None => args.config()?.socket,
     };
     let client = Client::new(&socket);
     client
         .version(cri::VersionRequest::default())
         .await
         .with_context(|| format!("no daemon answers at {}: is `hartpod serve` running?", socket.display()))?;
-    let mut stop = Interrupts::new()?;
+    let mut stop = if args.tty { Interrupts::and_hangups()? } else { Interrupts::new()? };
     let image = tokio::select! {
         image = pull::pull(&client, &args.image) => image?,
         () = stop.next() => bail!("interrupted"),
@@ -74,6 +106,9 @@ pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let mut pod = Pod::new(client)?;
     let ended = pod.run(&args, image, &mut stop).await;
     let removed = pod.remove().await;
+    if let (Err(_), Err(error)) = (&ended, &removed) {
+        let _ = writeln!(std::io::stderr(), "hartpod: {error:#}");
+    }
     let code = ended?;
     removed?;
     Ok(code)
@@ -87,9 +122,6 @@ struct Pod {
     log_directory: PathBuf,
     id: Option<String>,
 }
-
-/// The container's log below the pod's.
-const LOG: &str = "0.log";
 
 impl Pod {
     fn new(client: Client) -> anyhow::Result<Self> {
@@ -108,7 +140,7 @@ impl Pod {
         image: String,
         stop: &mut Interrupts,
     ) -> anyhow::Result<ExitCode> {
-        let sandbox = sandbox(args, &self.name, &self.log_directory)?;
+        let sandbox = request::sandbox(args, &self.name, &self.log_directory)?;
         let request = cri::RunPodSandboxRequest {
             config: Some(sandbox.clone()),
             runtime_handler: args.handler.clone(),
@@ -117,37 +149,83 @@ impl Pod {
         self.id = Some(pod.clone());
         let request = cri::CreateContainerRequest {
             pod_sandbox_id: pod,
-            config: Some(container(args, image)),
+            config: Some(request::container(args, image)),
             sandbox_config: Some(sandbox),
         };
-        let container_id =
+        let container =
             self.client.create_container(request).await.context("create the container")?.container_id;
-        let request = cri::StartContainerRequest { container_id: container_id.clone() };
+        let mut ending = Ending::new(self.client.clone(), container.clone());
+        if args.is_attached() {
+            self.talk(args, &container, &mut ending, stop).await?;
+            return self.follow(&container, None, ending, stop).await;
+        }
+        self.start(&container).await?;
+        let output = Output::open(&self.log_directory.join(request::LOG))?;
+        self.follow(&container, Some(output), ending, stop).await
+    }
+
+    async fn start(&self, container: &str) -> anyhow::Result<()> {
+        let request = cri::StartContainerRequest { container_id: container.to_owned() };
         self.client.start_container(request).await.context("start the container")?;
-        self.follow(&container_id, stop).await
+        Ok(())
+    }
+
+    /// Starts the container, attached to it, and carries bytes both ways until its streams are over. Then the terminal is as it was.
+    async fn talk(
+        &self,
+        args: &RunArgs,
+        container: &str,
+        ending: &mut Ending,
+        stop: &mut Interrupts,
+    ) -> anyhow::Result<()> {
+        let request = cri::AttachRequest {
+            container_id: container.to_owned(),
+            stdin: args.interactive,
+            stdout: true,
+            // A terminal's errors come with its output.
+            stderr: !args.tty,
+            tty: args.tty,
+        };
+        let url = self.client.attach(request).await.context("attach to the container")?.url;
+        let link = Link::open(&url, args).await.context("attach to the container")?;
+        let session = Session::new(link, args).await?;
+        self.start(container).await?;
+        // Only now: until then Ctrl-C is for this program.
+        let raw = (args.interactive && args.tty).then(RawTerminal::enter).transpose();
+        let _raw = raw.context("take over the terminal")?;
+        let mut session = std::pin::pin!(session.carry());
+        loop {
+            tokio::select! {
+                () = stop.next() => ending.ask(),
+                asked = ending.asked() => asked?,
+                over = &mut session => {
+                    if over? == Over::Left {
+                        ending.begin();
+                    }
+                    return Ok(());
+                }
+            }
+        }
     }
 
     /// Shows the output until the container has ended; an interrupt, or nobody who reads, makes it end.
-    async fn follow(&self, container: &str, stop: &mut Interrupts) -> anyhow::Result<ExitCode> {
-        let mut output = Output::open(&self.log_directory.join(LOG))?;
-        let mut grace = GRACE_S;
-        let mut stopping = tokio::task::JoinSet::new();
+    async fn follow(
+        &self,
+        container: &str,
+        mut output: Option<Output>,
+        mut ending: Ending,
+        stop: &mut Interrupts,
+    ) -> anyhow::Result<ExitCode> {
         loop {
             tokio::select! {
-                () = stop.next() => {
-                    if grace > 0 {
-                        let _ = writeln!(std::io::stderr(), "hartpod: asking the container to end; once more kills it");
-                    }
-                    stopping.spawn(end(self.client.clone(), container.to_owned(), grace));
-                    grace = 0;
-                }
-                Some(ended) = stopping.join_next() => ended??,
+                () = stop.next() => ending.ask(),
+                asked = ending.asked() => asked?,
                 () = tokio::time::sleep(LOOK) => {}
             }
             // Asked before the log is read: what was written before the end is then in it.
             let status = self.status(container).await?;
-            if output.copy().is_err() && stopping.is_empty() {
-                stopping.spawn(end(self.client.clone(), container.to_owned(), grace));
+            if output.as_mut().is_some_and(|output| output.copy().is_err()) {
+                ending.begin();
             }
             if status.state == cri::ContainerState::ContainerExited as i32 {
                 return Ok(outcome(&status));
@@ -171,17 +249,11 @@ impl Pod {
     }
 }
 
-async fn end(client: Client, container_id: String, timeout: i64) -> anyhow::Result<()> {
-    let request = cri::StopContainerRequest { container_id, timeout };
-    client.stop_container(request).await.context("stop the container")?;
-    Ok(())
-}
-
 async fn remove(client: &Client, pod_sandbox_id: String) -> anyhow::Result<()> {
     let stop = cri::StopPodSandboxRequest { pod_sandbox_id: pod_sandbox_id.clone() };
-    client.stop_pod_sandbox(stop).await.context("stop the pod")?;
-    let remove = cri::RemovePodSandboxRequest { pod_sandbox_id };
-    client.remove_pod_sandbox(remove).await.context("remove the pod")?;
+    client.stop_pod_sandbox(stop).await.with_context(|| format!("stop the pod {pod_sandbox_id}"))?;
+    let remove = cri::RemovePodSandboxRequest { pod_sandbox_id: pod_sandbox_id.clone() };
+    client.remove_pod_sandbox(remove).await.with_context(|| format!("remove the pod {pod_sandbox_id}"))?;
     Ok(())
 }
 
@@ -194,52 +266,6 @@ fn outcome(status: &cri::ContainerStatus) -> ExitCode {
     ExitCode::from(u8::try_from(status.exit_code & 0xff).unwrap_or(u8::MAX))
 }
 
-fn pid_of_its_own() -> cri::NamespaceOption {
-    cri::NamespaceOption { pid: cri::NamespaceMode::Container.into(), ..Default::default() }
-}
-
-fn sandbox(args: &RunArgs, name: &str, log_directory: &Path) -> anyhow::Result<cri::PodSandboxConfig> {
-    let mut options = pid_of_its_own();
-    if args.host_network {
-        options.network = cri::NamespaceMode::Node.into();
-    }
-    let security =
-        cri::LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() };
-    Ok(cri::PodSandboxConfig {
-        metadata: Some(cri::PodSandboxMetadata {
-            name: name.to_owned(),
-            uid: random::hex::<16>()?,
-            namespace: "default".into(),
-            attempt: 0,
-        }),
-        hostname: if args.host_network { String::new() } else { name.to_owned() },
-        log_directory: log_directory.to_string_lossy().into_owned(),
-        linux: Some(cri::LinuxPodSandboxConfig { security_context: Some(security), ..Default::default() }),
-        ..Default::default()
-    })
-}
-
-fn container(args: &RunArgs, image: String) -> cri::ContainerConfig {
-    let mut options = pid_of_its_own();
-    if args.host_network {
-        options.network = cri::NamespaceMode::Node.into();
-    }
-    let security = confined(options);
-    let env = |(key, value): &(String, String)| cri::KeyValue {
-        key: key.clone(),
-        value: value.clone().into_bytes(),
-    };
-    cri::ContainerConfig {
-        metadata: Some(cri::ContainerMetadata { name: "main".into(), attempt: 0 }),
-        image: Some(cri::ImageSpec { image, user_specified_image: args.image.clone(), ..Default::default() }),
-        command: args.command.clone(),
-        envs: args.env.iter().map(env).collect(),
-        log_path: LOG.into(),
-        linux: Some(cri::LinuxContainerConfig { security_context: Some(security), ..Default::default() }),
-        ..Default::default()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -250,20 +276,5 @@ mod tests {
         assert_eq!(name_and_value("A="), Ok(("A".into(), String::new())));
         assert!(name_and_value("A").is_err());
         assert!(name_and_value("=b").is_err());
-    }
-
-    #[test]
-    fn what_is_asked_for_passes_the_daemons_own_checks() {
-        let args = RunArgs {
-            socket: None,
-            handler: String::new(),
-            host_network: true,
-            env: vec![("A".into(), "b".into())],
-            image: "busybox".into(),
-            command: vec!["ls".into()],
-        };
-        let sandbox = sandbox(&args, "run-1", Path::new("/tmp/hartpod-run-1")).unwrap();
-        crate::validate::sandbox(&sandbox, crate::validate::Kind::Namespaces).unwrap();
-        crate::validate::container(&container(&args, "sha256:1".into())).unwrap();
     }
 }
