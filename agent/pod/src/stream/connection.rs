@@ -22,7 +22,7 @@ impl Connection {
         Self(stream)
     }
 
-    async fn io<R>(
+    pub(super) async fn io<R>(
         &self,
         interest: Interest,
         mut operation: impl FnMut(BorrowedFd<'_>) -> io::Result<R>,

@@ -11,6 +11,7 @@ use tokio::io::Interest;
 use tokio::time::timeout;
 use tracing::debug;
 
+use super::conduit::Conduit;
 use super::connection::{Connection, read_some};
 use super::{CHUNK, Expected, LINGER};
 use crate::sys::Watched;
@@ -78,16 +79,26 @@ impl Forward {
     /// From the stream to the pod.
     async fn send_all(&self, connection: &Connection) {
         let sent = async {
+            let mut bulk = Bulk::No;
             loop {
+                if let Bulk::Through(conduit) = &mut bulk {
+                    match connection.io(Interest::READABLE, |fd| conduit.fill(fd)).await {
+                        Ok(0) => return io::Result::Ok(()),
+                        Ok(_) => while !self.0.io(Interest::WRITABLE, |fd| conduit.empty(fd)).await? {},
+                        Err(error) => bulk.refuse(error)?,
+                    }
+                    continue;
+                }
                 let bytes = connection.read(CHUNK).await?;
                 if bytes.is_empty() {
-                    return io::Result::Ok(());
+                    return Ok(());
                 }
                 let mut rest = bytes.as_slice();
                 while !rest.is_empty() {
                     let count = self.0.io(Interest::WRITABLE, |fd| Ok(rustix::io::write(fd, rest)?)).await?;
                     rest = rest.get(count..).unwrap_or_default();
                 }
+                bulk.note(bytes.len());
             }
         };
         if let Err(error) = sent.await {
@@ -100,14 +111,25 @@ impl Forward {
     /// From the pod to the stream.
     async fn receive_all(&self, connection: &Connection) -> Over {
         let received = async {
+            let mut bulk = Bulk::No;
             loop {
+                if let Bulk::Through(conduit) = &mut bulk {
+                    match self.0.io(Interest::READABLE, |fd| conduit.fill(fd)).await {
+                        Ok(0) => break,
+                        Ok(_) => while !connection.io(Interest::WRITABLE, |fd| conduit.empty(fd)).await? {},
+                        Err(error) => bulk.refuse(error)?,
+                    }
+                    continue;
+                }
                 let bytes = self.0.io(Interest::READABLE, |fd| read_some(fd, CHUNK)).await?;
                 if bytes.is_empty() {
-                    connection.end();
-                    return io::Result::Ok(());
+                    break;
                 }
                 connection.write_all(&bytes).await?;
+                bulk.note(bytes.len());
             }
+            connection.end();
+            io::Result::Ok(())
         };
         let received = tokio::select! {
             received = received => received,
@@ -120,6 +142,31 @@ impl Forward {
                 Over::Broken
             }
         }
+    }
+}
+
+/// Whether there is so much to carry that a pipe for it is worth its two descriptors. Most connections are a question and an answer.
+#[derive(Debug)]
+enum Bulk {
+    No,
+    Through(Conduit),
+    /// The kernel cannot splice it.
+    Never,
+}
+
+impl Bulk {
+    /// A read gave that many bytes.
+    fn note(&mut self, count: usize) {
+        if matches!(self, Self::No) && count == CHUNK {
+            // Without descriptors to spare it goes on as before.
+            *self = Conduit::new().map_or(Self::Never, Self::Through);
+        }
+    }
+
+    /// Goes on without, if nothing worse has happened.
+    fn refuse(&mut self, error: io::Error) -> io::Result<()> {
+        *self = Self::Never;
+        if error.kind() == io::ErrorKind::InvalidInput { Ok(()) } else { Err(error) }
     }
 }
 

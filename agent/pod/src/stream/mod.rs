@@ -5,6 +5,7 @@
 //! output at its end. A token is good for one connection, from the moment that the call names it until
 //! [`CONNECT_WAIT`] later; a connection with any other token is closed.
 
+mod conduit;
 mod connection;
 mod follow;
 mod forward;
