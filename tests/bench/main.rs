@@ -55,7 +55,7 @@ struct Args {
 
 fn main() -> ExitCode {
     let run = || -> Result<bool> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(bench(&Args::parse()))
     };
     match run() {

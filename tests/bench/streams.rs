@@ -210,11 +210,23 @@ impl Subject<'_> {
         }
         let ask = async || {
             let mut forward = self.forward(PAGE_PORT, protocol).await?;
-            let connection = forward.connect(PAGE_PORT).await?;
-            let asked = connection.write(b"GET /page HTTP/1.0\r\n\r\n").await;
-            Ok(asked.is_ok() && connection.finish().await.0.ends_with(PAGE.as_bytes()))
+            Ok(self.ask(&mut forward).await.unwrap_or(false))
         };
         within(READY, "the pod's page to be served", ask, |served| *served).await
+    }
+
+    /// Asks for the page and hangs up when it is there, as an HTTP client does. Whether it was.
+    async fn ask(&self, forward: &mut Forward) -> Result<bool> {
+        let mut connection = forward.connect(PAGE_PORT).await?;
+        connection.write(b"GET /page HTTP/1.0\r\n\r\n").await?;
+        let mut answer = Vec::new();
+        while !answer.ends_with(PAGE.as_bytes()) {
+            let Some(bytes) = connection.read().await else { return Ok(false) };
+            answer.extend_from_slice(&bytes);
+        }
+        connection.end().await?;
+        let (rest, error) = connection.finish().await;
+        Ok(rest.is_empty() && error.is_empty())
     }
 
     async fn port_output(&self, protocol: Protocol) -> Result<()> {
@@ -234,10 +246,7 @@ impl Subject<'_> {
         let mut forward = self.forward(PAGE_PORT, protocol).await?;
         for number in 0..self.load.connections {
             let start = Instant::now();
-            let connection = forward.connect(PAGE_PORT).await?;
-            connection.write(b"GET /page HTTP/1.0\r\n\r\n").await?;
-            let (answer, error) = connection.finish().await;
-            ensure!(answer.ends_with(PAGE.as_bytes()) && error.is_empty(), "connection {number}: {error}");
+            ensure!(self.ask(&mut forward).await?, "connection {number} gives something else");
             samples.add(start.elapsed());
         }
         Ok(samples)

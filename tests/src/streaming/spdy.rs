@@ -97,7 +97,9 @@ impl Writer {
         let id = self.next;
         self.next += 2;
         let mut block = length(headers.len())?.to_vec();
-        for text in headers.iter().flat_map(|(name, value)| [name, value]) {
+        // Go's server gives up a connection with a capital in a name, and Go's client writes none.
+        let headers = headers.iter().map(|(name, value)| [name.to_ascii_lowercase(), (*value).to_owned()]);
+        for text in headers.flatten() {
             block.extend(length(text.len())?);
             block.extend(text.as_bytes());
         }
