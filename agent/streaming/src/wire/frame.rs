@@ -12,8 +12,11 @@ const HEADROOM: usize = 24;
 
 /// What a read of an output asks for at first: most sessions are people at a keyboard.
 const FIRST_READ: usize = 4 * 1024;
-/// And at most, once reads come back full. About what a unix socket holds.
-const LARGEST_READ: usize = 128 * 1024;
+/// And at most, once reads come back full. A unix socket holds a little more, and with its headers it is three whole segments of the
+/// loopback interface, which is how the kubelet comes: one of a few bytes more would cost as much as a large one.
+const LARGEST_READ: usize = 3 * LOOPBACK_SEGMENT - HEADROOM;
+/// The longest packet of IPv4 without its header and TCP's, timestamps among it.
+const LOOPBACK_SEGMENT: usize = 65_535 - 20 - 32;
 
 /// A payload with room for headers in front, so that both leave in one write and the payload is never copied.
 #[derive(Debug, Default)]
@@ -113,7 +116,7 @@ mod tests {
             counts.push(frame.payload().len());
             frame.prepend(b"header");
         }
-        assert_eq!(counts[..7], [4096, 8192, 16384, 32768, 65536, 131_072, 131_072]);
+        assert_eq!(counts[..8], [4096, 8192, 16384, 32768, 65536, 131_072, 196_425, 196_425]);
         assert_eq!(counts.iter().sum::<usize>(), 1 << 20);
     }
 }
