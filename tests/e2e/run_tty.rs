@@ -29,6 +29,7 @@ tests![
     the_terminal_is_itself_again_after_a_signal,
     a_terminal_that_hangs_up_ends_the_container,
     a_missing_program_leaves_the_terminal_as_it_was,
+    a_daemon_that_dies_breaks_it_off_and_the_pod_is_named,
     input_is_piped_to_its_end,
     input_may_be_a_file_or_more_than_is_wanted,
     a_reader_that_comes_late_gets_everything,
@@ -261,6 +262,20 @@ async fn a_missing_program_leaves_the_terminal_as_it_was(lab: &Lab) -> Result<()
     assert_eq!(status.code(), Some(1));
     ensure!(said.contains("no-such-program"), "{said}");
     assert!(node.client().pods().await?.is_empty(), "the pod is removed");
+    Ok(())
+}
+
+async fn a_daemon_that_dies_breaks_it_off_and_the_pod_is_named(lab: &Lab) -> Result<()> {
+    let node = lab.node().await?;
+    let terminal = Terminal::run(&node, "-it", &["sh"])?;
+    terminal.says("/ # ").await?;
+    node.kill().await?;
+    let (status, said) = terminal.ended().await?;
+    assert_eq!(status.code(), Some(1), "{said}");
+    node.start().await?;
+    let pods = node.client().pods().await?;
+    ensure!(said.contains(&format!("stop the pod {}", pods[0].id)), "{said}");
+    ensure!(said.contains("the connection to the container broke off"), "{said}");
     Ok(())
 }
 
