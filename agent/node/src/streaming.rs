@@ -8,7 +8,7 @@ mod streams;
 
 use std::sync::Arc;
 
-use hartpod_streaming::{AttachRequest, Connection, ExecRequest, Opening, Runtime, Session};
+use hartpod_streaming::{AttachRequest, Connection, ExecRequest, Opening, Runtime, Session, TerminalSize};
 
 pub(crate) use settings::{SettingsError, settings_blocking};
 
@@ -25,8 +25,8 @@ impl Sessions {
 }
 
 impl Runtime for Sessions {
-    fn exec(&self, request: ExecRequest) -> Opening<'_, Session> {
-        Box::pin(exec::open(&self.0, request))
+    fn exec(&self, request: ExecRequest, size: Option<TerminalSize>) -> Opening<'_, Session> {
+        Box::pin(exec::open(&self.0, request, size))
     }
 
     fn attach(&self, request: AttachRequest) -> Opening<'_, Session> {

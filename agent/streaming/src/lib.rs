@@ -10,14 +10,14 @@
 //! use std::sync::Arc;
 //!
 //! use hartpod_streaming::{
-//!     AttachRequest, Config, Connection, ExecRequest, Opening, Runtime, Server, Session, Streams,
+//!     AttachRequest, Config, Connection, ExecRequest, Opening, Runtime, Server, Session, Streams, TerminalSize,
 //! };
 //!
 //! /// Every command says what it is.
 //! struct Echo;
 //!
 //! impl Runtime for Echo {
-//!     fn exec(&self, request: ExecRequest) -> Opening<'_, Session> {
+//!     fn exec(&self, request: ExecRequest, _: Option<TerminalSize>) -> Opening<'_, Session> {
 //!         Box::pin(async move {
 //!             let stdout = std::io::Cursor::new(request.cmd.join(" "));
 //!             let exit = Box::pin(async { Ok(0) });

@@ -23,8 +23,8 @@ pub type Output = Box<dyn AsyncRead + Send + Unpin>;
 
 /// Opens what clients ask for. Nothing is called before a client has redeemed its URL and made all its streams.
 pub trait Runtime: Send + Sync + 'static {
-    /// Runs a command in a container.
-    fn exec(&self, request: ExecRequest) -> Opening<'_, Session>;
+    /// Runs a command in a container; in a terminal of that size, where the client has told one by now.
+    fn exec(&self, request: ExecRequest, size: Option<TerminalSize>) -> Opening<'_, Session>;
 
     /// Joins the standard streams of a container.
     fn attach(&self, request: AttachRequest) -> Opening<'_, Session>;
@@ -44,7 +44,8 @@ pub struct Session {
     pub stdout: Option<Output>,
     /// As `stdout`. A terminal has none.
     pub stderr: Option<Output>,
-    /// Told each size of the client's terminal; only the latest matters. `None` where there is no terminal.
+    /// Told each size of the client's terminal, but for one that the session began with; only the latest matters. `None` where there is no
+    /// terminal.
     pub size: Option<watch::Sender<Option<TerminalSize>>>,
     /// The exit code. For an attachment: 0, when the container's streams are over.
     pub exit: Pin<Box<dyn Future<Output = Result<i32, BoxError>> + Send>>,

@@ -3,14 +3,18 @@
 use std::sync::Arc;
 
 use hartpod_proto::pod::v1 as pod;
-use hartpod_streaming::{BoxError, ExecRequest, Session};
+use hartpod_streaming::{BoxError, ExecRequest, Session, TerminalSize};
 
 use super::streams::{Opened, Tokens, follow_sizes};
 use crate::container::{BegunExec, ExecError, ExecTarget};
 use crate::node::Node;
 use crate::random;
 
-pub(super) async fn open(node: &Arc<Node>, request: ExecRequest) -> Result<Session, BoxError> {
+pub(super) async fn open(
+    node: &Arc<Node>,
+    request: ExecRequest,
+    size: Option<TerminalSize>,
+) -> Result<Session, BoxError> {
     let ExecRequest { container_id, cmd, streams } = request;
     let target = ExecTarget::running(node, &container_id)?;
     if cmd.is_empty() {
@@ -24,6 +28,8 @@ pub(super) async fn open(node: &Arc<Node>, request: ExecRequest) -> Result<Sessi
         exec_id: exec_id.clone(),
         args: cmd,
         tty: streams.tty,
+        columns: size.map_or(0, |size| size.width.into()),
+        rows: size.map_or(0, |size| size.height.into()),
         stdin_token,
         stdout_token,
         stderr_token,

@@ -7,7 +7,7 @@ use tracing::debug;
 use super::{Around, Context, Protocol, Transport, last_words};
 use crate::request::{AttachRequest, ExecRequest, Streams};
 use crate::runtime::{Opening, Runtime, Session};
-use crate::session::{self, Client, Outbound, StatusStream, Verb, Verdict};
+use crate::session::{self, Client, Outbound, Sizes, StatusStream, Verb, Verdict};
 use crate::spdy::{self, ResetStatus, Stream};
 use crate::websocket::{Channels, Codec};
 use crate::wire::{End, Frame, Framing, Inbound, Wire, inbound};
@@ -34,9 +34,13 @@ impl Command {
         }
     }
 
-    fn open(self, runtime: &dyn Runtime) -> Opening<'_, Session> {
+    /// What is run begins with the size that the client has told; what is there already is told it as any other.
+    fn open<'a>(self, runtime: &'a dyn Runtime, sizes: Option<&mut Sizes>) -> Opening<'a, Session> {
         match self {
-            Self::Exec(request) => runtime.exec(request),
+            Self::Exec(request) => {
+                let size = sizes.filter(|_| request.streams.tty).and_then(Sizes::come);
+                runtime.exec(request, size)
+            }
             Self::Attach(request) => runtime.attach(request),
         }
     }
@@ -76,7 +80,7 @@ async fn over_spdy(
         }
         let Some(client) = arrived.client(protocol) else { return Err(End::NoStreams) };
         tokio::select! {
-            outcome = session::run(command.verb(), command.open(&*runtime), client) => outcome,
+            outcome = session::run(command.verb(), |sizes| command.open(&*runtime, sizes), client) => outcome,
             end = refuse_all(&mut opened) => Err(end),
         }
     };
@@ -212,14 +216,17 @@ async fn over_channels(
         _ => ERROR,
     });
     let runtime = context.runtime.clone();
-    let (verb, opening) = (command.verb(), command.open(&*runtime));
-    let opening = Box::pin(async move {
-        let session = opening.await?;
-        // An empty message says that the streams are there: from here on nothing is missed.
-        first.send(&mut Frame::of(b"")).await?;
-        Ok(session)
-    });
-    let session = session::run(verb, opening, client);
+    let verb = command.verb();
+    let open = |sizes: Option<&mut Sizes>| -> Opening<'_, Session> {
+        let opening = command.open(&*runtime, sizes);
+        Box::pin(async move {
+            let session = opening.await?;
+            // An empty message says that the streams are there: from here on nothing is missed.
+            first.send(&mut Frame::of(b"")).await?;
+            Ok(session)
+        })
+    };
+    let session = session::run(verb, open, client);
     let around = Around { sender: &sender, activity: &activity, peer };
     let outcome = around.run(session, channels.read(), context).await;
     if let Some((_, code)) = last_words(&outcome) {

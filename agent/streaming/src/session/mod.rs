@@ -9,4 +9,5 @@ mod status;
 pub(crate) use forward::{PortStreams, forward};
 pub(crate) use outbound::Outbound;
 pub(crate) use relay::{Client, run};
+pub(crate) use resize::Sizes;
 pub(crate) use status::{StatusFormat, StatusStream, Verb, Verdict};

@@ -5,8 +5,7 @@ use std::convert::Infallible;
 use tokio::io::AsyncWriteExt as _;
 use tracing::{debug, warn};
 
-use super::resize::resizes;
-use super::{Outbound, StatusStream, Verb, Verdict};
+use super::{Outbound, Sizes, StatusStream, Verb, Verdict};
 use crate::runtime::{BoxError, Input, Opening, Output, Session, chain};
 use crate::spdy::SendError;
 use crate::wire::{End, Frame, Inbound, Next};
@@ -21,12 +20,17 @@ pub(crate) struct Client {
     pub(crate) status: StatusStream,
 }
 
-/// Runs a session to its end, and tells the client how it ended. Dropped, the session is.
-pub(crate) async fn run(verb: Verb, opening: Opening<'_, Session>, client: Client) -> Result<(), End> {
+/// Runs a session to its end, and tells the client how it ended. Dropped, the session is. `open` may take the sizes that have come.
+pub(crate) async fn run<'a>(
+    verb: Verb,
+    open: impl FnOnce(Option<&mut Sizes>) -> Opening<'a, Session>,
+    client: Client,
+) -> Result<(), End> {
     let Client { stdin, resize, stdout, stderr, status } = client;
-    let exit = match opening.await {
+    let mut sizes = resize.map(Sizes::new);
+    let exit = match open(sizes.as_mut()).await {
         Ok(session) => {
-            let ends = Ends { stdin, resize, stdout, stderr };
+            let ends = Ends { stdin, sizes, stdout, stderr };
             relay(session, ends).await?
         }
         Err(error) => Err(error),
@@ -45,7 +49,7 @@ pub(crate) async fn run(verb: Verb, opening: Opening<'_, Session>, client: Clien
 /// The client's ends of what a session has.
 struct Ends {
     stdin: Option<Inbound>,
-    resize: Option<Inbound>,
+    sizes: Option<Sizes>,
     stdout: Option<Outbound>,
     stderr: Option<Outbound>,
 }
@@ -60,8 +64,8 @@ async fn relay(session: Session, ends: Ends) -> Result<Result<i32, BoxError>, En
     };
     let inputs = async {
         let resize = async {
-            match ends.resize {
-                Some(inbound) => resizes(inbound, size).await,
+            match ends.sizes {
+                Some(sizes) => sizes.follow(size).await,
                 None => drop(size),
             }
         };

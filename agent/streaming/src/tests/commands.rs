@@ -80,24 +80,30 @@ async fn old_versions_are_told_in_words_and_of_failures_only() {
 }
 
 #[tokio::test]
-async fn a_terminal_is_told_its_size_also_before_it_is_there() {
+async fn a_terminal_begins_with_its_size_and_is_told_each_other() {
     let lab = Lab::new().await;
-    let mut client = Client::connect(&lab.exec(&["sizes"], TERMINAL), VERSIONS).await;
-    let error = client.writer.open(&[("streamtype", "error")]).await;
-    let resize = client.writer.open(&[("streamtype", "resize")]).await;
-    client.writer.data(resize, b"{\"Width\":80,\"Height\":24}\n", false).await;
-    let stdin = client.writer.open(&[("streamtype", "stdin")]).await;
-    let stdout = client.writer.open(&[("streamtype", "stdout")]).await;
-    for id in [error, resize, stdin, stdout] {
-        assert_eq!(client.reader.frame().await, Some(Frame::Reply(id)));
+    for (url, first) in [
+        (lab.exec(&["sizes"], TERMINAL), "begins 80x24\n"),
+        // One that is there already is told.
+        (lab.attach("sizes", TERMINAL), "80x24\n"),
+    ] {
+        let mut client = Client::connect(&url, VERSIONS).await;
+        let error = client.writer.open(&[("streamtype", "error")]).await;
+        let resize = client.writer.open(&[("streamtype", "resize")]).await;
+        client.writer.data(resize, b"{\"Width\":80,\"Height\":24}\n", false).await;
+        let stdin = client.writer.open(&[("streamtype", "stdin")]).await;
+        let stdout = client.writer.open(&[("streamtype", "stdout")]).await;
+        for id in [error, resize, stdin, stdout] {
+            assert_eq!(client.reader.frame().await, Some(Frame::Reply(id)));
+        }
+        let said = Frame::Data { id: stdout, bytes: first.into(), fin: false };
+        assert_eq!(client.reader.frame().await, Some(said));
+        client.writer.data(resize, b"{\"Width\":132,\"Height\":43}\n", false).await;
+        let said = Frame::Data { id: stdout, bytes: b"132x43\n".to_vec(), fin: false };
+        assert_eq!(client.reader.frame().await, Some(said));
+        client.writer.data(stdin, b"", true).await;
+        assert_eq!(client.reader.rest().await.exit_code(error), 0);
     }
-    let said = Frame::Data { id: stdout, bytes: b"80x24\n".to_vec(), fin: false };
-    assert_eq!(client.reader.frame().await, Some(said));
-    client.writer.data(resize, b"{\"Width\":132,\"Height\":43}\n", false).await;
-    let said = Frame::Data { id: stdout, bytes: b"132x43\n".to_vec(), fin: false };
-    assert_eq!(client.reader.frame().await, Some(said));
-    client.writer.data(stdin, b"", true).await;
-    assert_eq!(client.reader.rest().await.exit_code(error), 0);
 }
 
 #[tokio::test]

@@ -42,6 +42,8 @@ struct Process {
     stdin: DuplexStream,
     stdout: DuplexStream,
     stderr: DuplexStream,
+    /// The one that it began with.
+    first_size: Option<TerminalSize>,
     size: watch::Receiver<Option<TerminalSize>>,
     seen: Arc<Seen>,
 }
@@ -76,6 +78,9 @@ impl Process {
             ["sizes"] => {
                 // Says each size, until its input ends.
                 let mut end = [0; 1];
+                if let Some(TerminalSize { width, height }) = self.first_size {
+                    self.stdout.write_all(format!("begins {width}x{height}\n").as_bytes()).await.unwrap();
+                }
                 loop {
                     tokio::select! {
                         _ = self.stdin.read(&mut end) => return 0,
@@ -128,7 +133,12 @@ impl Drop for Exit {
 }
 
 impl Machine {
-    fn start(&self, cmd: Vec<String>, streams: Streams) -> Result<Session, BoxError> {
+    fn start(
+        &self,
+        cmd: Vec<String>,
+        streams: Streams,
+        first_size: Option<TerminalSize>,
+    ) -> Result<Session, BoxError> {
         if cmd[0] == "missing" {
             let source = std::io::Error::from_raw_os_error(2);
             return Err(Box::new(NoProgram { name: "missing", source }));
@@ -141,6 +151,7 @@ impl Machine {
             stdin: process_stdin,
             stdout: process_stdout,
             stderr: process_stderr,
+            first_size,
             size: process_size,
             seen: Arc::clone(&self.seen),
         };
@@ -164,14 +175,14 @@ struct NoProgram {
 }
 
 impl Runtime for Machine {
-    fn exec(&self, request: ExecRequest) -> Opening<'_, Session> {
-        Box::pin(async move { self.start(request.cmd, request.streams) })
+    fn exec(&self, request: ExecRequest, size: Option<TerminalSize>) -> Opening<'_, Session> {
+        Box::pin(async move { self.start(request.cmd, request.streams, size) })
     }
 
     /// The container's name is the command that it runs.
     fn attach(&self, request: AttachRequest) -> Opening<'_, Session> {
         let cmd = request.container_id.split(' ').map(str::to_owned).collect();
-        Box::pin(async move { self.start(cmd, request.streams) })
+        Box::pin(async move { self.start(cmd, request.streams, None) })
     }
 
     fn connect(&self, sandbox_id: String, port: u16) -> Opening<'_, Connection> {

@@ -121,6 +121,11 @@ impl Inbound {
         }
     }
 
+    /// What has come already, without waiting. For streams whose end means nothing.
+    pub(crate) fn waiting(&mut self) -> Option<Chunk> {
+        self.0.try_recv().ok().flatten()
+    }
+
     /// Throws away what comes, until nothing comes any more.
     pub(crate) async fn discard(&mut self) {
         while let Next::Data(_) = self.next().await {}
