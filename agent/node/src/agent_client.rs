@@ -14,6 +14,7 @@ use hartpod_proto::ContainerId;
 use hartpod_proto::pod::v1 as pod;
 use hartpod_proto::pod::v1::pod_agent_client::PodAgentClient;
 use hyper_util::rt::TokioIo;
+use tokio::sync::Semaphore;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Response, Status, Streaming};
 
@@ -22,8 +23,14 @@ pub(crate) use stream::{Door, StreamError, Token};
 
 /// Bytes in flight per call; calls of pod/v1 are small, a runtime spec is the largest.
 const STREAM_WINDOW: u32 = 64 << 10;
-/// Bytes in flight per agent.
-const CONNECTION_WINDOW: u32 = 128 << 10;
+/// Bytes in flight per agent. An agent may answer all of the 1024 calls that it takes at once, and h2 ends a connection when the small frames
+/// that it has not handed on are worth half of this, 256 bytes each at most.
+const CONNECTION_WINDOW: u32 = 512 << 10;
+/// Calls to begin something for a client that are under way at one time: more wait. So a burst neither fills the agent's room for calls, nor is
+/// a process's end told later for it.
+const STARTS: usize = 64;
+/// The same for connections to ports, which may take seconds where nobody answers.
+const CONNECTS: usize = 256;
 /// Bytes of a message of a guest's agent at most, who may say anything. One container's state fits with all the groups that a process can
 /// have; a Describe of many such does not, and then Watch tells them one by one.
 const GUEST_MESSAGE: usize = 256 << 10;
@@ -61,6 +68,8 @@ pub(crate) struct AgentClient {
     /// Folder that holds its sockets, or its VMM's.
     dir: Arc<Path>,
     door: Door,
+    starts: Arc<Semaphore>,
+    connects: Arc<Semaphore>,
 }
 
 impl AgentClient {
@@ -83,7 +92,8 @@ impl AgentClient {
             Door::Sockets => calls,
             Door::Vsock => calls.max_decoding_message_size(GUEST_MESSAGE),
         };
-        Self { calls, dir, door }
+        let (starts, connects) = (Semaphore::new(STARTS), Semaphore::new(CONNECTS));
+        Self { calls, dir, door, starts: Arc::new(starts), connects: Arc::new(connects) }
     }
 
     /// How it is reached.
@@ -151,7 +161,7 @@ impl AgentClient {
         request: pod::StartExecRequest,
     ) -> Result<pod::StartExecResponse, AgentError> {
         let mut calls = self.calls.clone();
-        bounded("StartExec", LONG, calls.start_exec(request)).await
+        bounded("StartExec", LONG, in_turn(&self.starts, calls.start_exec(request))).await
     }
 
     /// Waits for as long as the exec runs; the caller bounds it.
@@ -176,6 +186,16 @@ impl AgentClient {
         let mut calls = self.calls.clone();
         bounded("ShutDown", SHUT_DOWN, calls.shut_down(pod::ShutDownRequest {})).await.map(drop)
     }
+}
+
+/// Asks when there is room.
+async fn in_turn<T>(
+    room: &Semaphore,
+    answer: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<Response<T>, Status> {
+    // It is never closed.
+    let _place = room.acquire().await;
+    answer.await
 }
 
 async fn bounded<T>(

@@ -23,9 +23,14 @@ const CALLS: usize = 64;
 /// Calls of one connection under way at one time; most of them wait for the end of something.
 const STREAMS: u32 = 1024;
 
-/// Bytes that a peer may send before they are asked for. The largest requests carry a spec of some tens of KiB; hyper's default of
+/// Bytes of a call that a peer may send before they are asked for. The largest requests carry a spec of some tens of KiB; hyper's default of
 /// 1 MiB would let a peer make every pod's agent that much larger.
 const WINDOW: u32 = 64 * 1024;
+
+/// The same for all calls of a connection. A call is a small frame, for which h2 books up to 256 bytes until it is read, and it ends a connection
+/// that has more than half of this booked (`too_many_data_frames`). So much, then, that all calls can come at once: memory is taken by what has
+/// come only.
+const CONNECTION_WINDOW: u32 = 2 * 256 * STREAMS;
 
 /// Largest request. Kubernetes' own objects, which a spec is made of, are smaller than 1.5 MiB (etcd's limit).
 const REQUEST_MAX: usize = 4 << 20;
@@ -60,8 +65,10 @@ pub(crate) async fn serve(way: Way, sockets: Sockets, null: OwnedFd) -> Result<E
     let service = PodAgentServer::new(Service::new(calls, prepared)).max_decoding_message_size(REQUEST_MAX);
     let server = Server::builder()
         .initial_stream_window_size(WINDOW)
-        .initial_connection_window_size(WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(STREAMS)
+        // A client of many forwarded ports that goes takes back all calls at once; with h2's default of 20 it would take the connection along.
+        .http2_max_pending_accept_reset_streams(Some(STREAMS as usize))
         .serve_with_incoming_shutdown(service, Incoming::new(sockets.control), async {
             let _ = is_over.await;
         });

@@ -5,7 +5,7 @@ use std::time::Duration;
 use hartpod_proto::ContainerId;
 use hartpod_proto::pod::v1 as pod;
 
-use super::{AgentClient, AgentError, SHORT, Token, bounded};
+use super::{AgentClient, AgentError, SHORT, Token, bounded, in_turn};
 
 /// For Connect: the agent tries two addresses, five seconds each.
 const CONNECT: Duration = Duration::from_secs(15);
@@ -14,7 +14,7 @@ impl AgentClient {
     /// Attaches the streams that will open with the request's tokens.
     pub(crate) async fn attach(&self, request: pod::AttachRequest) -> Result<(), AgentError> {
         let mut calls = self.calls.clone();
-        bounded("Attach", SHORT, calls.attach(request)).await.map(drop)
+        bounded("Attach", SHORT, in_turn(&self.starts, calls.attach(request))).await.map(drop)
     }
 
     /// Tells the terminal of an exec, or of the container itself, its size in characters.
@@ -38,6 +38,6 @@ impl AgentClient {
     pub(crate) async fn connect_port(&self, port: u16, token: &Token) -> Result<(), AgentError> {
         let mut calls = self.calls.clone();
         let request = pod::ConnectRequest { port: port.into(), token: token.as_str().to_owned() };
-        bounded("Connect", CONNECT, calls.connect(request)).await.map(drop)
+        bounded("Connect", CONNECT, in_turn(&self.connects, calls.connect(request))).await.map(drop)
     }
 }

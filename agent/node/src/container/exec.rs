@@ -114,7 +114,7 @@ impl Exec {
             ..Default::default()
         };
         self.bounded("StartExec", self.target.agent.start_exec(request)).await?;
-        let wait = self.target.agent.wait_exec(&self.target.container, id);
+        let wait = self.target.wait(id);
         let (stdout, stderr, end) =
             tokio::try_join!(self.read(&out), self.read(&err), self.bounded("WaitExec", wait))?;
         if end.timed_out {

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use hartpod_container::cgroup::Leaf;
 use hartpod_proto::ContainerId;
+use hartpod_proto::pod::v1 as pod;
+use tokio::time::Instant;
 use tonic::Code;
 
 use super::{ContainerState, ExecError};
@@ -15,6 +17,10 @@ use crate::status_code::Coded;
 
 /// For the agent to forget an exec that was killed: one that takes longer is not doing its work.
 pub(super) const KILL_MARGIN: Duration = Duration::from_secs(10);
+
+/// For an agent that a connection broke to be reached again.
+const REACH_WAIT: Duration = Duration::from_secs(10);
+const REACH_PAUSE: Duration = Duration::from_millis(50);
 
 /// Where an exec runs.
 #[derive(Debug, Clone)]
@@ -68,6 +74,27 @@ impl ExecTarget {
         Ok(Self { agent: agent.client.clone(), pod, leaf, container })
     }
 
+    /// Waits for the end of an exec. When the connection to the agent breaks, the agent, if it lives, has the result still.
+    pub(super) async fn wait(&self, exec: &str) -> Result<pod::WaitExecResponse, AgentError> {
+        let mut give_up = None;
+        loop {
+            let asked = Instant::now();
+            let error = match self.agent.wait_exec(&self.container, exec).await {
+                Err(error @ AgentError::Unreachable { .. }) => error,
+                answer => return answer,
+            };
+            if asked.elapsed() > REACH_WAIT {
+                give_up = None;
+            }
+            let now = Instant::now();
+            if self.pod.snapshot().agent.is_none() || *give_up.get_or_insert(now + REACH_WAIT) < now {
+                return Err(error);
+            }
+            tracing::debug!(container = %self.container, exec, %error, "asking for the end of an exec again");
+            tokio::time::sleep(REACH_PAUSE).await;
+        }
+    }
+
     /// Kills the whole process tree of an exec and has the agent forget it.
     pub(super) async fn kill(&self, exec: &str) {
         if let Err(error) = self.agent.kill_exec(&self.container, exec).await {
@@ -103,7 +130,7 @@ impl BegunExec {
     /// Waits for its end: exit code, or 128 + signal.
     pub(crate) async fn ended(mut self) -> Result<i32, AgentError> {
         let Some((target, id)) = &self.held else { return Ok(0) };
-        let end = target.agent.wait_exec(&target.container, id).await?;
+        let end = target.wait(id).await?;
         self.held = None;
         Ok(end.exit_code)
     }

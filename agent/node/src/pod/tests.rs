@@ -1,5 +1,6 @@
 //! What a guest may do to its pod, and what it may not.
 
+mod execs;
 mod fake_guest;
 mod ward;
 

@@ -1,11 +1,11 @@
 //! Connections to ports of the pod, which in these tests has the network of this machine.
 
-use hartpod_proto::pod::v1::ConnectRequest;
+use hartpod_proto::pod::v1::{ConnectRequest, KillExecRequest, WaitExecRequest};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket};
 use tonic::{Code, Status};
 
-use crate::kit::{Agent, token};
+use crate::kit::{Agent, eventually, exec, token};
 
 async fn connect(agent: &mut Agent, port: u16) -> Result<String, Status> {
     let request = ConnectRequest { port: port.into(), token: token() };
@@ -73,4 +73,39 @@ async fn there_is_a_limit_and_what_is_over_makes_room() {
         assert!(begun.elapsed() < crate::kit::LONG, "what is over takes room");
         tokio::time::sleep(std::time::Duration::from_millis(2)).await;
     }
+}
+
+/// A client of hundreds of ports at once, and then without any.
+#[tokio::test]
+async fn a_burst_of_calls_does_not_break_the_connection_that_others_use() {
+    let mut agent = Agent::with_pod(|_| {}).await;
+    let request = agent.shell(1, "sleep 1000");
+    agent.run(request).await.unwrap();
+    let other = exec(1, "sleep 1000");
+    agent.client.start_exec(other.clone()).await.unwrap();
+    let (container_id, exec_id) = (other.container_id, other.exec_id);
+    let wait = WaitExecRequest { container_id: container_id.clone(), exec_id: exec_id.clone() };
+    let mut client = agent.client.clone();
+    let waiting = tokio::spawn(async move { client.wait_exec(wait).await });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = u32::from(listener.local_addr().unwrap().port());
+    drop(listener);
+    let burst = || {
+        let call = |_| {
+            let (mut client, request) = (agent.client.clone(), ConnectRequest { port, token: token() });
+            tokio::spawn(async move { client.connect(request).await })
+        };
+        (0..1000).map(call).collect::<Vec<_>>()
+    };
+    for call in burst() {
+        let error = call.await.unwrap().unwrap_err();
+        assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
+    }
+    let taken_back = burst();
+    eventually(|| taken_back.iter().any(tokio::task::JoinHandle::is_finished)).await;
+    for call in taken_back {
+        call.abort();
+    }
+    agent.client.kill_exec(KillExecRequest { container_id, exec_id }).await.unwrap();
+    assert_eq!(waiting.await.unwrap().unwrap().get_ref().exit_code, 137);
 }

@@ -53,6 +53,8 @@ pub(super) struct Behaviour {
     asked: AtomicUsize,
     /// Connections that the VMM refuses before it takes the next one.
     refusals: Mutex<u32>,
+    /// Connections for calls.
+    lines: Mutex<Vec<OwnedFd>>,
     /// Heartbeats are answered unless it is.
     silent: Mutex<bool>,
     news: Mutex<Option<Box<dyn Fn() -> News + Send>>>,
@@ -66,6 +68,13 @@ impl Behaviour {
 
     pub(super) fn refuse_connections(&self, count: u32) {
         *self.refusals.lock().unwrap() = count;
+    }
+
+    /// Ends all connections for calls.
+    pub(super) fn hang_up(&self) {
+        for line in self.lines.lock().unwrap().drain(..) {
+            rustix::net::shutdown(&line, rustix::net::Shutdown::Both).unwrap();
+        }
     }
 
     pub(super) fn be_silent(&self, silent: bool) {
@@ -138,6 +147,7 @@ async fn connect(
         return stream.write_u8(byte).await;
     }
     stream.write_all(b"OK 1\n").await?;
+    guest.lines.lock().unwrap().push(rustix::io::dup(&stream)?);
     let _ = calls.send(Ok(stream)).await;
     Ok(())
 }
