@@ -26,7 +26,7 @@ impl Output {
             .into_iter()
             .zip(&taps)
             .map(|((pipe, expected), taps)| {
-                tokio::spawn(relay(pipe, expected, taps.clone(), dropped.clone()))
+                tokio::spawn(relay(pipe, expected, taps.clone(), dropped.clone(), None))
             })
             .collect();
         let (sender, ended) = watch::channel(false);

@@ -12,18 +12,21 @@ use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use tokio::io::Interest;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, warn};
 
 use crate::call::CallError;
 use crate::children::Exit;
 use crate::container::{CreateError, Workshop, emptied};
-use crate::stream::{Ended, Expected, Pipe, Taps, feed, relay};
+use crate::stream::{Client, Clients, Ended, Expected, Pipe, Taps, feed, relay};
 use crate::sys::Watched;
 
 /// Bytes that the pipe of an output holds: writes of 1 MiB flow 1.6 times as fast as with the kernel's 64 KiB (measured), writes of 4 KiB as fast.
 /// Memory is only taken by what is in it.
 const OUTPUT_ROOM: usize = 256 * 1024;
+
+/// Between looks at whether somebody waits for an exec whose clients are gone.
+const DESERTED_PAUSE: Duration = Duration::from_secs(1);
 
 /// What an exec needs.
 #[derive(Debug)]
@@ -52,13 +55,14 @@ pub(crate) struct Begun {
 }
 
 /// Runs an exec to its end: of the process, and of its output. `begun` is told once execve has succeeded, or why it did
-/// not; then there is no result.
+/// not; then there is no result. `deserted` is told, again and again, once all clients of its streams have gone before their ends.
 ///
 /// The sub-leaf goes when the last process in it has ended, which may be later than this: what an exec leaves running in the
 /// background runs on, as it would in a shell.
 pub(crate) async fn run(
     stage: Stage,
     begun: impl FnOnce(Result<Begun, CallError>),
+    deserted: impl Fn(),
 ) -> Option<WaitExecResponse> {
     let Stage { workshop, container, id, args, tty, size, streams, mut killed, timeout, leaf } = stage;
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
@@ -74,7 +78,7 @@ pub(crate) async fn run(
     let outcome = match launched {
         Ok((mut process, exit)) => {
             begun(Ok(Begun { pid: process.pid, terminal: process.terminal.take() }));
-            Some(process.attend(exit, deadline, &leaf).await)
+            Some(process.attend(exit, deadline, &leaf, deserted).await)
         }
         Err(error) => {
             kill(&leaf);
@@ -106,6 +110,7 @@ struct Process {
     exited: watch::Sender<bool>,
     input: Option<JoinHandle<()>>,
     outputs: Vec<JoinHandle<Ended>>,
+    clients: Clients,
 }
 
 impl Process {
@@ -115,27 +120,44 @@ impl Process {
         exit: impl Future<Output = Exit>,
         deadline: Option<Instant>,
         leaf: &ExecLeaf,
+        deserted: impl Fn(),
     ) -> WaitExecResponse {
-        let mut exit = std::pin::pin!(exit);
-        let (exit, timed_out) = tokio::select! {
-            biased;
-            exit = &mut exit => (exit, false),
-            () = until(deadline) => {
-                kill(leaf);
-                (exit.await, true)
+        let Self { pid, terminal: _, exited, input, outputs, clients } = self;
+        let end = async {
+            let mut exit = std::pin::pin!(exit);
+            let (exit, timed_out) = tokio::select! {
+                biased;
+                exit = &mut exit => (exit, false),
+                () = until(deadline) => {
+                    kill(leaf);
+                    (exit.await, true)
+                }
+            };
+            let _ = exited.send(true);
+            for output in outputs {
+                if let Ok(Ended::HeldOpen(pipe)) = output.await {
+                    debug!(pid, "an exec left its output open to others");
+                    tokio::spawn(pipe.drain());
+                }
+            }
+            WaitExecResponse { exit_code: exit.code, timed_out }
+        };
+        let told = async {
+            clients.gone().await;
+            loop {
+                deserted();
+                sleep(DESERTED_PAUSE).await;
             }
         };
-        let _ = self.exited.send(true);
-        for output in self.outputs {
-            if let Ok(Ended::HeldOpen(pipe)) = output.await {
-                debug!(pid = self.pid, "an exec left its output open to others");
-                tokio::spawn(pipe.drain());
-            }
-        }
-        if let Some(input) = self.input {
+        let response: WaitExecResponse = tokio::select! {
+            biased;
+            response = end => response,
+            response = told => response,
+        };
+        if let Some(input) = input {
             input.abort();
         }
-        WaitExecResponse { exit_code: exit.code, timed_out }
+        response
     }
 }
 
@@ -168,13 +190,17 @@ async fn launch(
     let [stdin, stdout, stderr] = ours;
     let [to_stdin, from_stdout, from_stderr] = streams;
     let (exited, has_exited) = watch::channel(false);
-    let input = stdin.zip(to_stdin).map(|(pipe, expected)| tokio::spawn(feed(expected, pipe)));
+    let (client, clients) = Client::first();
+    let input =
+        stdin.zip(to_stdin).map(|(pipe, expected)| tokio::spawn(feed(expected, pipe, client.clone())));
     let outputs = [(stdout, from_stdout), (stderr, from_stderr)];
     let outputs = outputs.into_iter().filter_map(|(pipe, expected)| {
         let has_exited = has_exited.clone();
-        pipe.map(|pipe| tokio::spawn(relay(pipe, expected, Taps::default(), has_exited)))
+        let client = Some(client.clone());
+        pipe.map(|pipe| tokio::spawn(relay(pipe, expected, Taps::default(), has_exited, client)))
     });
-    let process = Process { pid: executed.child.pid(), terminal, exited, input, outputs: outputs.collect() };
+    let outputs = outputs.collect();
+    let process = Process { pid: executed.child.pid(), terminal, exited, input, outputs, clients };
     Ok((process, exit))
 }
 

@@ -122,6 +122,11 @@ impl Execs {
         Ok(())
     }
 
+    /// Whether somebody waits for its end.
+    pub(crate) fn is_awaited(&self, id: &str) -> bool {
+        self.by_id.get(id).is_some_and(|exec| exec.on_done.iter().any(|reply| !reply.is_closed()))
+    }
+
     /// Whether there is something of it to kill; if it has not begun, it will not.
     pub(crate) fn give_up(&mut self, id: &str) -> bool {
         match self.by_id.get_mut(id).map(|exec| &mut exec.state) {
@@ -190,6 +195,17 @@ mod tests {
         let (reply, mut answer) = oneshot::channel();
         execs.wait("e", reply).unwrap();
         assert_eq!(answer.try_recv().unwrap().unwrap(), RESULT);
+    }
+
+    #[test]
+    fn an_exec_is_awaited_until_its_last_caller_hangs_up() {
+        let mut execs = with_running(&["e"]);
+        assert!(!execs.is_awaited("e"));
+        let (reply, answer) = oneshot::channel();
+        execs.wait("e", reply).unwrap();
+        assert!(execs.is_awaited("e"));
+        drop(answer);
+        assert!(!execs.is_awaited("e"));
     }
 
     #[test]

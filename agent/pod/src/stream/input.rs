@@ -5,6 +5,7 @@ use std::io;
 use tokio::time::sleep;
 use tracing::{debug, warn};
 
+use super::clients::Client;
 use super::connection::Connection;
 use super::token::Expected;
 use super::{CHUNK, LINGER, Pipe};
@@ -18,11 +19,35 @@ pub(crate) enum Fed {
     Never,
 }
 
-/// Copies a connection to an exec's input, and closes that at the connection's end.
-pub(crate) async fn feed(expected: Expected, pipe: Pipe) {
-    match expected.connected().await {
-        Some(connection) => copy(&connection, &pipe).await,
-        None => warn!("nobody connected to an input stream, closing the input"),
+/// Copies a connection to an exec's input, and closes that at the connection's end; stays until the client has gone, or the input is read no more.
+pub(crate) async fn feed(expected: Expected, pipe: Pipe, client: Client) {
+    let Some(connection) = expected.connected().await else {
+        warn!("nobody connected to an input stream, closing the input");
+        return client.leave();
+    };
+    let copied = async {
+        let ended = copy(&connection, &pipe).await;
+        drop(pipe);
+        match ended {
+            Copied::All => connection.hung_up().await,
+            // A client that were kept would wait for somebody to take the rest.
+            Copied::Some => {}
+        }
+        ended
+    };
+    let mut copied = std::pin::pin!(copied);
+    let ended = tokio::select! {
+        biased;
+        ended = &mut copied => ended,
+        // What it has sent is still the process's.
+        () = connection.hung_up() => {
+            client.leave();
+            copied.await;
+            return;
+        }
+    };
+    if ended == Copied::All {
+        client.leave();
     }
 }
 
@@ -37,13 +62,20 @@ pub(crate) async fn feed_attached(expected: Expected, pipe: Pipe) -> Fed {
         sleep(LINGER).await;
     };
     tokio::select! {
-        () = copy(&connection, &pipe) => {}
+        _ = copy(&connection, &pipe) => {}
         () = gone => debug!("what a container did not read of an attacher who has gone is dropped"),
     }
     Fed::Ended
 }
 
-async fn copy(connection: &Connection, pipe: &Pipe) {
+/// How much of an input was copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Copied {
+    All,
+    Some,
+}
+
+async fn copy(connection: &Connection, pipe: &Pipe) -> Copied {
     let copied = async {
         loop {
             let bytes = connection.read(CHUNK).await?;
@@ -53,8 +85,12 @@ async fn copy(connection: &Connection, pipe: &Pipe) {
             pipe.write_all(&bytes).await?;
         }
     };
-    if let Err(error) = copied.await {
-        debug!(%error, "an input stream ended early");
+    match copied.await {
+        Ok(()) => Copied::All,
+        Err(error) => {
+            debug!(%error, "an input stream ended early");
+            Copied::Some
+        }
     }
 }
 
@@ -85,11 +121,12 @@ mod tests {
     #[tokio::test(flavor = "current_thread")]
     async fn half_close_ends_the_input() {
         let ((expected, mut client), (process, pipe)) = (stream(), stdin());
-        let feed = tokio::spawn(feed(expected, pipe));
+        let feed = tokio::spawn(feed(expected, pipe, Client::first().0));
         client.write_all(b"input").await.unwrap();
         client.shutdown().await.unwrap();
         assert_eq!(process.read().await.unwrap(), b"input");
         assert!(process.read().await.unwrap().is_empty());
+        drop(client);
         feed.await.unwrap();
     }
 

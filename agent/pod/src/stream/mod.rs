@@ -5,6 +5,7 @@
 //! output at its end. A token is good for one connection, from the moment that the call names it until
 //! [`CONNECT_WAIT`] later; a connection with any other token is closed.
 
+mod clients;
 mod conduit;
 mod connection;
 mod follow;
@@ -16,6 +17,7 @@ mod relay;
 mod tap;
 mod token;
 
+pub(crate) use clients::{Client, Clients};
 pub(crate) use follow::follow;
 pub(crate) use forward::{Forward, ForwardError};
 pub(crate) use input::{Fed, feed, feed_attached};

@@ -13,6 +13,7 @@ use tokio::time::sleep;
 use tracing::{debug, warn};
 
 use super::Pipe;
+use super::clients::Client;
 use super::connection::Connection;
 use super::tap::Taps;
 use super::token::Expected;
@@ -32,12 +33,13 @@ pub(crate) enum Ended {
 }
 
 /// Copies a process's output to its connection, if it is to have one, and to `taps`, of which the quickest is waited for if they are all that
-/// it goes to. `exited` turns true when the process itself has ended.
+/// it goes to. `exited` turns true when the process itself has ended; `client` is at the other end of the connection.
 pub(crate) async fn relay(
     pipe: Pipe,
     expected: Option<Expected>,
     taps: Taps,
     mut exited: watch::Receiver<bool>,
+    client: Option<Client>,
 ) -> Ended {
     let waits_for_taps = expected.is_none();
     let mut connection = None;
@@ -47,11 +49,18 @@ pub(crate) async fn relay(
             warn!("nobody connected to an output stream, dropping the output");
         }
     }
-    let mut relay = Relay { pipe, connection, taps, waits_for_taps, can_splice: true };
+    let mut relay = Relay { pipe, connection, client, taps, waits_for_taps, can_splice: true };
+    if relay.connection.is_none() {
+        relay.without_client();
+    }
     let more = loop {
         let readable = tokio::select! {
             biased;
             readable = relay.pipe.readable() => readable,
+            () = relay.hung_up() => {
+                relay.drop_connection(&io::ErrorKind::BrokenPipe.into());
+                continue;
+            }
             () = silence(&mut exited) => break More::Perhaps,
         };
         let passed = match readable {
@@ -90,6 +99,7 @@ enum More {
 struct Relay {
     pipe: Pipe,
     connection: Option<Connection>,
+    client: Option<Client>,
     taps: Taps,
     waits_for_taps: bool,
     /// Until the kernel says that it cannot: a terminal is no pipe.
@@ -129,6 +139,21 @@ impl Relay {
     fn drop_connection(&mut self, error: &io::Error) {
         debug!(%error, "an output stream was closed by its reader");
         self.connection = None;
+        self.without_client();
+    }
+
+    fn without_client(&mut self) {
+        if let Some(client) = self.client.take() {
+            client.leave();
+        }
+    }
+
+    /// Becomes ready when there is a connection, and nobody at its other end.
+    async fn hung_up(&self) {
+        match &self.connection {
+            Some(connection) => connection.hung_up().await,
+            None => std::future::pending().await,
+        }
     }
 }
 
@@ -155,7 +180,7 @@ mod tests {
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         let (_running, exited) = watch::channel(false);
         let relay =
-            tokio::spawn(relay(Pipe::reader(reader).unwrap(), Some(expected), Taps::default(), exited));
+            tokio::spawn(relay(Pipe::reader(reader).unwrap(), Some(expected), Taps::default(), exited, None));
         let (ours, mut client) = UnixStream::pair().unwrap();
         tokens.present(token, ours);
         let process = Pipe::writer(writer).unwrap();
@@ -176,7 +201,7 @@ mod tests {
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         let (_running, exited) = watch::channel(false);
         let relay =
-            tokio::spawn(relay(Pipe::reader(reader).unwrap(), Some(expected), Taps::default(), exited));
+            tokio::spawn(relay(Pipe::reader(reader).unwrap(), Some(expected), Taps::default(), exited, None));
         Pipe::writer(writer).unwrap().write_all(&vec![b'z'; 1 << 20]).await.unwrap();
         assert!(matches!(relay.await.unwrap(), Ended::Eof));
     }
@@ -188,7 +213,7 @@ mod tests {
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         let (running, exited) = watch::channel(false);
         let relay =
-            tokio::spawn(relay(Pipe::reader(reader).unwrap(), Some(expected), Taps::default(), exited));
+            tokio::spawn(relay(Pipe::reader(reader).unwrap(), Some(expected), Taps::default(), exited, None));
         Pipe::writer(writer).unwrap().write_all(b"last words").await.unwrap();
         running.send(true).unwrap();
         sleep(super::super::CONNECT_WAIT - Duration::from_secs(1)).await;
@@ -207,7 +232,7 @@ mod tests {
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         let (_running, exited) = watch::channel(false);
         let relay =
-            tokio::spawn(relay(Pipe::reader(reader).unwrap(), Some(expected), Taps::default(), exited));
+            tokio::spawn(relay(Pipe::reader(reader).unwrap(), Some(expected), Taps::default(), exited, None));
         let (ours, client) = UnixStream::pair().unwrap();
         tokens.present(token, ours);
         drop(client);
@@ -221,7 +246,7 @@ mod tests {
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         let (running, exited) = watch::channel(false);
         let relay =
-            tokio::spawn(relay(Pipe::reader(reader).unwrap(), Some(expected), Taps::default(), exited));
+            tokio::spawn(relay(Pipe::reader(reader).unwrap(), Some(expected), Taps::default(), exited, None));
         let (ours, mut client) = UnixStream::pair().unwrap();
         tokens.present(token, ours);
         let grandchild = Pipe::writer(writer).unwrap();

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use hartpod_proto::ContainerId;
 use hartpod_proto::pod::v1::{KillExecResponse, StartExecRequest, StartExecResponse, WaitExecResponse};
+use tracing::{info, warn};
 
 use super::Supervisor;
 use super::news::Happened;
@@ -82,7 +83,8 @@ impl Supervisor {
                 let happened = Happened::ExecBegun(exec.clone(), outcome);
                 newsdesk.tell(about.clone(), happened);
             };
-            if let Some(result) = exec::run(stage, begun).await {
+            let deserted = || newsdesk.tell(about.clone(), Happened::ExecDeserted(exec.clone()));
+            if let Some(result) = exec::run(stage, begun, deserted).await {
                 newsdesk.tell(about, Happened::ExecDone(exec, result));
             }
         });
@@ -96,6 +98,18 @@ impl Supervisor {
         };
         if let Err(reply) = container.execs.wait(exec, reply) {
             let _ = reply.send(Err(CallError::UnknownExec(exec.to_owned())));
+        }
+    }
+
+    /// The clients of all its streams have gone, as those of a daemon that has died have. If nobody waits for it either, nobody ever will.
+    pub(super) fn on_deserted(&mut self, id: &ContainerId, exec: &str) {
+        let awaited = self.containers.get(id).is_some_and(|container| container.execs.is_awaited(exec));
+        if awaited {
+            return;
+        }
+        info!(container = %id, exec, "killing an exec that everybody has left");
+        if let Err(error) = self.kill_exec(id, exec) {
+            warn!(container = %id, exec, %error, "cannot kill an exec");
         }
     }
 

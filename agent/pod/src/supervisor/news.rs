@@ -38,6 +38,8 @@ pub(crate) enum Happened {
     ExecBegun(String, Result<Begun, CallError>),
     /// The input of an attacher has ended.
     InputEnded,
+    /// All who were at the other ends of an exec's streams are gone.
+    ExecDeserted(String),
     /// An exec is over.
     ExecDone(String, WaitExecResponse),
 }
@@ -84,6 +86,7 @@ impl Supervisor {
             Happened::Removed(outcome) => self.on_removed(&about.id, outcome),
             Happened::InputEnded => container.input = None,
             Happened::ExecBegun(exec, outcome) => container.execs.begun(&exec, outcome),
+            Happened::ExecDeserted(exec) => self.on_deserted(&about.id, &exec),
             Happened::ExecDone(exec, result) => container.execs.done(&exec, result),
         }
     }

@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use hartpod_proto::pod::v1::{KillExecRequest, Phase, StartExecRequest, WaitExecRequest, WaitExecResponse};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::Code;
 
-use crate::kit::{Agent, eventually, exec, id, token};
+use crate::kit::{Agent, LONG, eventually, exec, id, token};
 
 async fn with_sleeper() -> Agent {
     let mut agent = Agent::with_pod(|_| {}).await;
@@ -143,6 +143,67 @@ async fn what_an_exec_leaves_in_the_background_runs_on_and_does_not_hold_it() {
     assert!(took >= Duration::from_secs(2) && took < Duration::from_secs(4), "{took:?}");
     let (_, processes, _) = agent.exec(1, "ps", "").await;
     assert!(processes.contains("sleep 4242"), "{processes}");
+}
+
+/// As those of a daemon that was killed.
+#[tokio::test]
+async fn an_exec_that_everybody_has_left_is_killed_and_no_other() {
+    let mut agent = with_sleeper().await;
+    let streams = |request| StartExecRequest {
+        stdin_token: token(),
+        stdout_token: token(),
+        stderr_token: token(),
+        ..request
+    };
+    let awaited = streams(exec(1, "exec sleep 4001"));
+    let listened_to = streams(exec(1, "exec sleep 4002"));
+    let left = streams(exec(1, "setsid sleep 4003 & exec sleep 4004"));
+    // The process reads none of its input, so that there is always some.
+    let full = streams(exec(1, "exec sleep 4005"));
+    let deaf = StartExecRequest { stdin_token: token(), ..exec(1, "cat; exec sleep 4006") };
+    let ended = StartExecRequest { stdout_token: token(), ..exec(1, "exec sleep 4007 > /dev/null 2>&1") };
+    let mut kept = Vec::new();
+    for request in [&awaited, &listened_to, &left, &full, &deaf, &ended] {
+        agent.client.start_exec(request.clone()).await.unwrap();
+    }
+    let (mut client, wanted) = (agent.client.clone(), awaited.clone());
+    let waiting = tokio::spawn(async move {
+        let request = WaitExecRequest { container_id: wanted.container_id, exec_id: wanted.exec_id };
+        client.wait_exec(request).await
+    });
+    kept.push(agent.stream(&listened_to.stderr_token).await);
+    // The process has ended its only stream itself.
+    kept.push(agent.stream(&ended.stdout_token).await);
+    for request in [&awaited, &listened_to, &left, &full, &deaf] {
+        let mut stdin = agent.stream(&request.stdin_token).await;
+        if request.exec_id == full.exec_id {
+            stdin.write_all(&[b'x'; 100_000]).await.unwrap();
+        }
+        stdin.shutdown().await.unwrap();
+        if request.exec_id != deaf.exec_id {
+            agent.stream(&request.stdout_token).await;
+        }
+        if ![&listened_to.exec_id, &deaf.exec_id].contains(&&request.exec_id) {
+            agent.stream(&request.stderr_token).await;
+        }
+    }
+    let begun = Instant::now();
+    loop {
+        let (_, processes, _) = agent.exec(1, "ps", "").await;
+        let runs = |seconds: u32| processes.contains(&format!("sleep {seconds}"));
+        if ![4003, 4004, 4005, 4006].into_iter().any(runs) {
+            assert!([4001, 4002, 4007].into_iter().all(runs), "{processes}");
+            break;
+        }
+        assert!(begun.elapsed() < LONG, "{processes}");
+    }
+    assert_eq!(wait(&mut agent, &left).await.unwrap().exit_code, 137);
+    assert!(!waiting.is_finished());
+    // Nobody is left for it when its last caller has hung up.
+    waiting.abort();
+    while agent.exec(1, "ps", "").await.1.contains("sleep 4001") {
+        assert!(begun.elapsed() < LONG, "an exec runs on without anybody");
+    }
 }
 
 #[tokio::test]
