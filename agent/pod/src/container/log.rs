@@ -54,6 +54,10 @@ pub(crate) struct Log {
     give_up: oneshot::Sender<()>,
 }
 
+/// Writers that had died before one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Died(u32);
+
 /// A look at a log, for as long as it is written.
 #[derive(Debug, Clone)]
 pub(crate) struct LogWatch {
@@ -106,12 +110,19 @@ impl LogWatch {
         }
     }
 
-    /// Copies what comes of stdout and of stderr to these from now on. Of a log that has ended nothing comes.
-    pub(crate) fn tap(&self, taps: &[Option<OwnedFd>; 2]) -> Result<(), LogError> {
-        match self.seat.borrow().handle.tap(taps) {
+    /// Copies what comes of stdout and of stderr to these from now on. Of a log that has ended nothing comes. The value tells the writer that
+    /// does it from later ones.
+    pub(crate) fn tap(&self, taps: &[Option<OwnedFd>; 2]) -> Result<Died, LogError> {
+        let seat = self.seat.borrow();
+        match seat.handle.tap(taps) {
             Err(_) if self.seat.has_changed().is_ok() => Err(LogError::Gone),
-            _ => Ok(()),
+            _ => Ok(Died(seat.died)),
         }
+    }
+
+    /// Waits until the writer that copied has died and there is another one, which has taken nothing yet; nothing when the log has ended.
+    pub(crate) async fn replaced(&mut self, Died(before): Died) -> Option<Died> {
+        self.seat.wait_for(|seat| seat.died > before).await.ok().map(|seat| Died(seat.died))
     }
 
     /// Switches to a new file at the same path; returns after the switch.

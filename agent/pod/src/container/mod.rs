@@ -14,7 +14,7 @@ pub(crate) use create::{CreateError, Made, Workshop, create};
 pub(crate) use disk::{DiskError, release as release_disk};
 pub(crate) use input::Input;
 pub(crate) use leaf::{emptied, oom_killed};
-pub(crate) use log::Log;
+pub(crate) use log::{Died, Log, LogWatch};
 pub(crate) use output::Output;
 pub(crate) use phase::{Event as PhaseEvent, Phase, Refused};
 pub(crate) use settle::{RemoveError, remove, settle};

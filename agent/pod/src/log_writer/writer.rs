@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use tracing::{error, warn};
 
 use super::control::{AgentGone, Reply, Request, Step};
-use crate::stream::copy_to;
+use crate::stream::{Tap, copy_to, mark_gaps};
 
 /// After this long without output the pages of the buffers go back to the kernel.
 const IDLE: Duration = Duration::from_secs(1);
@@ -82,7 +82,7 @@ struct Writer<'b> {
     control: Option<&'b UnixStream>,
     reopening: Option<Reopening>,
     /// Who is attached to stdout and stderr.
-    taps: [Vec<OwnedFd>; 2],
+    taps: [Vec<Tap>; 2],
 }
 
 impl Writer<'_> {
@@ -119,6 +119,7 @@ impl Writer<'_> {
         let count = rustix::event::poll(&mut polls, timeout.as_ref());
         if count == Ok(0) && self.reopening.is_none() {
             self.log.release_buffers();
+            self.taps.iter_mut().for_each(|taps| mark_gaps(taps));
         }
         let mut ready = [false; 3];
         for ((ready, poll), fd) in ready.iter_mut().zip(&polls).zip(fds) {
@@ -142,6 +143,7 @@ impl Writer<'_> {
             Err(Errno::INTR | Errno::AGAIN) => {}
             // The master of a terminal gives EIO once its last slave is closed.
             Ok(_) | Err(_) => {
+                mark_gaps(taps);
                 taps.clear();
                 self.log.ended_blocking(stream);
                 if let Some((_, source)) = self.sources.get_mut(index) {
@@ -176,7 +178,7 @@ impl Writer<'_> {
     /// A stream that has ended, or that there is not, is not copied: its tap is closed.
     fn tap(&mut self, new: [Option<OwnedFd>; 2]) {
         for ((taps, new), (_, source)) in self.taps.iter_mut().zip(new).zip(&self.sources) {
-            taps.extend(new.filter(|_| source.is_some()));
+            taps.extend(new.filter(|_| source.is_some()).map(Tap::from));
         }
     }
 

@@ -18,13 +18,13 @@ mod tap;
 mod token;
 
 pub(crate) use clients::{Client, Clients};
-pub(crate) use follow::follow;
+pub(crate) use follow::{Followed, follow};
 pub(crate) use forward::{Forward, ForwardError};
 pub(crate) use input::{Fed, feed, feed_attached};
 pub(crate) use listener::serve;
 pub(crate) use pipe::Pipe;
 pub(crate) use relay::{Ended, relay};
-pub(crate) use tap::{Taps, copy_to, tap};
+pub(crate) use tap::{Tap, Taps, copy_to, mark_gaps, tap};
 pub(crate) use token::{Expected, InvalidToken, Token, Tokens};
 
 use std::time::Duration;

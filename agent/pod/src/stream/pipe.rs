@@ -33,14 +33,23 @@ impl Pipe {
 
     /// Waits until there is something to read, which the end is, too.
     pub(super) async fn readable(&self) -> io::Result<()> {
-        let has_some = |fd: BorrowedFd<'_>| {
-            let mut polled = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+        self.until(Interest::READABLE, PollFlags::IN).await
+    }
+
+    /// Waits until there is room, or nobody reads any more.
+    pub(super) async fn writable(&self) -> io::Result<()> {
+        self.until(Interest::WRITABLE, PollFlags::OUT).await
+    }
+
+    async fn until(&self, interest: Interest, flags: PollFlags) -> io::Result<()> {
+        let is_so = |fd: BorrowedFd<'_>| {
+            let mut polled = [PollFd::from_borrowed_fd(fd, flags)];
             match poll(&mut polled, Some(&Timespec::default()))? {
                 0 => Err(io::ErrorKind::WouldBlock.into()),
                 _ => Ok(()),
             }
         };
-        self.0.io(Interest::READABLE, has_some).await
+        self.0.io(interest, is_so).await
     }
 
     /// What there is to read; empty at the end, which for a terminal is the hang-up of its last slave.

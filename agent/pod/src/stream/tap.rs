@@ -1,17 +1,17 @@
 //! Copies of an output for those who are attached to it.
 //!
 //! A copy goes into a pipe of the agent's, from which it goes on to the attacher's connection. The pipe is all that is kept for an attacher:
-//! for one that lags behind by more than it holds, the copy ends. So neither the output nor its log ever waits for an attacher, and where
-//! nobody is attached there is nothing to do. Only the output of a container without a log waits, for the quickest of those who are attached:
-//! they are all that have it.
+//! of what comes while it is full nothing is copied, and a mark says so in its place. So neither the output nor its log ever waits for an
+//! attacher, and where nobody is attached there is nothing to do. Only the output of a container without a log waits, for the quickest of those
+//! who are attached: they are all that have it.
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::io::{Errno, retry_on_intr};
-use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
-
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, ioctl_fionread, retry_on_intr};
+use rustix::pipe::{PipeFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with};
 use tokio::task::JoinSet;
 
 use super::Pipe;
@@ -24,22 +24,96 @@ pub(crate) fn tap(room: usize) -> io::Result<(OwnedFd, Pipe)> {
     Ok((writer, Pipe::reader(reader)?))
 }
 
-/// Copies `bytes` to each tap. One that has no room for all of it ends with what it takes; so does one whose attacher is gone.
-pub(crate) fn copy_to(taps: &mut Vec<OwnedFd>, bytes: &[u8]) {
-    taps.retain(|tap| retry_on_intr(|| rustix::io::write(tap, bytes)) == Ok(bytes.len()));
+/// The end of an attacher's pipe that is copied into.
+#[derive(Debug)]
+pub(crate) struct Tap {
+    pipe: OwnedFd,
+    /// Bytes that there was no room for, and of which the attacher was not told.
+    left_out: usize,
 }
 
-/// Writes what there was no room for, and gives the tap back unless its attacher is gone.
-async fn write_rest(tap: OwnedFd, rest: Vec<u8>) -> Option<OwnedFd> {
-    // Watched only while it has to be waited for.
-    let pipe = Pipe::writer(tap.try_clone().ok()?).ok()?;
-    pipe.write_all(&rest).await.ok()?;
-    Some(tap)
+/// There is no attacher any more.
+#[derive(Debug)]
+struct Gone;
+
+impl From<OwnedFd> for Tap {
+    fn from(pipe: OwnedFd) -> Self {
+        Self { pipe, left_out: 0 }
+    }
+}
+
+impl Tap {
+    /// Copies what there is room for.
+    fn copy(&mut self, bytes: &[u8]) -> Result<(), Gone> {
+        if self.left_out == 0 || self.has_caught_up()? && self.mark() {
+            self.left_out = bytes.len() - self.write(bytes)?;
+        } else {
+            self.left_out = self.left_out.saturating_add(bytes.len());
+        }
+        Ok(())
+    }
+
+    /// Whether half of the room is free again: an attacher that is always behind is to get more of the output than of marks.
+    fn has_caught_up(&self) -> Result<bool, Gone> {
+        let mut polled = [PollFd::new(&self.pipe, PollFlags::empty())];
+        let _ = poll(&mut polled, Some(&Timespec::default()));
+        let [polled] = polled;
+        if polled.revents().contains(PollFlags::ERR) {
+            return Err(Gone);
+        }
+        let waiting = ioctl_fionread(&self.pipe).map_err(|_| Gone)?;
+        let room = fcntl_getpipe_size(&self.pipe).map_err(|_| Gone)?;
+        Ok(waiting <= room as u64 / 2)
+    }
+
+    /// Tells what was left out; false when there is no room for that, for a pipe takes as little as this as a whole or not at all.
+    fn mark(&mut self) -> bool {
+        let mark = format!(
+            "\r\n[hartpod: {} bytes of output left out: the client is too far behind]\r\n",
+            self.left_out
+        );
+        let marked = self.write(mark.as_bytes()).is_ok_and(|count| count == mark.len());
+        if marked {
+            self.left_out = 0;
+        }
+        marked
+    }
+
+    fn write(&self, bytes: &[u8]) -> Result<usize, Gone> {
+        match retry_on_intr(|| rustix::io::write(&self.pipe, bytes)) {
+            Ok(count) => Ok(count),
+            Err(Errno::AGAIN) => Ok(0),
+            Err(_) => Err(Gone),
+        }
+    }
+}
+
+/// Copies `bytes` to each tap, as far as there is room. One whose attacher is gone ends.
+pub(crate) fn copy_to(taps: &mut Vec<Tap>, bytes: &[u8]) {
+    taps.retain_mut(|tap| tap.copy(bytes).is_ok());
+}
+
+/// Tells attachers what was left out of late, if they have room for that: nothing may follow for long, or ever.
+pub(crate) fn mark_gaps(taps: &mut [Tap]) {
+    for tap in taps.iter_mut().filter(|tap| tap.left_out > 0) {
+        tap.mark();
+    }
+}
+
+/// Becomes ready when one of these has room, or its attacher is gone.
+async fn room_in(taps: &[(Tap, usize)]) {
+    let mut waits = JoinSet::new();
+    for (tap, _) in taps {
+        // Watched only while it has to be waited for.
+        let Ok(pipe) = tap.pipe.try_clone().and_then(Pipe::writer) else { return };
+        waits.spawn(async move { pipe.writable().await });
+    }
+    waits.join_next().await;
 }
 
 #[derive(Debug, Default)]
 struct Tapped {
-    taps: Vec<OwnedFd>,
+    taps: Vec<Tap>,
     ended: bool,
 }
 
@@ -59,7 +133,7 @@ impl Taps {
     pub(crate) fn add(&self, tap: OwnedFd) {
         let mut tapped = self.tapped();
         if !tapped.ended {
-            tapped.taps.push(tap);
+            tapped.taps.push(tap.into());
         }
     }
 
@@ -71,31 +145,36 @@ impl Taps {
         copy_to(&mut self.tapped().taps, bytes);
     }
 
-    /// Copies to each tap as [`Taps::copy`], but waits as long as none has room for all: the first that has goes on.
+    /// Copies to each tap as [`Taps::copy`], but waits as long as none has room for all: the first that has goes on. Those that are behind
+    /// already are not waited for.
     pub(super) async fn copy_whole(&self, bytes: &[u8]) {
         let taps = std::mem::take(&mut self.tapped().taps);
-        let (mut whole, mut behind) = (Vec::new(), JoinSet::new());
-        for tap in taps {
-            let count = match retry_on_intr(|| rustix::io::write(&tap, bytes)) {
-                Err(Errno::AGAIN) => 0,
-                Err(_) => continue,
-                Ok(count) => count,
-            };
-            match bytes.get(count..) {
-                None | Some([]) => whole.push(tap),
-                Some(rest) => drop(behind.spawn(write_rest(tap, rest.to_vec()))),
+        let (quick, mut taps): (Vec<_>, Vec<_>) = taps.into_iter().partition(|tap| tap.left_out == 0);
+        copy_to(&mut taps, bytes);
+        // With what each has taken.
+        let mut quick: Vec<_> = quick.into_iter().map(|tap| (tap, 0)).collect();
+        loop {
+            quick.retain_mut(|(tap, taken)| match tap.write(bytes.get(*taken..).unwrap_or_default()) {
+                Ok(count) => {
+                    *taken += count;
+                    true
+                }
+                Err(Gone) => false,
+            });
+            if quick.is_empty() || quick.iter().any(|(_, taken)| *taken == bytes.len()) {
+                break;
             }
+            room_in(&quick).await;
         }
-        while whole.is_empty() {
-            let Some(written) = behind.join_next().await else { break };
-            whole.extend(written.ok().flatten());
-        }
-        self.tapped().taps.extend(whole);
+        taps.extend(quick.into_iter().map(|(tap, taken)| Tap { left_out: bytes.len() - taken, ..tap }));
+        self.tapped().taps.extend(taps);
     }
 
     /// The output has ended.
     pub(super) fn end(&self) {
-        *self.tapped() = Tapped { taps: Vec::new(), ended: true };
+        let mut tapped = self.tapped();
+        mark_gaps(&mut tapped.taps);
+        *tapped = Tapped { taps: Vec::new(), ended: true };
     }
 }
 
@@ -104,27 +183,61 @@ mod tests {
     use super::*;
 
     #[tokio::test(flavor = "current_thread")]
-    async fn a_tap_keeps_its_room_and_the_lagging_one_ends_alone() {
+    async fn a_tap_keeps_its_room_and_says_what_there_was_none_for() {
         let (slow, slow_reader) = tap(64 * 1024).unwrap();
         let (fast, fast_reader) = tap(64 * 1024).unwrap();
-        let mut taps = vec![slow, fast];
+        let mut taps = vec![Tap::from(slow), Tap::from(fast)];
         let piece = vec![b'z'; 16 * 1024];
         for _ in 0..4 {
             copy_to(&mut taps, &piece);
             assert!(fast_reader.read().await.unwrap() == piece);
         }
-        assert_eq!(taps.len(), 2, "there was room for all of it");
         copy_to(&mut taps, b"more");
-        assert_eq!(taps.len(), 1);
         assert_eq!(fast_reader.read().await.unwrap(), b"more");
-        let mut kept = 0;
+        // A little room is not enough for a mark, let alone for output after it.
+        assert!(slow_reader.read().await.unwrap() == piece);
+        copy_to(&mut taps, b" and more");
+        assert_eq!(fast_reader.read().await.unwrap(), b" and more");
+        for _ in 0..3 {
+            assert!(slow_reader.read().await.unwrap() == piece, "what was kept is lost");
+        }
+        copy_to(&mut taps, b"again");
+        let told = "\r\n[hartpod: 13 bytes of output left out: the client is too far behind]\r\nagain";
+        assert_eq!(String::from_utf8(slow_reader.read().await.unwrap()).unwrap(), told);
+        assert_eq!(fast_reader.read().await.unwrap(), b"again");
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn an_output_that_ends_with_a_gap_says_so() {
+        let taps = Taps::default();
+        let (lagging, reader) = tap(64 * 1024).unwrap();
+        taps.add(lagging);
+        taps.copy(&[b'z'; 64 * 1024]);
+        taps.copy(b"last words");
+        assert!(taps.are_wanted());
+        reader.read().await.unwrap();
+        taps.end();
+        let mut rest = Vec::new();
         loop {
-            match slow_reader.read().await.unwrap().len() {
-                0 => break,
-                count => kept += count,
+            match reader.read().await.unwrap() {
+                bytes if bytes.is_empty() => break,
+                bytes => rest.extend(bytes),
             }
         }
-        assert_eq!(kept, 64 * 1024, "what was kept is lost");
+        let told = "[hartpod: 10 bytes of output left out: the client is too far behind]\r\n";
+        assert!(String::from_utf8(rest).unwrap().ends_with(told));
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_tap_that_is_behind_ends_when_its_attacher_goes() {
+        let taps = Taps::default();
+        let (lagging, reader) = tap(4096).unwrap();
+        taps.add(lagging);
+        taps.copy(&[b'z'; 8192]);
+        assert!(taps.are_wanted());
+        drop(reader);
+        taps.copy(b"x");
+        assert!(!taps.are_wanted());
     }
 
     async fn to_the_end(reader: Pipe) -> Vec<u8> {
@@ -152,7 +265,8 @@ mod tests {
             for piece in sent.chunks(50_000) {
                 taps.copy_whole(piece).await;
             }
-            assert_eq!(taps.tapped().taps.len(), 1);
+            // The quick one, and one that is to be told what it has missed.
+            assert_eq!(taps.tapped().taps.len(), 2);
             taps.end();
         };
         let ((), received) = tokio::join!(copying, to_the_end(quick_reader));

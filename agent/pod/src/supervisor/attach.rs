@@ -7,15 +7,16 @@ use std::sync::Arc;
 use hartpod_container::resize_terminal;
 use hartpod_proto::ContainerId;
 use hartpod_proto::pod::v1::{AttachRequest, AttachResponse, ResizeTerminalRequest, ResizeTerminalResponse};
+use tracing::{debug, warn};
 
 use super::Supervisor;
 use super::execs::expect;
 use super::news::Happened;
 use crate::call::CallError;
-use crate::container::{ATTACHERS_MAX, Container, Phase, PhaseEvent, Refused};
+use crate::container::{ATTACHERS_MAX, Container, Died, LogWatch, Phase, PhaseEvent, Refused};
 use crate::exec::ExecState;
 use crate::request::{AttachPlan, InvalidRequest, ResizePlan};
-use crate::stream::{Expected, Fed, Pipe, feed_attached, follow, tap};
+use crate::stream::{Expected, Fed, Followed, Pipe, feed_attached, follow, tap};
 
 /// Bytes that are kept for an attacher who does not take them; two outputs share them.
 const KEPT: usize = 1 << 20;
@@ -58,7 +59,7 @@ impl Supervisor {
             if let (Some(copy), Some(expected)) = (copy, expected) {
                 let room = Arc::clone(&room);
                 tokio::spawn(async move {
-                    follow(copy, expected).await;
+                    deliver(copy, expected).await;
                     drop(room);
                 });
             }
@@ -109,21 +110,72 @@ impl Supervisor {
     }
 }
 
-/// Copies of what comes of the outputs that are wanted from now on.
-fn tap_outputs(container: &Container, wanted: &[Option<Expected>; 2]) -> io::Result<[Option<Pipe>; 2]> {
-    let count = wanted.iter().flatten().count();
-    let (mut taps, mut copies) = ([None, None], [None, None]);
-    for ((place, copy), _) in
-        taps.iter_mut().zip(&mut copies).zip(wanted).filter(|(_, wanted)| wanted.is_some())
-    {
-        let (writer, reader) = tap(KEPT / count)?;
-        (*place, *copy) = (Some(writer), Some(reader));
+/// A copy of an output for an attacher.
+struct Copy {
+    tap: Pipe,
+    /// Bytes that a tap keeps.
+    room: usize,
+    /// Stdout is 0, stderr is 1.
+    output: usize,
+    /// Of an output that is not copied by the agent.
+    log: Option<(LogWatch, Died)>,
+}
+
+impl Copy {
+    /// A tap of the log writer that takes the place of one that has died; nothing when the output has ended.
+    async fn tap_anew(&mut self) -> Option<()> {
+        let (log, writer) = self.log.as_mut()?;
+        loop {
+            *writer = log.replaced(*writer).await?;
+            let (end, tap) = tap(self.room).inspect_err(|error| warn!(%error, "an attacher is lost")).ok()?;
+            let mut taps = [None, None];
+            *taps.get_mut(self.output)? = Some(end);
+            // One that takes no tap is dead, too.
+            if log.tap(&taps).is_ok() {
+                self.tap = tap;
+                return Some(());
+            }
+        }
     }
+}
+
+/// Takes a copy to its attacher until the output ends or the attacher goes.
+async fn deliver(mut copy: Copy, expected: Expected) {
+    let Some(connection) = expected.connected().await else {
+        return debug!("nobody connected to an output that was attached to");
+    };
+    while follow(&copy.tap, &connection).await == Followed::ToItsEnd {
+        let more = tokio::select! {
+            more = copy.tap_anew() => more,
+            () = connection.hung_up() => None,
+        };
+        if more.is_none() {
+            return;
+        }
+    }
+}
+
+/// Copies of what comes of the outputs that are wanted from now on.
+fn tap_outputs(container: &Container, wanted: &[Option<Expected>; 2]) -> io::Result<[Option<Copy>; 2]> {
+    let room = KEPT / wanted.iter().flatten().count().max(1);
+    let (mut ends, mut taps) = ([None, None], [None, None]);
+    for ((end, place), _) in ends.iter_mut().zip(&mut taps).zip(wanted).filter(|(_, wanted)| wanted.is_some())
+    {
+        let (writer, reader) = tap(room)?;
+        (*end, *place) = (Some(writer), Some(reader));
+    }
+    let mut log = None;
     match (&container.log, &container.output) {
-        (Some(log), _) => log.watch().tap(&taps).map_err(io::Error::other)?,
-        (None, Some(output)) => output.tap(taps),
+        (Some(by), _) => {
+            let watch = by.watch();
+            let writer = watch.tap(&ends).map_err(io::Error::other)?;
+            log = Some((watch, writer));
+        }
+        (None, Some(output)) => output.tap(ends),
         // It has ended, and so have they.
         (None, None) => {}
     }
-    Ok(copies)
+    let [stdout, stderr] = taps;
+    let copy = |output, tap: Option<Pipe>| tap.map(|tap| Copy { tap, room, output, log: log.clone() });
+    Ok([copy(0, stdout), copy(1, stderr)])
 }
