@@ -26,16 +26,15 @@ pub(crate) fn print(streams: &Streams, against: Option<&Streams>) {
     for Line { name, unit, floor, mine, theirs } in &lines {
         let cell = |figure: &Option<f64>| match figure {
             Some(figure) => format!("{figure:.2} {unit:5}"),
-            None => "not served      ".to_owned(),
+            None => "not served      ".into(),
         };
         let mut line = format!("{name:46}{:>18}", cell(mine));
         if against.is_some() {
             line += &format!("{:>18}", cell(theirs));
-            if let (Some(mine), Some(theirs)) = (mine, theirs) {
-                line += &format!("{:8.2}x", mine / theirs);
-            } else {
-                line += &" ".repeat(9);
-            }
+            line += &match (mine, theirs) {
+                (Some(mine), Some(theirs)) if *theirs > 0.0 => format!("{:8.2}x", mine / theirs),
+                _ => " ".repeat(9),
+            };
         }
         println!("{}", format!("{line}  {floor}").trim_end());
     }
