@@ -93,14 +93,14 @@ impl Connection {
             Event::Data { id, bytes, fin } => self.on_data(id, bytes, fin).await,
             Event::Reset(id) => {
                 self.shared.table().end(id);
-                Ok(())
+                self.unless_over()
             }
             // Even numbers would answer pings of ours.
             Event::Ping(number) if number % 2 == 1 => self.shared.sender.answer(&frame::ping(number)),
             Event::Ping(_) => Ok(()),
             Event::GoAway => {
                 self.shared.table().go_away();
-                Ok(())
+                self.unless_over()
             }
             Event::Ignored => Ok(()),
         }
@@ -120,8 +120,14 @@ impl Connection {
         }
         if fin {
             self.shared.table().end_inbound(id);
+            self.unless_over()?;
         }
         Ok(())
+    }
+
+    /// Whether the client may still want something. One that has said goodbye may keep its connection all the same.
+    fn unless_over(&self) -> Result<(), End> {
+        if self.shared.table().is_over() { Err(End::Closed) } else { Ok(()) }
     }
 
     /// Ends all streams, says why the connection ends, and waits for the client to close it: one that was cut off in the middle of sending

@@ -62,6 +62,11 @@ impl Table {
         self.going_away = true;
     }
 
+    /// Whether the client has said that it opens no more, and has none.
+    pub(crate) fn is_over(&self) -> bool {
+        self.going_away && self.streams.is_empty()
+    }
+
     /// The client opens a stream.
     pub(crate) fn open(
         &mut self,
@@ -208,6 +213,16 @@ mod tests {
         assert!(matches!(table.data_for(StreamId(5)), DataFor::Refused(_)));
         table.end(StreamId(3));
         assert!(matches!(table.data_for(StreamId(3)), DataFor::Nobody));
+    }
+
+    #[test]
+    fn it_is_over_when_the_client_goes_and_has_no_streams() {
+        let mut table = Table::default();
+        let _stream = opened(&mut table, 1);
+        table.go_away();
+        assert!(!table.is_over());
+        table.end(StreamId(1));
+        assert!(table.is_over());
     }
 
     #[test]

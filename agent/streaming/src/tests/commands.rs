@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::io::AsyncWriteExt as _;
 
-use super::spdy_client::{Client, Frame, VERSIONS, request, upgrade};
+use super::spdy_client::{Client, Frame, VERSIONS, control, request, upgrade};
 use super::{ALL, Lab, OUTPUT, TERMINAL, eventually, noise};
 use crate::Config;
 
@@ -194,6 +194,28 @@ async fn a_client_that_vanishes_ends_its_session() {
     eventually("it runs", || lab.machine.seen.started.load(Ordering::Relaxed) == 1).await;
     drop(client);
     eventually("its client is gone", || lab.machine.seen.abandoned.load(Ordering::Relaxed) == 1).await;
+}
+
+#[tokio::test]
+async fn a_client_that_says_goodbye_is_served_until_it_has_no_streams() {
+    let lab = Lab::new().await;
+    let goodbye = control(7, 0, &[0; 8]);
+    let mut client = Client::connect(&lab.exec(&["cat"], ALL), VERSIONS).await;
+    let ids = client.open_all(&["error", "stdin", "stdout", "stderr"]).await;
+    client.writer.raw(&goodbye).await;
+    client.writer.data(ids[1], b"still here", true).await;
+    let received = client.reader.rest().await;
+    assert_eq!((received.text(ids[2]).as_str(), received.exit_code(ids[0])), ("still here", 0));
+
+    let mut client = Client::connect(&lab.exec(&["deaf"], ALL), VERSIONS).await;
+    let ids = client.open_all(&["error", "stdin", "stdout", "stderr"]).await;
+    client.writer.raw(&goodbye).await;
+    for id in ids {
+        client.writer.reset(id).await;
+    }
+    // It has not closed its connection.
+    assert_eq!(client.reader.rest().await.go_away, Some(0));
+    assert_eq!(lab.machine.seen.abandoned.load(Ordering::Relaxed), 1);
 }
 
 #[tokio::test]

@@ -146,15 +146,13 @@ impl Channels {
         let named = &mut self.message.rest;
         named.extend_from_slice(bytes.get(..2).unwrap_or(bytes));
         match (named.as_slice(), end) {
-            ([channel], true) => match self.feeds.get_mut(usize::from(*channel)) {
-                Some(feed) => {
-                    if let Some(feed) = feed.take() {
-                        feed.end();
-                    }
-                    Ok(())
+            ([channel], true) => {
+                // One that takes no input, or none at all, is as good as closed.
+                if let Some(feed) = self.feeds.get_mut(usize::from(*channel)).and_then(Option::take) {
+                    feed.end();
                 }
-                None => Err(Violation::ChannelClose),
-            },
+                Ok(())
+            }
             ([] | [_], false) => Ok(()),
             _ => Err(Violation::ChannelClose),
         }

@@ -19,7 +19,7 @@ pub(crate) enum Violation {
     Continuation,
     #[error("a frame of {0} bytes")]
     Length(u64),
-    #[error("a channel is not closed by its number alone, or there is none of that number")]
+    #[error("a channel is not closed by its number alone")]
     ChannelClose,
     #[error("not base64")]
     Base64,
