@@ -8,7 +8,9 @@ mod streams;
 
 use std::sync::Arc;
 
-use hartpod_streaming::{AttachRequest, Connection, ExecRequest, Opening, Runtime, Session, TerminalSize};
+use hartpod_streaming::{
+    AttachRequest, Connection, Ending, ExecRequest, Opening, Runtime, Session, TerminalSize,
+};
 
 pub(crate) use settings::{SettingsError, settings_blocking};
 
@@ -35,5 +37,9 @@ impl Runtime for Sessions {
 
     fn connect(&self, sandbox_id: String, port: u16) -> Opening<'_, Connection> {
         Box::pin(port::open(&self.0, sandbox_id, port))
+    }
+
+    fn gone(&self, sandbox_id: String) -> Ending<'_> {
+        Box::pin(port::gone(&self.0, sandbox_id))
     }
 }

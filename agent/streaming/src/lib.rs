@@ -10,7 +10,8 @@
 //! use std::sync::Arc;
 //!
 //! use hartpod_streaming::{
-//!     AttachRequest, Config, Connection, ExecRequest, Opening, Runtime, Server, Session, Streams, TerminalSize,
+//!     AttachRequest, Config, Connection, Ending, ExecRequest, Opening, Runtime, Server, Session, Streams,
+//!     TerminalSize,
 //! };
 //!
 //! /// Every command says what it is.
@@ -31,6 +32,10 @@
 //!
 //!     fn connect(&self, _: String, port: u16) -> Opening<'_, Connection> {
 //!         Box::pin(async move { Err(format!("nobody listens on {port}").into()) })
+//!     }
+//!
+//!     fn gone(&self, _: String) -> Ending<'_> {
+//!         Box::pin(std::future::pending())
 //!     }
 //! }
 //!
@@ -63,5 +68,5 @@ mod websocket;
 mod wire;
 
 pub use request::{AttachRequest, ExecRequest, PortForwardRequest, RequestError, Streams};
-pub use runtime::{BoxError, Connection, Input, Opening, Output, Runtime, Session, TerminalSize};
+pub use runtime::{BoxError, Connection, Ending, Input, Opening, Output, Runtime, Session, TerminalSize};
 pub use server::{BindError, Config, Server, TlsError, Url, tls_from_pem};

@@ -15,6 +15,9 @@ pub type BoxError = Box<dyn Error + Send + Sync>;
 /// Being opened. Dropped when the client goes away meanwhile: then nothing may be left behind.
 pub type Opening<'a, T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send + 'a>>;
 
+/// Awaited for its own sake. Dropped when nobody cares any more.
+pub type Ending<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+
 /// Bytes towards the pod. Shutdown is the end of input: the other side reads what was written, and then its end.
 pub type Input = Box<dyn AsyncWrite + Send + Unpin>;
 
@@ -31,6 +34,9 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Connects to a TCP port on the loopback addresses of a sandbox's network namespace.
     fn connect(&self, sandbox_id: String, port: u16) -> Opening<'_, Connection>;
+
+    /// Waits until nothing in a sandbox can be connected to any more, for good: then its clients are let go.
+    fn gone(&self, sandbox_id: String) -> Ending<'_>;
 }
 
 /// A command that runs, or a container that is attached to.

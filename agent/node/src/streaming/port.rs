@@ -19,3 +19,12 @@ pub(super) async fn open(node: &Arc<Node>, sandbox: String, port: u16) -> Result
     agent.connect_port(port, &token).await?;
     Ok(agent.open_stream(&token).await?.into())
 }
+
+/// Waits until a pod has no agent: one that is gone is not followed by another.
+pub(super) async fn gone(node: &Arc<Node>, sandbox: String) {
+    // A pod that is not known is gone.
+    let Ok(pod) = node.registry.pod(&sandbox) else { return };
+    let mut snapshot = pod.snapshot;
+    // An error is the end of the pod, too.
+    let _ = snapshot.wait_for(|pod| pod.agent.is_none()).await;
+}

@@ -151,7 +151,7 @@ impl Around<'_> {
 fn last_words(outcome: &Result<(), End>) -> Option<(GoAway, CloseCode)> {
     match outcome {
         Ok(()) | Err(End::Closed | End::NoStreams) => Some((GoAway::Ok, CloseCode::Normal)),
-        Err(End::Idle | End::Stopped) => Some((GoAway::Ok, CloseCode::GoingAway)),
+        Err(End::Idle | End::Gone | End::Stopped) => Some((GoAway::Ok, CloseCode::GoingAway)),
         Err(End::Spdy(_) | End::Flooded) => Some((GoAway::ProtocolError, CloseCode::ProtocolError)),
         Err(End::WebSocket(violation)) => Some((GoAway::ProtocolError, violation.close_code())),
         Err(End::Lost(_)) => None,

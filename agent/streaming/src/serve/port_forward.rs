@@ -1,7 +1,10 @@
 //! Port-forwarding.
 
+use std::time::Duration;
+
 use futures_util::future::try_join_all;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tracing::debug;
 
 use super::pairs::{Paired, Pairs};
@@ -13,6 +16,9 @@ use crate::wire::{End, Frame, Framing, Wire, inbound};
 
 /// Connections of a client at one time, also of streams that it has given up while they were being made.
 const MOST_FORWARDS: usize = 1024;
+
+/// What connections get to come to their ends by themselves once their pod is gone.
+const GONE_WAIT: Duration = Duration::from_secs(5);
 
 pub(super) async fn serve(
     wire: Wire,
@@ -43,6 +49,7 @@ async fn over_spdy(
     let session = async {
         // Tasks of their own: hundreds of connections in one would all be looked at whenever one has something to do. They end with this.
         let mut forwards = JoinSet::new();
+        let mut gone = runtime.gone(sandbox_id.clone());
         loop {
             tokio::select! {
                 Some(stream) = opened.recv() => {
@@ -60,8 +67,12 @@ async fn over_spdy(
                     Err(error) => debug!(%error, "a forwarded connection has failed"),
                 },
                 () = pairs.expired() => {}
+                () = &mut gone => break,
             }
         }
+        // Some may still have what their pod said last.
+        let _ = timeout(GONE_WAIT, async { while forwards.join_next().await.is_some() {} }).await;
+        Err(End::Gone)
     };
     let around = Around { sender: &shared.sender, activity: &activity, peer };
     let outcome = around.run(session, connection.read(), context).await;
@@ -117,7 +128,15 @@ async fn over_channels(
             }
         }
         let forwards = streams.into_iter().map(|streams| forward(&*runtime, &sandbox_id, streams));
-        try_join_all(forwards).await.map(drop)
+        let mut forwards = try_join_all(forwards);
+        tokio::select! {
+            ended = &mut forwards => return ended.map(drop),
+            () = runtime.gone(sandbox_id.clone()) => {}
+        }
+        match timeout(GONE_WAIT, forwards).await {
+            Ok(ended) => ended.map(drop),
+            Err(_) => Err(End::Gone),
+        }
     };
     let around = Around { sender: &sender, activity: &activity, peer };
     let outcome = around.run(session, channels.read(), context).await;

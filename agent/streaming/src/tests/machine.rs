@@ -10,7 +10,8 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use crate::{
-    AttachRequest, BoxError, Connection, ExecRequest, Opening, Runtime, Session, Streams, TerminalSize,
+    AttachRequest, BoxError, Connection, Ending, ExecRequest, Opening, Runtime, Session, Streams,
+    TerminalSize,
 };
 
 /// What a pipe holds.
@@ -34,6 +35,8 @@ pub(super) struct Seen {
     pub(super) connections: AtomicUsize,
     /// Lets `deaf` go.
     pub(super) release: Notify,
+    /// Ends the pod.
+    pub(super) end: Notify,
 }
 
 /// The process's ends.
@@ -203,6 +206,11 @@ impl Runtime for Machine {
             });
             Ok(ours.into())
         })
+    }
+
+    fn gone(&self, sandbox_id: String) -> Ending<'_> {
+        assert_eq!(sandbox_id, "pod");
+        Box::pin(self.seen.end.notified())
     }
 }
 

@@ -344,6 +344,28 @@ async fn spdy_goes_through_websocket() {
 }
 
 #[tokio::test]
+async fn a_client_is_let_go_when_its_pod_is_gone() {
+    let lab = Lab::new().await;
+    let mut client = Client::connect(&lab.port_forward(&[]), PORTS).await;
+    // Says nothing more, and does not end.
+    let (_, data) = forward(&mut client, "7", "0").await;
+    client.writer.data(data, b"last", false).await;
+    eventually("it is connected", || lab.machine.seen.connections.load(Ordering::Relaxed) == 1).await;
+    lab.machine.seen.end.notify_waiters();
+    let received = client.reader.rest().await;
+    assert_eq!((received.text(data).as_str(), received.go_away), ("last", Some(0)));
+
+    let mut client =
+        websocket_client::Client::connect(&lab.port_forward(&[7]), Some("v4.channel.k8s.io")).await;
+    for channel in [0, 1] {
+        assert_eq!(client.frame().await, Some(websocket_client::Frame::Binary(vec![channel, 7, 0])));
+    }
+    eventually("it is connected", || lab.machine.seen.connections.load(Ordering::Relaxed) == 1).await;
+    lab.machine.seen.end.notify_waiters();
+    assert_eq!(client.frame().await, Some(websocket_client::Frame::Close(1001)));
+}
+
+#[tokio::test]
 async fn websocket_has_two_channels_for_each_port() {
     let lab = Lab::new().await;
     for protocol in [Some("v4.channel.k8s.io"), None] {

@@ -18,7 +18,10 @@ const BUDGET: usize = 1024 * 1024;
 const LEAST: usize = 256;
 
 /// A chunk shorter than this is copied, so as not to hold on to the much larger piece of memory that it was read into.
-const COPIED: usize = 4 * 1024;
+const COPIED: usize = 16 * 1024;
+
+/// What others count at least: half of the largest piece that is read, so that what is held on to is at most twice what counts.
+const LEAST_UNCOPIED: usize = 32 * 1024;
 
 /// How often a reader that waits looks whether its client is still there.
 const LOOK: Duration = Duration::from_secs(2);
@@ -72,8 +75,11 @@ impl Budget {
         bytes: Bytes,
         mut waiting: impl FnMut() -> Result<(), End>,
     ) -> Result<Chunk, End> {
-        let bytes = if bytes.len() < COPIED { Bytes::copy_from_slice(&bytes) } else { bytes };
-        let count = u32::try_from(bytes.len().clamp(LEAST, BUDGET)).unwrap_or(u32::MAX);
+        let (bytes, least) = match bytes.len() {
+            ..COPIED => (Bytes::copy_from_slice(&bytes), LEAST),
+            _ => (bytes, LEAST_UNCOPIED),
+        };
+        let count = u32::try_from(bytes.len().clamp(least, BUDGET)).unwrap_or(u32::MAX);
         loop {
             tokio::select! {
                 biased;
@@ -167,6 +173,22 @@ mod tests {
             kept.push(budget.take(Bytes::from_static(b"x"), nothing).await.unwrap());
         }
         assert_eq!(kept.len(), BUDGET / LEAST);
+    }
+
+    #[tokio::test]
+    async fn chunks_hold_on_to_little_more_than_they_count() {
+        const READ: usize = 64 * 1024;
+        for length in [4096, 8192, 16383, 16384, 20_000, 40_000, READ] {
+            let (budget, mut kept, mut held) = (Budget::new(Peer::default()), Vec::new(), 0);
+            while budget.bytes.available_permits() >= length.max(LEAST_UNCOPIED) {
+                // The rest of what was read is something else, and long gone.
+                let read = Bytes::from(vec![0; READ]);
+                let chunk = budget.take(read.slice(..length), nothing).await.unwrap();
+                held += if chunk.bytes.as_ptr() == read.as_ptr() { READ } else { length };
+                kept.push(chunk);
+            }
+            assert!(held <= 2 * BUDGET, "{held} bytes are held in chunks of {length}");
+        }
     }
 
     #[tokio::test]

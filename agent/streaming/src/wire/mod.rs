@@ -41,6 +41,8 @@ pub(crate) enum End {
     NoStreams,
     #[error("nothing was sent or received for too long")]
     Idle,
+    #[error("the pod is gone")]
+    Gone,
     #[error("the server stops")]
     Stopped,
 }
