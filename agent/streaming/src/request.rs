@@ -155,6 +155,13 @@ mod tests {
                 Plan::Attach(AttachRequest { container_id: String::new(), streams: all }),
                 Err(RequestError::NoId),
             ),
+            (
+                Plan::Attach(AttachRequest {
+                    container_id: "c".to_owned(),
+                    streams: Streams { tty: true, ..all },
+                }),
+                Err(RequestError::TtyWithStderr),
+            ),
         ] {
             assert_eq!(plan.check(), expected, "{plan:?}");
         }
