@@ -94,23 +94,34 @@ async fn an_attached_client_gets_what_the_container_says_and_the_log_has_it_too(
         ..Default::default()
     };
     let mut clients = Vec::new();
-    for protocol in COMMANDS {
-        clients.push(Exec::attach(node.client(), request.clone(), protocol).await?);
+    for (number, protocol) in COMMANDS.into_iter().enumerate() {
+        let mut client = Exec::attach(node.client(), request.clone(), protocol).await?;
+        // It is attached once it hears what it says.
+        client.write(format!("client {number}\n").as_bytes()).await?;
+        hears(&mut client, &format!("got client {number}\n")).await?;
+        clients.push(client);
     }
     clients[0].write(b"one\n").await?;
     for client in &mut clients {
-        let mut said = Vec::new();
-        while said != b"got one\n" {
-            let (channel, bytes) = client.read().await?.context("the attachment ended")?;
-            assert_eq!(channel, Channel::Stdout);
-            said.extend_from_slice(&bytes);
-        }
+        hears(client, "got one\n").await?;
     }
     main.logged("got one").await?;
     // Clients that go harm nobody.
     drop(clients);
     tokio::time::timeout(Duration::from_secs(60), main.exec(["true"])).await??;
     assert_eq!(main.state().await?, cri::ContainerState::ContainerRunning);
+    Ok(())
+}
+
+/// Reads stdout until it has said a text.
+pub(crate) async fn hears(client: &mut Exec, text: &str) -> Result<()> {
+    let mut said = String::new();
+    while !said.contains(text) {
+        let next = client.read().await?;
+        let (channel, bytes) = next.with_context(|| format!("the session ended after {said:?}"))?;
+        assert_eq!(channel, Channel::Stdout);
+        said.push_str(&String::from_utf8_lossy(&bytes));
+    }
     Ok(())
 }
 

@@ -1,11 +1,11 @@
 //! Attachments to a container's own streams: with a terminal, with `stdin_once`, at its end, and beside its log.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use hartpod_tests::container::Container;
-use hartpod_tests::streaming::{Channel, Exec, Protocol};
+use hartpod_tests::streaming::{Exec, Protocol};
 use hartpod_tests::{Lab, cri, eventually, tests};
 
-use crate::streaming::COMMANDS;
+use crate::streaming::{COMMANDS, hears};
 
 tests![
     a_terminal_is_attached_to_and_left_and_attached_to_again,
@@ -27,18 +27,6 @@ async fn attach(container: &Container, protocol: Protocol) -> Result<Exec> {
     Exec::attach(container.pod().node().client(), request, protocol).await
 }
 
-/// Reads stdout until it has said a text.
-async fn says(client: &mut Exec, text: &str) -> Result<()> {
-    let mut said = String::new();
-    while !said.contains(text) {
-        let next = client.read().await?;
-        let (channel, bytes) = next.with_context(|| format!("the attachment ended after {said:?}"))?;
-        assert_eq!(channel, Channel::Stdout);
-        said.push_str(&String::from_utf8_lossy(&bytes));
-    }
-    Ok(())
-}
-
 async fn a_terminal_is_attached_to_and_left_and_attached_to_again(lab: &Lab) -> Result<()> {
     let node = lab.node().await?;
     let builder = node.pod("web").run().await?.container("main").command(["sh", "-i"]).with(|config| {
@@ -52,9 +40,9 @@ async fn a_terminal_is_attached_to_and_left_and_attached_to_again(lab: &Lab) -> 
             client.resize(width, height).await?;
             let size = format!("until stty size | grep '^{height} {width}$'; do sleep 0.1; done\r");
             client.write(size.as_bytes()).await?;
-            says(&mut client, &format!("{height} {width}\r\n")).await?;
+            hears(&mut client, &format!("{height} {width}\r\n")).await?;
             client.write(b"echo $((40 + 2))\r").await?;
-            says(&mut client, "\n42\r\n").await?;
+            hears(&mut client, "\n42\r\n").await?;
         }
     }
     assert_eq!(main.state().await?, cri::ContainerState::ContainerRunning);
@@ -68,7 +56,7 @@ async fn a_terminal_is_attached_to_and_left_and_attached_to_again(lab: &Lab) -> 
     };
     let mut client = Exec::attach(node.client(), request, Protocol::SPDY).await?;
     client.write(b"echo $((40 + 3))\r").await?;
-    says(&mut client, "\n43\r\n").await?;
+    hears(&mut client, "\n43\r\n").await?;
     client.write(b"exit 9\r").await?;
     client.finish().await?;
     assert_eq!(main.exited().await?.exit_code, 9);
@@ -86,7 +74,7 @@ async fn the_end_of_input_that_is_open_once_is_the_containers(lab: &Lab) -> Resu
         let main = builder.run().await?;
         let mut client = attach(&main, protocol).await?;
         client.write(b"a line\n").await?;
-        says(&mut client, "a line\n").await?;
+        hears(&mut client, "a line\n").await?;
         client.end_stdin().await?;
         client.finish().await?;
         assert_eq!(main.exited().await?.exit_code, 6, "{protocol:?}");
@@ -102,7 +90,7 @@ async fn input_that_stays_open_outlives_its_client(lab: &Lab) -> Result<()> {
     for (number, protocol) in COMMANDS.into_iter().enumerate() {
         let mut client = attach(&main, protocol).await?;
         client.write(format!("line {number}\n").as_bytes()).await?;
-        says(&mut client, &format!("got line {number}\n")).await?;
+        hears(&mut client, &format!("got line {number}\n")).await?;
         if number == 0 {
             client.end_stdin().await?;
         }

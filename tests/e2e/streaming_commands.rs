@@ -2,13 +2,13 @@
 
 use anyhow::{Context, Result};
 use hartpod_tests::streaming::{Channel, Exec};
-use hartpod_tests::{Lab, cri, eventually, tests};
+use hartpod_tests::{Lab, cri, emulated, eventually, tests};
 
 use crate::streaming::{COMMANDS, exec};
 
 tests![
     exit_codes_and_both_outputs_arrive,
-    twenty_megabytes_go_both_ways_unchanged,
+    megabytes_go_both_ways_unchanged,
     input_that_nobody_reads_waits_and_is_not_lost,
     a_command_may_end_while_its_input_is_open,
     a_child_that_keeps_the_output_does_not_keep_the_client,
@@ -16,6 +16,7 @@ tests![
     a_terminal_has_its_clients_size,
     a_client_that_does_not_read_stops_the_command_alone,
     a_session_ends_with_its_container,
+    a_session_ends_with_its_daemon,
 ];
 
 /// Bytes of every value, whose pattern no block of a power of two repeats.
@@ -47,10 +48,10 @@ async fn exit_codes_and_both_outputs_arrive(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-async fn twenty_megabytes_go_both_ways_unchanged(lab: &Lab) -> Result<()> {
+async fn megabytes_go_both_ways_unchanged(lab: &Lab) -> Result<()> {
     let node = lab.node().await?;
     let main = node.pod("web").run().await?.container("main").idle().run().await?;
-    let sent = pattern(20_000_000);
+    let sent = pattern(if emulated() { 5_000_000 } else { 20_000_000 });
     for protocol in COMMANDS {
         let client = Exec::start(node.client(), exec(&main.id, "cat"), protocol).await?;
         let (mut input, output) = client.split();
@@ -206,6 +207,32 @@ async fn a_session_ends_with_its_container(lab: &Lab) -> Result<()> {
         main.stop(std::time::Duration::ZERO).await?;
         let done = client.finish().await?;
         assert_eq!(done.exit_code()?, 137, "{protocol:?}: {}", done.status);
+    }
+    Ok(())
+}
+
+async fn a_session_ends_with_its_daemon(lab: &Lab) -> Result<()> {
+    let node = lab.node().await?;
+    let main = node.pod("web").run().await?.container("main").idle().run().await?;
+    let begin = async |protocol| {
+        let request = exec(&main.id, "trap '' HUP PIPE; echo begun; sleep 98765 & wait; sleep 98765");
+        let mut client = Exec::start(node.client(), request, protocol).await?;
+        let first = client.read().await?.context("it ended")?;
+        assert_eq!((first.0, &*first.1), (Channel::Stdout, &b"begun\n"[..]), "{protocol:?}");
+        anyhow::Ok(client)
+    };
+    let left = async || Ok(main.sh("ps | grep 'sleep 98765' | grep -cv grep || true").await?);
+    for protocol in COMMANDS {
+        let client = begin(protocol).await?;
+        node.stop().await?;
+        drop(client.finish().await);
+        node.start().await?;
+        eventually("what a stopped daemon's clients ran to be gone", left, |count| count == "0\n").await?;
+        let client = begin(protocol).await?;
+        node.kill().await?;
+        drop(client.finish().await);
+        node.start().await?;
+        eventually("what a killed daemon's clients ran to be gone", left, |count| count == "0\n").await?;
     }
     Ok(())
 }
