@@ -46,7 +46,7 @@ pub mod world;
 
 pub use client::{Client, Refused};
 pub use container::{Container, ContainerBuilder, Output};
-pub use eventually::eventually;
+pub use eventually::{emulated, eventually};
 pub use k8s_cri::v1 as cri;
 pub use lab::Lab;
 pub use node::Node;
