@@ -43,3 +43,43 @@ impl Conduit {
 fn flags() -> SpliceFlags {
     SpliceFlags::NONBLOCK | SpliceFlags::MOVE
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::os::unix::net::UnixStream;
+
+    use rustix::net::sockopt::set_socket_send_buffer_size;
+
+    use super::*;
+
+    #[test]
+    fn what_a_socket_does_not_take_at_once_stays_until_it_does() {
+        let [(from, mut sender), (to, mut receiver)] = [(); 2].map(|()| UnixStream::pair().unwrap());
+        from.set_nonblocking(true).unwrap();
+        to.set_nonblocking(true).unwrap();
+        set_socket_send_buffer_size(&to, 4096).unwrap();
+        let sent: Vec<u8> = (0..50_000_u32).map(|n| n.to_le_bytes()[0]).collect();
+        // In more pieces than a socket takes at once.
+        sent.chunks(500).for_each(|piece| sender.write_all(piece).unwrap());
+        drop(sender);
+        let (mut conduit, mut received, mut parts) = (Conduit::new().unwrap(), Vec::new(), 0);
+        while conduit.fill(from.as_fd()).unwrap() > 0 {
+            loop {
+                match conduit.empty(to.as_fd()) {
+                    Ok(true) => break,
+                    Ok(false) => parts += 1,
+                    Err(error) => {
+                        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+                        let mut some = [0; 1000];
+                        let count = receiver.read(&mut some).unwrap();
+                        received.extend_from_slice(&some[..count]);
+                    }
+                }
+            }
+        }
+        drop(to);
+        receiver.read_to_end(&mut received).unwrap();
+        assert!(received == sent && parts > 0, "{} bytes; {parts} times a part", received.len());
+    }
+}
