@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::Shutdown;
 use rustix::pipe::SpliceFlags;
 use tokio::io::Interest;
@@ -77,6 +78,14 @@ impl Connection {
             // Room to write is no news: forgotten, so that the next thing that happens is waited for.
             let _ = self.0.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
         }
+    }
+
+    /// Whether it is gone already.
+    pub(super) fn has_hung_up(&self) -> bool {
+        let mut polled = [PollFd::new(&self.0, PollFlags::empty())];
+        let _ = poll(&mut polled, Some(&Timespec::default()));
+        let [polled] = polled;
+        polled.revents().contains(PollFlags::HUP)
     }
 
     /// Tells the other end that nothing more comes.

@@ -64,20 +64,26 @@ impl Forward {
         };
         let (to_pod, from_pod) = (self.send_all(&connection), self.receive_all(&connection));
         let (mut to_pod, mut from_pod) = (std::pin::pin!(to_pod), std::pin::pin!(from_pod));
+        // Closing the connection, rather than ending it for writing, tells the client that its own end is of no use any more.
         tokio::select! {
-            () = &mut to_pod => {
+            _ = &mut to_pod => {
+                // A pod that takes no more may still have said something.
                 from_pod.await;
             }
             over = &mut from_pod => match over {
-                Over::Ended => to_pod.await,
+                Over::Ended => {
+                    connection.end();
+                    to_pod.await;
+                }
+                Over::PodBroke => {}
                 // What was sent before is still the pod's.
-                Over::Broken => drop(timeout(LINGER, to_pod).await),
+                Over::ClientLeft => drop(timeout(LINGER, to_pod).await),
             },
         }
     }
 
     /// From the stream to the pod.
-    async fn send_all(&self, connection: &Connection) {
+    async fn send_all(&self, connection: &Connection) -> Over {
         let sent = async {
             let mut bulk = Bulk::No;
             loop {
@@ -101,11 +107,10 @@ impl Forward {
                 bulk.note(bytes.len());
             }
         };
-        if let Err(error) = sent.await {
-            debug!(%error, "a forwarded port takes no more");
-        }
+        let over = Over::of(sent.await, connection);
         // It fails where the pod's end is gone.
         let _ = rustix::net::shutdown(&self.0, Shutdown::Write);
+        over
     }
 
     /// From the pod to the stream.
@@ -128,20 +133,13 @@ impl Forward {
                 connection.write_all(&bytes).await?;
                 bulk.note(bytes.len());
             }
-            connection.end();
             io::Result::Ok(())
         };
         let received = tokio::select! {
             received = received => received,
             () = connection.hung_up() => Err(io::ErrorKind::BrokenPipe.into()),
         };
-        match received {
-            Ok(()) => Over::Ended,
-            Err(error) => {
-                debug!(%error, "a forwarded connection broke");
-                Over::Broken
-            }
-        }
+        Over::of(received, connection)
     }
 }
 
@@ -173,8 +171,18 @@ impl Bulk {
 /// How one way ended.
 enum Over {
     Ended,
-    /// One of the two ends is gone.
-    Broken,
+    /// The pod has broken off its end.
+    PodBroke,
+    /// Nobody is at the other end of the stream.
+    ClientLeft,
+}
+
+impl Over {
+    fn of(copied: io::Result<()>, connection: &Connection) -> Self {
+        let Err(error) = copied else { return Self::Ended };
+        debug!(%error, "a forwarded connection broke");
+        if connection.has_hung_up() { Self::ClientLeft } else { Self::PodBroke }
+    }
 }
 
 async fn connect_to(address: SocketAddr) -> Result<Watched, Refusal> {
@@ -288,6 +296,32 @@ mod tests {
         b.unwrap();
         assert!(at_server == sent && at_client == sent, "bytes lost or mixed up");
         relay.await.unwrap();
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_pod_that_breaks_off_is_told_at_once_after_what_it_has_said() {
+        for client_speaks in [false, true] {
+            let listener = listener("127.0.0.1").await;
+            let (mut server, mut client, relay) = forwarded(&listener).await;
+            server.write_all(b"part").await.unwrap();
+            if client_speaks {
+                // Unread when it is closed: a reset, too.
+                client.write_all(b"question").await.unwrap();
+                assert!(server.peek(&mut [0]).await.unwrap() > 0);
+            } else {
+                server.set_zero_linger().unwrap();
+            }
+            drop(server);
+            // Before what a client that has gone left behind would be given up.
+            timeout(LINGER / 2, relay).await.expect("it waits for the client").unwrap();
+            let mut heard = String::new();
+            client.read_to_string(&mut heard).await.unwrap();
+            if client_speaks {
+                assert_eq!(heard, "part");
+            }
+            let ready = client.ready(Interest::WRITABLE).await.unwrap();
+            assert!(ready.is_write_closed(), "the stream's other way is open");
+        }
     }
 
     #[tokio::test(flavor = "current_thread")]
