@@ -139,7 +139,7 @@ impl BegunExec {
 impl Drop for BegunExec {
     fn drop(&mut self) {
         let Some((target, id)) = self.held.take() else { return };
-        // Nobody waits for this; without a runtime the daemon is ending, and a new one knows nothing of execs either.
+        // Nobody waits for this. When the daemon ends before it is done, the agent kills what it was to kill: everybody has left that.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move { target.kill(&id).await });
         }

@@ -114,7 +114,7 @@ struct Process {
 }
 
 impl Process {
-    /// Waits for the end of the process, by the deadline at the latest, and then of its output.
+    /// Waits for the end of the process and then of its output. What is there of both at the deadline is killed.
     async fn attend(
         self,
         exit: impl Future<Output = Exit>,
@@ -124,15 +124,7 @@ impl Process {
     ) -> WaitExecResponse {
         let Self { pid, terminal: _, exited, input, outputs, clients } = self;
         let end = async {
-            let mut exit = std::pin::pin!(exit);
-            let (exit, timed_out) = tokio::select! {
-                biased;
-                exit = &mut exit => (exit, false),
-                () = until(deadline) => {
-                    kill(leaf);
-                    (exit.await, true)
-                }
-            };
+            let exit = exit.await;
             let _ = exited.send(true);
             for output in outputs {
                 if let Ok(Ended::HeldOpen(pipe)) = output.await {
@@ -140,7 +132,11 @@ impl Process {
                     tokio::spawn(pipe.drain());
                 }
             }
-            WaitExecResponse { exit_code: exit.code, timed_out }
+            exit.code
+        };
+        let killed_late = async {
+            until(deadline).await;
+            kill(leaf);
         };
         let told = async {
             clients.gone().await;
@@ -149,10 +145,12 @@ impl Process {
                 sleep(DESERTED_PAUSE).await;
             }
         };
-        let response: WaitExecResponse = tokio::select! {
+        let (mut end, mut told) = (std::pin::pin!(end), std::pin::pin!(told));
+        let response = tokio::select! {
             biased;
-            response = end => response,
-            response = told => response,
+            exit_code = &mut end => WaitExecResponse { exit_code, timed_out: false },
+            () = killed_late => WaitExecResponse { exit_code: end.await, timed_out: true },
+            response = &mut told => response,
         };
         if let Some(input) = input {
             input.abort();

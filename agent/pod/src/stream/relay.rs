@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep_until};
 use tracing::{debug, warn};
 
 use super::Pipe;
@@ -21,6 +21,12 @@ use super::token::Expected;
 /// Once the process itself has ended, output that others still hold open is over after this long a silence. containerd waits
 /// for ever by default (`drain_exec_sync_io_timeout`), which makes `sh -c 'server &'` a call that does not return.
 const SILENCE: Duration = Duration::from_secs(2);
+
+/// And after this long if they are not silent, once all that the process itself has said is passed on.
+const OTHERS: Duration = Duration::from_secs(10);
+
+/// Bytes that a process leaves behind in its pipe at most (the kernel's `pipe-max-size`): what comes after these is of others.
+const LEFT_MOST: usize = 1 << 20;
 
 /// How the relay of an output ended.
 #[derive(Debug)]
@@ -38,7 +44,7 @@ pub(crate) async fn relay(
     pipe: Pipe,
     expected: Option<Expected>,
     taps: Taps,
-    mut exited: watch::Receiver<bool>,
+    exited: watch::Receiver<bool>,
     client: Option<Client>,
 ) -> Ended {
     let waits_for_taps = expected.is_none();
@@ -49,11 +55,15 @@ pub(crate) async fn relay(
             warn!("nobody connected to an output stream, dropping the output");
         }
     }
-    let mut relay = Relay { pipe, connection, client, taps, waits_for_taps, can_splice: true };
+    let mut relay = Relay { pipe, connection, client, taps, waits_for_taps, can_splice: true, passed: 0 };
+    let mut aftermath = Aftermath { exited, passed: 0, over: None };
     if relay.connection.is_none() {
         relay.without_client();
     }
     let more = loop {
+        if aftermath.is_over(std::mem::take(&mut relay.passed)) {
+            break More::Perhaps;
+        }
         let readable = tokio::select! {
             biased;
             readable = relay.pipe.readable() => readable,
@@ -61,7 +71,7 @@ pub(crate) async fn relay(
                 relay.drop_connection(&io::ErrorKind::BrokenPipe.into());
                 continue;
             }
-            () = silence(&mut exited) => break More::Perhaps,
+            () = aftermath.silence() => break More::Perhaps,
         };
         let passed = match readable {
             Ok(()) => relay.pass_on().await,
@@ -83,10 +93,35 @@ pub(crate) async fn relay(
     }
 }
 
-async fn silence(exited: &mut watch::Receiver<bool>) {
-    // A sender that is gone means the same: nobody is left who could say more.
-    let _ = exited.wait_for(|exited| *exited).await;
-    sleep(SILENCE).await;
+/// What comes after the end of the process itself.
+struct Aftermath {
+    exited: watch::Receiver<bool>,
+    /// Bytes since.
+    passed: usize,
+    /// When what others say is over; known once nothing of the process itself is left to pass on.
+    over: Option<Instant>,
+}
+
+impl Aftermath {
+    /// Whether others have had their time. `passed` bytes have come since this was asked the last time.
+    fn is_over(&mut self, passed: usize) -> bool {
+        // A sender that is gone means the same: nobody is left who could say more.
+        if *self.exited.borrow() || self.exited.has_changed().is_err() {
+            self.passed = self.passed.saturating_add(passed);
+            if self.passed > LEFT_MOST {
+                self.over.get_or_insert_with(|| Instant::now() + OTHERS);
+            }
+        }
+        self.over.is_some_and(|over| over <= Instant::now())
+    }
+
+    /// To be waited for while there is nothing to pass on: becomes ready when nothing more is to be waited for.
+    async fn silence(&mut self) {
+        let _ = self.exited.wait_for(|exited| *exited).await;
+        let now = Instant::now();
+        let over = *self.over.get_or_insert(now + OTHERS);
+        sleep_until(over.min(now + SILENCE)).await;
+    }
 }
 
 /// Whether an output may say more.
@@ -104,6 +139,8 @@ struct Relay {
     waits_for_taps: bool,
     /// Until the kernel says that it cannot: a terminal is no pipe.
     can_splice: bool,
+    /// Bytes that nobody has asked for yet how many they are.
+    passed: usize,
 }
 
 impl Relay {
@@ -113,7 +150,10 @@ impl Relay {
             let tapped = || self.taps.are_wanted();
             match connection.splice_from(self.pipe.as_fd(), tapped).await {
                 Ok(Some(0)) => return Ok(More::No),
-                Ok(Some(_)) => return Ok(More::Perhaps),
+                Ok(Some(count)) => {
+                    self.passed += count;
+                    return Ok(More::Perhaps);
+                }
                 Ok(None) => {}
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => self.can_splice = false,
                 Err(error) => self.drop_connection(&error),
@@ -123,6 +163,7 @@ impl Relay {
         if bytes.is_empty() {
             return Ok(More::No);
         }
+        self.passed += bytes.len();
         if self.waits_for_taps {
             self.taps.copy_whole(&bytes).await;
         } else {
@@ -161,6 +202,7 @@ impl Relay {
 mod tests {
     use tokio::io::AsyncReadExt;
     use tokio::net::UnixStream;
+    use tokio::time::sleep;
 
     use super::*;
     use crate::stream::token::{Token, Tokens};
@@ -238,6 +280,49 @@ mod tests {
         drop(client);
         Pipe::writer(writer).unwrap().write_all(&vec![b'z'; 1 << 20]).await.unwrap();
         assert!(matches!(relay.await.unwrap(), Ended::Eof));
+    }
+
+    #[tokio::test(flavor = "current_thread", start_paused = true)]
+    async fn others_who_never_fall_silent_have_their_time() {
+        let (tokens, token, expected) = stream();
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let (running, exited) = watch::channel(false);
+        let pipe = Pipe::reader(reader).unwrap();
+        let relay = tokio::spawn(relay(pipe, Some(expected), Taps::default(), exited, None));
+        let (ours, mut client) = UnixStream::pair().unwrap();
+        tokens.present(token, ours);
+        let others = Pipe::writer(writer).unwrap();
+        let talk = tokio::spawn(async move {
+            while others.write_all(b"tick\n").await.is_ok() {
+                sleep(SILENCE / 2).await;
+            }
+        });
+        running.send(true).unwrap();
+        let begun = Instant::now();
+        let mut said = String::new();
+        // Paused, so that this is no time of the machine.
+        sleep_until(begun + 2 * OTHERS).await;
+        assert!(relay.is_finished(), "it waits for others");
+        client.read_to_string(&mut said).await.unwrap();
+        assert!(said.len() >= 9 * 5, "{said}");
+        let Ended::HeldOpen(pipe) = relay.await.unwrap() else { panic!("the pipe was still open") };
+        drop(pipe);
+        talk.await.unwrap();
+    }
+
+    #[tokio::test(flavor = "current_thread", start_paused = true)]
+    async fn others_who_say_more_than_is_read_have_their_time_after_what_the_process_has_said() {
+        let (running, exited) = watch::channel(false);
+        let mut aftermath = Aftermath { exited, passed: 0, over: None };
+        assert!(!aftermath.is_over(10 * LEFT_MOST));
+        running.send(true).unwrap();
+        assert!(!aftermath.is_over(LEFT_MOST));
+        // However long a reader takes for it.
+        sleep(2 * OTHERS).await;
+        assert!(!aftermath.is_over(0));
+        assert!(!aftermath.is_over(1));
+        sleep(OTHERS).await;
+        assert!(aftermath.is_over(0));
     }
 
     #[tokio::test(flavor = "current_thread", start_paused = true)]
