@@ -28,6 +28,15 @@ pub(super) async fn open(node: &Arc<Node>, sandbox: String, port: u16) -> Result
     Ok(halves(agent.open_stream(&token).await?))
 }
 
+/// Waits until a pod has no agent: one that is gone is not followed by another.
+pub(super) async fn gone(node: &Arc<Node>, sandbox: String) {
+    // A pod that is not known is gone.
+    let Ok(pod) = node.registry.pod(&sandbox) else { return };
+    let mut snapshot = pod.snapshot;
+    // An error is the end of the pod, too.
+    let _ = snapshot.wait_for(|pod| pod.agent.is_none()).await;
+}
+
 /// The two ways of a stream to a port. An agent whose pod breaks its end off closes the stream: an end of both ways at once, though only one of
 /// them was said to have ended. Reading tells that as the reset that it is.
 fn halves(stream: UnixStream) -> Connection {
@@ -135,13 +144,4 @@ mod tests {
         let (heard, outcome) = read(&mut connection).await;
         assert_eq!((heard.as_str(), outcome.unwrap()), ("answer", 6));
     }
-}
-
-/// Waits until a pod has no agent: one that is gone is not followed by another.
-pub(super) async fn gone(node: &Arc<Node>, sandbox: String) {
-    // A pod that is not known is gone.
-    let Ok(pod) = node.registry.pod(&sandbox) else { return };
-    let mut snapshot = pod.snapshot;
-    // An error is the end of the pod, too.
-    let _ = snapshot.wait_for(|pod| pod.agent.is_none()).await;
 }
