@@ -81,7 +81,7 @@ lab-shell: as-root ## a prompt in such a machine: LAB_MACHINE=aia, plain or plic
 lab-bench: as-root ## time and weigh guests against QEMU with KVM, in such a machine: a quarter of an hour
 	@tests/setup/need-rust
 	@tests/lab/install
-	@tests/lab/build
+	@tests/lab/build $(if $(filter streams,$(LAB_ARGS)),hartpod-bench)
 	@tests/lab/bench $(LAB_ARGS)
 
 .PHONY: bench

@@ -18,6 +18,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use hartpod_tests::guest;
 
 use crate::drive::{Figures, Load};
 use crate::endpoint::Endpoint;
@@ -77,6 +78,7 @@ async fn bench(args: &Args) -> Result<bool> {
     let parts = Parts {
         daemon: args.endpoint.is_none(),
         registry: args.image.is_none(),
+        guests: args.handler == guest::HANDLER,
         conflist: args.conflist.as_deref().map(read_conflist).transpose()?,
     };
     let own = Own::start(parts).await?;
@@ -96,7 +98,7 @@ async fn bench(args: &Args) -> Result<bool> {
     }
     let mut missed = table::missed_floors(&figures, other);
     if let Some((mine, theirs)) = streams {
-        missed.extend(streams::table::missed_floors(mine, theirs, args.handler == "vm"));
+        missed.extend(streams::table::missed_floors(mine, theirs, args.handler == guest::HANDLER));
     }
     for line in &missed {
         eprintln!("floor missed: {line}");

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use hartpod_tests::node::NodeBuilder;
 use hartpod_tests::registry::Registry;
-use hartpod_tests::{Node, cgroup, cni};
+use hartpod_tests::{Node, cgroup, cni, guest};
 use serde_json::Value;
 use tokio::process::Command;
 
@@ -15,6 +15,8 @@ use tokio::process::Command;
 pub(crate) struct Parts {
     pub(crate) daemon: bool,
     pub(crate) registry: bool,
+    /// The daemon's pods may be guests, whose image is made for it.
+    pub(crate) guests: bool,
     /// The daemon's network, instead of the one that tests have.
     pub(crate) conflist: Option<Value>,
 }
@@ -57,7 +59,10 @@ impl Own {
             if let Some(conflist) = parts.conflist {
                 node = node.network(|_| Some(conflist));
             }
-            self.node = Some(node.start().await?);
+            let node = self.node.insert(node.start().await?);
+            if parts.guests {
+                guest::provide_image(&node.root())?;
+            }
         }
         Ok(())
     }
