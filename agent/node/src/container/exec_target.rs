@@ -15,8 +15,8 @@ use crate::pod::PodHandle;
 use crate::registry::LookupError;
 use crate::status_code::Coded;
 
-/// For the agent to forget an exec that was killed: one that takes longer is not doing its work.
-pub(super) const KILL_MARGIN: Duration = Duration::from_secs(10);
+/// For the agent to forget an exec that was killed, whose output others may hold open for 10 s more: one that takes longer is not doing its work.
+pub(super) const KILL_MARGIN: Duration = Duration::from_secs(20);
 
 /// For an agent that a connection broke to be reached again.
 const REACH_WAIT: Duration = Duration::from_secs(10);

@@ -114,7 +114,8 @@ struct Process {
 }
 
 impl Process {
-    /// Waits for the end of the process and then of its output. What is there of both at the deadline is killed.
+    /// Waits for the end of the process, by the deadline at the latest, and then of its output, which has a time of its own: what the process has left
+    /// in the background runs on.
     async fn attend(
         self,
         exit: impl Future<Output = Exit>,
@@ -124,7 +125,15 @@ impl Process {
     ) -> WaitExecResponse {
         let Self { pid, terminal: _, exited, input, outputs, clients } = self;
         let end = async {
-            let exit = exit.await;
+            let mut exit = std::pin::pin!(exit);
+            let (exit, timed_out) = tokio::select! {
+                biased;
+                exit = &mut exit => (exit, false),
+                () = until(deadline) => {
+                    kill(leaf);
+                    (exit.await, true)
+                }
+            };
             let _ = exited.send(true);
             for output in outputs {
                 if let Ok(Ended::HeldOpen(pipe)) = output.await {
@@ -132,11 +141,7 @@ impl Process {
                     tokio::spawn(pipe.drain());
                 }
             }
-            exit.code
-        };
-        let killed_late = async {
-            until(deadline).await;
-            kill(leaf);
+            WaitExecResponse { exit_code: exit.code, timed_out }
         };
         let told = async {
             clients.gone().await;
@@ -145,12 +150,10 @@ impl Process {
                 sleep(DESERTED_PAUSE).await;
             }
         };
-        let (mut end, mut told) = (std::pin::pin!(end), std::pin::pin!(told));
-        let response = tokio::select! {
+        let response: WaitExecResponse = tokio::select! {
             biased;
-            exit_code = &mut end => WaitExecResponse { exit_code, timed_out: false },
-            () = killed_late => WaitExecResponse { exit_code: end.await, timed_out: true },
-            response = &mut told => response,
+            response = end => response,
+            response = told => response,
         };
         if let Some(input) = input {
             input.abort();
