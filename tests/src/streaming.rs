@@ -9,7 +9,7 @@
 //! exec.write(b"hello\n").await?;
 //! exec.end_stdin().await?;
 //! let done = exec.finish().await?;
-//! assert_eq!((done.text(), done.exit_code()?), ("hello\n", 0));
+//! assert_eq!((&*done.text(), done.exit_code()?), ("hello\n", 0));
 //!
 //! let mut forward = Forward::start(client, "the pod's id", &[80], Protocol::SPDY_PORTS).await?;
 //! let connection = forward.connect(80).await?;
