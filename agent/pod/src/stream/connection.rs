@@ -2,9 +2,11 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::Shutdown;
+use rustix::io::Errno;
+use rustix::net::{SendFlags, Shutdown};
 use rustix::pipe::SpliceFlags;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
@@ -16,11 +18,15 @@ const SPLICE: usize = 1 << 20;
 ///
 /// Reading and writing are tried before they are waited for: [`Connection::hung_up`] uses up what the runtime knows of the room to write.
 #[derive(Debug)]
-pub(crate) struct Connection(UnixStream);
+pub(crate) struct Connection {
+    stream: UnixStream,
+    /// The other end was told that nothing more comes.
+    ended: AtomicBool,
+}
 
 impl Connection {
     pub(crate) fn new(stream: UnixStream) -> Self {
-        Self(stream)
+        Self { stream, ended: AtomicBool::new(false) }
     }
 
     pub(super) async fn io<R>(
@@ -30,10 +36,10 @@ impl Connection {
     ) -> io::Result<R> {
         // A stream that never has to wait lets others have their turn.
         tokio::task::coop::consume_budget().await;
-        let mut operation = || operation(self.0.as_fd());
+        let mut operation = || operation(self.stream.as_fd());
         match operation() {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.0.async_io(interest, operation).await
+                self.stream.async_io(interest, operation).await
             }
             outcome => outcome,
         }
@@ -71,27 +77,35 @@ impl Connection {
 
     /// Becomes ready when the other end is gone, which its end of input alone is not.
     pub(crate) async fn hung_up(&self) {
-        while let Ok(ready) = self.0.ready(Interest::WRITABLE).await {
-            if ready.is_write_closed() {
+        while let Ok(ready) = self.stream.ready(Interest::WRITABLE).await {
+            if ready.is_write_closed() || self.is_refused() {
                 return;
             }
             // Room to write is no news: forgotten, so that the next thing that happens is waited for.
-            let _ = self.0.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+            let _ = self.stream.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
         }
     }
 
     /// Whether it is gone already.
     pub(super) fn has_hung_up(&self) -> bool {
-        let mut polled = [PollFd::new(&self.0, PollFlags::empty())];
+        let mut polled = [PollFd::new(&self.stream, PollFlags::empty())];
         let _ = poll(&mut polled, Some(&Timespec::default()));
         let [polled] = polled;
-        polled.revents().contains(PollFlags::HUP)
+        polled.revents().contains(PollFlags::HUP) || self.is_refused()
+    }
+
+    /// Whether the other end takes nothing any more. A vsock whose peer has closed is no hang-up to poll(2) until our end is shut down too
+    /// (net/vmw_vsock/af_vsock.c, vsock_poll), but writing fails there, if only of nothing; of a unix socket it never does.
+    fn is_refused(&self) -> bool {
+        let nothing = || rustix::net::send(&self.stream, &[], SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+        !self.ended.load(Ordering::Relaxed) && matches!(nothing(), Err(Errno::PIPE | Errno::CONNRESET))
     }
 
     /// Tells the other end that nothing more comes.
     pub(super) fn end(&self) {
+        self.ended.store(true, Ordering::Relaxed);
         // It fails where the other end is gone.
-        let _ = rustix::net::shutdown(&self.0, Shutdown::Write);
+        let _ = rustix::net::shutdown(&self.stream, Shutdown::Write);
     }
 }
 
