@@ -30,8 +30,10 @@ pub const DAEMON: &str = "HARTPOD_E2E_DAEMON";
 
 /// The folder with `hartpod` and `hartpod-pod`: `HARTPOD_BIN_DIR`, or where `make build` puts them.
 pub fn bin_dir() -> PathBuf {
-    std::env::var_os("HARTPOD_BIN_DIR")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/hartpod"), PathBuf::from)
+    std::env::var_os("HARTPOD_BIN_DIR").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("target").join("hartpod"),
+        PathBuf::from,
+    )
 }
 
 /// A node that is not there yet.
