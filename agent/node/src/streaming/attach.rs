@@ -25,18 +25,7 @@ pub(super) async fn open(node: &Arc<Node>, request: AttachRequest) -> Result<Ses
     };
     target.agent.attach(attach).await?;
     let Opened { stdin, stdout, stderr } = tokens.open(&target.agent).await?;
-    let size = streams.tty.then(|| {
-        let target = target.clone();
-        follow_sizes(move |size| {
-            let target = target.clone();
-            async move {
-                let size = (size.width, size.height);
-                if let Err(error) = target.agent.resize_terminal(&target.container, None, size).await {
-                    tracing::debug!(container = %target.container, %error, "a container's terminal keeps its size");
-                }
-            }
-        })
-    });
+    let size = streams.tty.then(|| follow_sizes(target.clone(), None));
     let mut pod = target.pod.snapshot.clone();
     let exit = Box::pin(async move {
         // An error is the end of the pod.

@@ -39,19 +39,7 @@ pub(super) async fn open(
     let exec = BegunExec::new(target.clone(), exec_id.clone());
     target.agent.start_exec(start).await?;
     let Opened { stdin, stdout, stderr } = tokens.open(&target.agent).await?;
-    let size = streams.tty.then(|| {
-        let (target, exec_id) = (target.clone(), exec_id.clone());
-        follow_sizes(move |size| {
-            let (target, exec_id) = (target.clone(), exec_id.clone());
-            async move {
-                let size = (size.width, size.height);
-                let told = target.agent.resize_terminal(&target.container, Some(&exec_id), size).await;
-                if let Err(error) = told {
-                    tracing::debug!(container = %target.container, %error, "an exec's terminal keeps its size");
-                }
-            }
-        })
-    });
+    let size = streams.tty.then(|| follow_sizes(target, Some(exec_id)));
     let exit = Box::pin(async move { Ok(exec.ended().await?) });
     Ok(Session { stdin, stdout, stderr, size, exit })
 }

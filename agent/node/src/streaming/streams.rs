@@ -6,6 +6,7 @@ use hartpod_streaming::{Input, Output, Streams, TerminalSize};
 use tokio::sync::watch;
 
 use crate::agent_client::{AgentClient, StreamError, Token};
+use crate::container::ExecTarget;
 
 /// A token for each stream that a client is to have.
 #[derive(Debug)]
@@ -52,19 +53,17 @@ impl Tokens {
     }
 }
 
-/// Hands each new size of a client's terminal to `tell`, until the session is over. A size that came meanwhile replaces one that waits.
-pub(super) fn follow_sizes<F>(
-    tell: impl Fn(TerminalSize) -> F + Send + 'static,
-) -> watch::Sender<Option<TerminalSize>>
-where
-    F: Future<Output = ()> + Send,
-{
+/// Tells the terminal of a container, or of an exec in it, each new size of its client's until the session is over. A size that came meanwhile
+/// replaces one that waits.
+pub(super) fn follow_sizes(target: ExecTarget, exec: Option<String>) -> watch::Sender<Option<TerminalSize>> {
     let (sender, mut sizes) = watch::channel(None);
     tokio::spawn(async move {
         while sizes.changed().await.is_ok() {
-            let size = *sizes.borrow_and_update();
-            if let Some(size) = size {
-                tell(size).await;
+            let Some(TerminalSize { width, height }) = *sizes.borrow_and_update() else { continue };
+            let told =
+                target.agent.resize_terminal(&target.container, exec.as_deref(), (width, height)).await;
+            if let Err(error) = told {
+                tracing::debug!(container = %target.container, exec, %error, "a terminal keeps its size");
             }
         }
     });
