@@ -34,6 +34,17 @@ pub(crate) fn exec(container: &str, script: &str) -> cri::ExecRequest {
     }
 }
 
+/// `kubectl attach -i`.
+pub(crate) fn attachment(container: &str) -> cri::AttachRequest {
+    cri::AttachRequest {
+        container_id: container.to_owned(),
+        stdin: true,
+        stdout: true,
+        stderr: true,
+        ..Default::default()
+    }
+}
+
 async fn a_command_talks_to_its_client_and_its_exit_code_arrives(lab: &Lab) -> Result<()> {
     let node = lab.node().await?;
     let main = node.pod("web").run().await?.container("main").idle().run().await?;
@@ -86,13 +97,7 @@ async fn an_attached_client_gets_what_the_container_says_and_the_log_has_it_too(
     let builder =
         builder.sh("while read line; do echo got $line; done; exit 0").with(|config| config.stdin = true);
     let main = builder.run().await?;
-    let request = cri::AttachRequest {
-        container_id: main.id.clone(),
-        stdin: true,
-        stdout: true,
-        stderr: true,
-        ..Default::default()
-    };
+    let request = attachment(&main.id);
     let mut clients = Vec::new();
     for (number, protocol) in COMMANDS.into_iter().enumerate() {
         let mut client = Exec::attach(node.client(), request.clone(), protocol).await?;

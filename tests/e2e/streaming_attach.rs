@@ -5,7 +5,7 @@ use hartpod_tests::container::Container;
 use hartpod_tests::streaming::{Exec, Protocol};
 use hartpod_tests::{Lab, cri, eventually, tests};
 
-use crate::streaming::{COMMANDS, hears};
+use crate::streaming::{COMMANDS, attachment, hears};
 
 tests![
     a_terminal_is_attached_to_and_left_and_attached_to_again,
@@ -47,14 +47,7 @@ async fn a_terminal_is_attached_to_and_left_and_attached_to_again(lab: &Lab) -> 
     }
     assert_eq!(main.state().await?, cri::ContainerState::ContainerRunning);
     // A client without a terminal has no sizes to tell.
-    let request = cri::AttachRequest {
-        container_id: main.id.clone(),
-        stdin: true,
-        stdout: true,
-        stderr: true,
-        ..Default::default()
-    };
-    let mut client = Exec::attach(node.client(), request, Protocol::SPDY).await?;
+    let mut client = Exec::attach(node.client(), attachment(&main.id), Protocol::SPDY).await?;
     client.write(b"echo $((40 + 3))\r").await?;
     hears(&mut client, "\n43\r\n").await?;
     client.write(b"exit 9\r").await?;

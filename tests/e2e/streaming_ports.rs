@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use hartpod_tests::skip::Need;
 use hartpod_tests::streaming::{Forward, Protocol};
-use hartpod_tests::{Lab, eventually, tests};
+use hartpod_tests::{Lab, Pod, eventually, tests};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -27,8 +27,7 @@ const SPDY: [Protocol; 2] = [Protocol::SPDY_PORTS, Protocol::TUNNEL_PORTS];
 async fn a_refused_port_is_told_and_harms_no_other_connection(lab: &Lab) -> Result<()> {
     let node = lab.node().await?;
     let pod = node.pod("web").run().await?;
-    let main = pod.container("main").sh("exec nc -ll -p 8080 -e cat").run().await?;
-    listens(&main, 8080).await?;
+    serves(&pod, "exec nc -ll -p 8080 -e cat").await?;
     for protocol in SPDY {
         let mut forward = Forward::start(node.client(), &pod.id, &[8080], protocol).await?;
         let mut good = forward.connect(8080).await?;
@@ -49,13 +48,12 @@ async fn a_refused_port_is_told_and_harms_no_other_connection(lab: &Lab) -> Resu
     Ok(())
 }
 
-/// Waits for a server in the container.
-async fn listens(container: &hartpod_tests::container::Container, port: u16) -> Result<()> {
-    let hex = format!("{port:04X}");
+/// Runs a container whose script serves port 8080, and waits until it listens.
+async fn serves(pod: &Pod, script: &str) -> Result<()> {
+    let main = pod.container("main").sh(script).run().await?;
     let seen = async || {
-        let script =
-            format!("cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep -c ':{hex} .* 0A ' || true");
-        container.sh(&script).await
+        // 8080 in hexadecimal, and the state of a listener.
+        main.sh("cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep -c ':1F90 .* 0A ' || true").await
     };
     eventually("the server to listen", seen, |count| count != "0\n").await?;
     Ok(())
@@ -64,8 +62,7 @@ async fn listens(container: &hartpod_tests::container::Container, port: u16) -> 
 async fn the_end_of_what_a_client_sends_leaves_the_answer_whole(lab: &Lab) -> Result<()> {
     let node = lab.node().await?;
     let pod = node.pod("web").run().await?;
-    let main = pod.container("main").sh("exec nc -ll -p 8080 -e md5sum").run().await?;
-    listens(&main, 8080).await?;
+    serves(&pod, "exec nc -ll -p 8080 -e md5sum").await?;
     for protocol in SPDY {
         let mut forward = Forward::start(node.client(), &pod.id, &[8080], protocol).await?;
         let connection = forward.connect(8080).await?;
@@ -84,8 +81,7 @@ async fn the_end_of_what_a_client_sends_leaves_the_answer_whole(lab: &Lab) -> Re
 async fn fifty_connections_at_once_are_kept_apart(lab: &Lab) -> Result<()> {
     let node = lab.node().await?;
     let pod = node.pod("web").run().await?;
-    let main = pod.container("main").sh("exec nc -ll -p 8080 -e cat").run().await?;
-    listens(&main, 8080).await?;
+    serves(&pod, "exec nc -ll -p 8080 -e cat").await?;
     for protocol in SPDY {
         let mut forward = Forward::start(node.client(), &pod.id, &[8080], protocol).await?;
         let mut connections = JoinSet::new();
@@ -120,8 +116,7 @@ async fn a_port_of_the_sixth_version_alone_is_reached(lab: &Lab) -> Result<()> {
     let node = lab.node().await?;
     let pod = node.pod("web").run().await?;
     let script = "mkdir /www; echo from the pod >/www/page; exec httpd -f -p [::1]:8080 -h /www";
-    let main = pod.container("main").sh(script).run().await?;
-    listens(&main, 8080).await?;
+    serves(&pod, script).await?;
     for protocol in PORTS {
         let mut forward = Forward::start(node.client(), &pod.id, &[8080], protocol).await?;
         let mut connection = forward.connect(8080).await?;
@@ -158,8 +153,7 @@ async fn connections_end_with_their_pod(lab: &Lab) -> Result<()> {
     let node = lab.node().await?;
     for protocol in SPDY {
         let pod = node.pod("web").run().await?;
-        let main = pod.container("main").sh("exec nc -ll -p 8080 -e cat").run().await?;
-        listens(&main, 8080).await?;
+        serves(&pod, "exec nc -ll -p 8080 -e cat").await?;
         let mut forward = Forward::start(node.client(), &pod.id, &[8080], protocol).await?;
         let mut connection = forward.connect(8080).await?;
         connection.write(b"there").await?;
