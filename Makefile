@@ -30,7 +30,7 @@ export STATIC_FLAGS := $(STATIC)
 export AGENT_FLAGS  := $(AGENT)
 
 BUILD_PACKAGES := gcc libc6-dev
-TEST_PACKAGES  := $(BUILD_PACKAGES) docker-registry erofs-utils containernetworking-plugins iproute2 iptables busybox-static protobuf-compiler
+TEST_PACKAGES  := $(BUILD_PACKAGES) docker-registry erofs-utils containernetworking-plugins iproute2 iptables busybox-static protobuf-compiler prometheus
 # The client of the tests is the k8s-cri crate, which is built with protoc.
 LINT_PACKAGES  := $(BUILD_PACKAGES) protobuf-compiler
 

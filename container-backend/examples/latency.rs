@@ -87,6 +87,7 @@ fn measure(layers_dir: &Path, containers_dir: &Path, pid: PodPid, containers: u8
         containers_dir: containers_dir.into(),
         shm_size: 0,
         sysctls: BTreeMap::new(),
+        mount_label: String::new(),
     };
     let begin = Instant::now();
     let (pod, _) = Pod::set_up(setup).unwrap();
@@ -120,6 +121,7 @@ fn one(pod: &Pod, pid: PodPid, n: u8, record: &mut dyn FnMut(&'static str, Durat
         id: id.clone(),
         spec: spec(),
         rootfs: RootFs::Overlay(Overlay { layers: vec!["one".into()], scratch: format!("{pid:?}{n}") }),
+        images: Vec::new(),
         user: String::new(),
         groups: GroupPolicy::Merge,
         pid: if pid == PodPid::Shared { PidNamespace::Pod } else { PidNamespace::Container },

@@ -11,6 +11,7 @@ use crate::cgroup::{Leaf, Limits};
 use crate::channel::Channel;
 use crate::container::create::{self, CgroupNamespace, CreatePlan, PidJoin, RootAccess, StreamPlan};
 use crate::container::exec::{self, ExecPlan};
+use crate::container::image_volume::ImageLayers;
 use crate::container::mount_plan::MountPlan;
 use crate::container::settings::{ProcessSettings, text};
 use crate::container::user::UserRequest;
@@ -21,7 +22,9 @@ use crate::failure::Failure;
 use crate::launch::{Creating, Draft, DraftPid, Execing, LaunchError, agent};
 use crate::pod::Pod;
 use crate::report::Listener;
-use crate::request::{ContainerRequest, ExecRequest, PidNamespace, ResolvedUser, RootFs, Stdio};
+use crate::request::{
+    ContainerRequest, ExecRequest, PidNamespace, ResolvedUser, RootFs, Stdio, VolumeImage, VolumeLayers,
+};
 use crate::sys::clone::{self, Birth};
 use crate::sys::mailbox::Mailbox;
 
@@ -46,10 +49,12 @@ impl Pod {
             rootfs: request.rootfs,
             overlay_api: self.overlay_api,
             mounts: lowered.mounts,
+            images: lowered.images,
             devices: devices::plan(request.spec.linux().as_ref().and_then(|linux| linux.devices().as_ref())),
             masked_paths: lowered.masked_paths,
             read_only_paths: lowered.read_only_paths,
             root: lowered.root,
+            mount_label: lowered.mount_label,
             cgroup_namespace: lowered.cgroup_namespace,
             pid: pid.join(),
             user: lowered.user,
@@ -169,9 +174,11 @@ impl<'a> JoinedPid<'a> {
 /// What the child needs of the spec beside the process settings.
 struct Lowered {
     mounts: Vec<MountPlan>,
+    images: Vec<ImageLayers>,
     masked_paths: Vec<String>,
     read_only_paths: Vec<String>,
     root: RootAccess,
+    mount_label: Option<String>,
     cgroup_namespace: CgroupNamespace,
     user: UserRequest,
     argv: Vec<CString>,
@@ -203,11 +210,14 @@ impl Lowered {
             gid: user.map_or(0, |u| u.gid()),
             additional_gids: user.and_then(|u| u.additional_gids().clone()).unwrap_or_default(),
         };
+        let images = request.images.iter().map(image_layers).collect::<Result<_, _>>()?;
         Ok(Self {
             mounts,
+            images,
             masked_paths: linux.and_then(|l| l.masked_paths().clone()).unwrap_or_default(),
             read_only_paths: linux.and_then(|l| l.readonly_paths().clone()).unwrap_or_default(),
             root: if read_only { RootAccess::ReadOnly } else { RootAccess::ReadWrite },
+            mount_label: linux.and_then(|l| l.mount_label().clone()).filter(|label| !label.is_empty()),
             cgroup_namespace: if own_cgroups { CgroupNamespace::Private } else { CgroupNamespace::Host },
             user: UserRequest { text: request.user.clone(), fallback, groups: request.groups },
             argv: argv(&args)?,
@@ -217,14 +227,20 @@ impl Lowered {
 }
 
 /// Names become parts of paths and of mount options.
+fn is_plain(name: &str) -> bool {
+    let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    !name.is_empty() && !name.starts_with('.') && name.len() <= 128 && name.bytes().all(good)
+}
+
+fn too_many_layers(count: usize) -> LaunchError {
+    let why = format!("{count} layers are more than the {} that overlayfs takes", rootfs::MAX_LAYERS);
+    LaunchError::Spec { why }
+}
+
 fn check_root(root: &RootFs) -> Result<(), LaunchError> {
-    let plain = |name: &str| {
-        let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-        !name.is_empty() && !name.starts_with('.') && name.len() <= 128 && name.bytes().all(good)
-    };
     let layers = match root {
         RootFs::Overlay(overlay) => {
-            if let Some(name) = overlay.layers.iter().chain([&overlay.scratch]).find(|name| !plain(name)) {
+            if let Some(name) = overlay.layers.iter().chain([&overlay.scratch]).find(|name| !is_plain(name)) {
                 let why = format!("`{name}` is not the name of a layer or scratch folder");
                 return Err(LaunchError::Spec { why });
             }
@@ -235,11 +251,20 @@ fn check_root(root: &RootFs) -> Result<(), LaunchError> {
     match layers {
         0 => Err(LaunchError::Spec { why: "the image has no layers".into() }),
         1..=rootfs::MAX_LAYERS => Ok(()),
-        _ => {
-            let why =
-                format!("{layers} layers are more than the {} that overlayfs takes", rootfs::MAX_LAYERS);
-            Err(LaunchError::Spec { why })
+        count => Err(too_many_layers(count)),
+    }
+}
+
+fn image_layers(image: &VolumeImage) -> Result<ImageLayers, LaunchError> {
+    if let VolumeLayers::Folders(names) = &image.layers {
+        if let Some(name) = names.iter().find(|name| !is_plain(name)) {
+            return Err(LaunchError::Spec { why: format!("`{name}` is not the name of a layer") });
         }
+    }
+    let layers = ImageLayers::of(image);
+    match layers.folders.len() {
+        0..=rootfs::MAX_LAYERS => Ok(layers),
+        count => Err(too_many_layers(count)),
     }
 }
 

@@ -30,6 +30,17 @@ pub enum Failure {
         /// `shared`, or `shared or slave`.
         wanted: String,
     },
+    /// A volume's source cannot be given a SELinux label.
+    #[error("relabel {}: {what}", .source_path.display())]
+    Relabel {
+        /// Path on the host.
+        source_path: PathBuf,
+        /// What was tried, or why it is not.
+        what: String,
+        /// What the kernel said.
+        #[source]
+        errno: Errno,
+    },
     /// Where a mount should go cannot be found or made in the image.
     #[error("mount point {}", .destination.display())]
     MountPoint {
@@ -80,6 +91,19 @@ pub enum Failure {
     #[error("root file system: {what}")]
     RootFs {
         /// What was tried, with the layer or folder.
+        what: String,
+        /// What the kernel said.
+        #[source]
+        errno: Errno,
+    },
+    /// An image could not be mounted. The kubelet knows such failures by their first word (cri-api, ErrImageVolumeMountFailed).
+    #[error("ImageVolumeMountFailed: {image} on {}: {what}", .destination.display())]
+    ImageVolume {
+        /// What the mount calls the image.
+        image: String,
+        /// Path in the container.
+        destination: PathBuf,
+        /// What was tried.
         what: String,
         /// What the kernel said.
         #[source]
@@ -216,7 +240,10 @@ impl Failure {
     #[must_use]
     pub fn blame(&self) -> Blame {
         match self {
-            Self::MountSource { errno: Errno::NOENT, .. } => Blame::Missing,
+            Self::MountSource { errno: Errno::NOENT, .. } | Self::Relabel { errno: Errno::NOENT, .. } => {
+                Blame::Missing
+            }
+            Self::Relabel { errno: Errno::PERM, .. } => Blame::Request,
             Self::Command(_) | Self::PidNamespace => Blame::Missing,
             Self::Propagation { .. }
             | Self::ForbiddenMountPoint { .. }
@@ -225,11 +252,14 @@ impl Failure {
             | Self::User(_) => Blame::Request,
             // A file where a folder must be, or the other way round.
             Self::MountPoint { errno: Errno::NOTDIR | Errno::ISDIR | Errno::LOOP, .. }
-            | Self::Path { errno: Errno::NOTDIR, .. } => Blame::Request,
+            | Self::Path { errno: Errno::NOTDIR, .. }
+            | Self::ImageVolume { errno: Errno::NOENT | Errno::NOTDIR | Errno::LOOP, .. } => Blame::Request,
             Self::MountSource { errno, .. }
             | Self::MountPoint { errno, .. }
             | Self::Mount { errno, .. }
             | Self::RootFs { errno, .. }
+            | Self::ImageVolume { errno, .. }
+            | Self::Relabel { errno, .. }
             | Self::Device { errno, .. }
             | Self::Path { errno, .. }
             | Self::Sysctl { errno, .. }

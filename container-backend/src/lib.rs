@@ -35,6 +35,7 @@ mod host_mounts;
 mod launch;
 pub mod launcher;
 mod mount;
+pub mod net_dev;
 mod pod;
 mod report;
 mod request;
@@ -42,6 +43,8 @@ mod role;
 pub mod seccomp;
 mod sys;
 mod virtio_slot;
+mod volume_device;
+mod volume_tree;
 
 pub use child::{Child, Exit, reap_orphans};
 pub use container::console::{open_terminal_peer, resize_terminal};
@@ -54,7 +57,9 @@ pub use launch::{Created, Creating, Execing, Executed, LaunchError, Starting, Wa
 pub use pod::{Pod, SetUpError};
 pub use request::{
     ContainerRequest, DEFAULT_SHM_SIZE, ExecRequest, GroupPolicy, IpcMode, Overlay, PidNamespace, PodPid,
-    PodSetup, ResolvedUser, RootFs, Stdio, TerminalSize,
+    PodSetup, ResolvedUser, RootFs, Stdio, TerminalSize, VolumeImage, VolumeLayers,
 };
 pub use role::fork_role;
 pub use virtio_slot::{Disk, Slot, SlotError};
+pub use volume_device::mount_volumes;
+pub use volume_tree::VolumeTree;

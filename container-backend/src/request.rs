@@ -33,6 +33,8 @@ pub struct PodSetup {
     pub shm_size: u64,
     /// Kernel parameters of the pod's own namespaces; in a guest any.
     pub sysctls: BTreeMap<String, String>,
+    /// SELinux label of the pod's /dev/shm; empty for none.
+    pub mount_label: String,
 }
 
 impl PodSetup {
@@ -73,6 +75,8 @@ pub struct ContainerRequest<'a> {
     pub spec: Spec,
     /// What its root file system is made of.
     pub rootfs: RootFs,
+    /// Images whose files mounts of the spec show.
+    pub images: Vec<VolumeImage>,
     /// Empty: `process.user` of the spec. Else `USER[:GROUP]` by name or number, looked up in the image.
     pub user: String,
     /// How its additional groups are put together.
@@ -99,6 +103,25 @@ pub struct Overlay {
     pub layers: Vec<String>,
     /// Folder name below `containers_dir`; `upper` and `work` are made in it.
     pub scratch: String,
+}
+
+/// An image whose files mounts of the spec show: those of type `image` with its name as their source, read-only. The option `subpath=FOLDER`
+/// names a folder of it, symlinks followed within the image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeImage {
+    /// What mounts call it.
+    pub name: String,
+    /// The bottom layer first; none for an image without any file.
+    pub layers: VolumeLayers,
+}
+
+/// Where an image's layers are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VolumeLayers {
+    /// Folder names below `layers_dir`.
+    Folders(Vec<String>),
+    /// Partitions of the container's disk, in a guest.
+    Partitions(Vec<u32>),
 }
 
 /// CRI's SupplementalGroupsPolicy.

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What a field of these messages does is a promise. The others name, select and answer.
-const MESSAGES: [&str; 21] = [
+const MESSAGES: [&str; 23] = [
     "PodSandboxConfig",
     "LinuxPodSandboxConfig",
     "LinuxSandboxSecurityContext",
@@ -28,6 +28,8 @@ const MESSAGES: [&str; 21] = [
     "IDMapping",
     "LinuxContainerResources",
     "HugepageLimit",
+    "UpdateContainerResourcesRequest",
+    "UpdatePodSandboxResourcesRequest",
 ];
 
 fn root() -> PathBuf {
@@ -77,6 +79,9 @@ fn every_test_that_is_named_exists() {
             _ if test.is_empty() => true,
             Some(("hartpod", name)) => {
                 sources(&root().join("agent/node/src")).iter().any(|file| has(file, name))
+            }
+            Some(("hartpod-container", name)) => {
+                sources(&root().join("container-backend/src")).iter().any(|file| has(file, name))
             }
             Some(_) => false,
             None => test

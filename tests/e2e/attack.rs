@@ -49,6 +49,9 @@ async fn attacker(
     let seconds = patient(ATTACK).as_secs().to_string();
     let builder = pod.container("attacker").image(reference).command(["attacker", &seconds, &backwards]);
     let builder = builder.with_security(|security| {
+        // What holds has to hold where there is no AppArmor, whose profile denies tracing.
+        let profile_type = cri::security_profile::ProfileType::Unconfined.into();
+        security.apparmor = Some(cri::SecurityProfile { profile_type, localhost_ref: String::new() });
         security.capabilities =
             Some(cri::Capability { add_capabilities: vec!["SYS_PTRACE".into()], ..Default::default() });
         if options.is_some() {

@@ -3,9 +3,15 @@
 use std::collections::BTreeSet;
 
 use anyhow::Result;
-use hartpod_tests::{Client, Lab, cri, tests};
+use hartpod_tests::{Client, Lab, Pod, Refused, cri, tests};
 
-tests![pods_are_filtered, containers_are_filtered, lists_do_not_wait_for_a_busy_pod, an_id_may_be_short];
+tests![
+    pods_are_filtered,
+    containers_are_filtered,
+    lists_do_not_wait_for_a_busy_pod,
+    an_id_may_be_short,
+    every_call_takes_the_beginning_of_an_id,
+];
 
 async fn pod_ids(client: &Client, filter: cri::PodSandboxFilter) -> Result<BTreeSet<String>> {
     let request = cri::ListPodSandboxRequest { filter: Some(filter) };
@@ -137,5 +143,80 @@ async fn an_id_may_be_short(lab: &Lab) -> Result<()> {
     let request =
         cri::ExecSyncRequest { container_id: main.id[..13].into(), cmd: vec!["true".into()], timeout: 0 };
     assert_eq!(node.client().exec_sync(request).await?.exit_code, 0);
+    Ok(())
+}
+
+async fn every_call_takes_the_beginning_of_an_id(lab: &Lab) -> Result<()> {
+    let node = lab.node().await?;
+    let client = node.client();
+    let pod = node.pod("web").run().await?;
+    let pod_id = || pod.id[..12].to_owned();
+    // Made in the pod by the beginning of its id.
+    let created = cri::CreateContainerRequest {
+        pod_sandbox_id: pod_id(),
+        config: Some(pod.container("main").idle().config),
+        sandbox_config: Some(pod.config.clone()),
+    };
+    let id = client.create_container(created).await?;
+    let short = || id[..12].to_owned();
+    client.start_container(cri::StartContainerRequest { container_id: short() }).await?;
+    let asked = cri::ContainerStatusRequest { container_id: short(), verbose: true };
+    let status = client.container_status(asked).await?.status.unwrap_or_default();
+    assert_eq!((&status.id, status.state()), (&id, cri::ContainerState::ContainerRunning));
+    joins_by_the_beginning_of_an_id(&pod, &short()).await?;
+
+    client.reopen_container_log(cri::ReopenContainerLogRequest { container_id: short() }).await?;
+    let stats = client.container_stats(cri::ContainerStatsRequest { container_id: short() }).await?.stats;
+    assert_eq!(stats.and_then(|stats| stats.attributes).map(|attributes| attributes.id), Some(id.clone()));
+    let linux = Some(cri::LinuxContainerResources { cpu_shares: 512, ..Default::default() });
+    let update = cri::UpdateContainerResourcesRequest { container_id: short(), linux, ..Default::default() };
+    client.runtime().update_container_resources(update).await?;
+    let exec = cri::ExecRequest {
+        container_id: short(),
+        cmd: vec!["true".into()],
+        stdout: true,
+        ..Default::default()
+    };
+    client.runtime().exec(exec).await?;
+    let attach = cri::AttachRequest { container_id: short(), stdout: true, ..Default::default() };
+    client.runtime().attach(attach).await?;
+    let forward = cri::PortForwardRequest { pod_sandbox_id: pod_id(), port: vec![80] };
+    client.runtime().port_forward(forward).await?;
+    let pod_stats = cri::PodSandboxStatsRequest { pod_sandbox_id: pod_id() };
+    let stats = client.runtime().pod_sandbox_stats(pod_stats).await?.into_inner().stats;
+    let told = stats.and_then(|stats| stats.attributes).map(|attributes| attributes.id);
+    assert_eq!(told.as_deref(), Some(pod.id.as_str()));
+    let filter = cri::ContainerFilter { pod_sandbox_id: pod_id(), id: short(), ..Default::default() };
+    assert_eq!(container_ids(client, filter).await?, BTreeSet::from([id.clone()]));
+
+    client.stop_container(cri::StopContainerRequest { container_id: short(), timeout: 5 }).await?;
+    client.remove_container(cri::RemoveContainerRequest { container_id: short() }).await?;
+    assert!(!client.containers().await?.iter().any(|one| one.id == id));
+    client.stop_pod_sandbox(cri::StopPodSandboxRequest { pod_sandbox_id: pod_id() }).await?;
+    client.remove_pod_sandbox(cri::RemovePodSandboxRequest { pod_sandbox_id: pod_id() }).await?;
+    assert!(client.pods().await?.is_empty());
+    Ok(())
+}
+
+/// As `kubectl debug` does, but for the length of the id.
+async fn joins_by_the_beginning_of_an_id(pod: &Pod, short: &str) -> Result<()> {
+    let with_target = |name: &str, target: &str| {
+        pod.container(name).idle().with_security(|security| {
+            let options = security.namespace_options.get_or_insert_default();
+            options.pid = cri::NamespaceMode::Target.into();
+            options.target_id = target.into();
+        })
+    };
+    let debugger = with_target("debugger", short).run().await?;
+    let namespace = ["readlink", "/proc/self/ns/pid"];
+    let cmd = namespace.map(str::to_owned).to_vec();
+    let of_main = cri::ExecSyncRequest { container_id: short.into(), cmd, timeout: 0 };
+    let of_main = String::from_utf8(pod.node().client().exec_sync(of_main).await?.stdout)?;
+    assert_eq!(debugger.exec(namespace).await?.stdout, of_main);
+    for target in ["nothing", ""] {
+        let refused = with_target("lost", target).create().await.refused("a target that is nowhere")?;
+        assert!(refused.message().contains("does not run in this pod"), "{refused:?}");
+    }
+    debugger.remove().await?;
     Ok(())
 }

@@ -268,9 +268,17 @@ async fn what_only_the_node_has_is_refused(lab: &Lab) -> Result<()> {
     let given = pod.container("device").idle().with(|config| config.devices.push(device));
     let status = given.create().await.refused("a device of the node")?;
     ensure!(status.code() == Code::InvalidArgument && status.message().contains("device"), "{status:?}");
-    let folder = pod.container("folder").idle().mount(lab.dir(), "/data");
-    let status = folder.create().await.refused("a folder of the node")?;
-    ensure!(status.message().contains("mounts"), "{status:?}");
+    for propagation in
+        [cri::MountPropagation::PropagationHostToContainer, cri::MountPropagation::PropagationBidirectional]
+    {
+        let passing = pod.container("passing").idle().mount(lab.dir(), "/data");
+        let passing = passing.with(|config| config.mounts[0].propagation = propagation.into());
+        let status = passing.create().await.refused("a mount that passes on what is mounted")?;
+        ensure!(status.message().contains("mounts[0].propagation"), "{status:?}");
+    }
+    let device = pod.container("device-file").idle().mount(std::path::Path::new("/dev/full"), "/full");
+    let status = device.create().await.refused("a device of the node as a volume")?;
+    ensure!(status.message().contains("it is a device"), "{status:?}");
     let profile = cri::security_profile::ProfileType::Localhost.into();
     let confined = pod.container("confined").idle().with_security(|security| {
         security.apparmor =

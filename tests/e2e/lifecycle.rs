@@ -10,7 +10,7 @@ use tonic::Code;
 tests![
     a_pod_tells_what_it_is,
     a_container_goes_through_its_states,
-    a_container_tells_what_it_is needs Need::OfNode("folders"),
+    a_container_tells_what_it_is,
     a_verbose_status_is_what_tools_expect needs Need::OfNode("processes"),
     a_container_can_start_only_once,
     an_exited_container_keeps_its_exit_code,

@@ -1,7 +1,7 @@
 //! Control groups: limits that hold, leaves below the kubelet's parent and nothing in it.
 
 use anyhow::{Context, Result, ensure};
-use hartpod_tests::{Lab, Need, cgroup, cri, eventually, tests};
+use hartpod_tests::{Lab, Need, cgroup, eventually, tests};
 
 tests![
     memory_is_limited needs Need::MemoryController,
@@ -13,23 +13,6 @@ tests![
     a_limit_of_the_past_does_not_stay,
 ];
 
-/// Reads the first of `files` that the container's leaf has, v1's name or v2's.
-async fn limit(container: &hartpod_tests::Container, files: &[&str]) -> Result<String> {
-    if container.pod().is_guest() {
-        // Guests have v2, and a container sees its own leaf.
-        let file = files.last().context("no file")?;
-        return Ok(container.sh(&format!("cat /sys/fs/cgroup/{file}")).await?.trim().to_owned());
-    }
-    let parent = container.pod().cgroup.as_ref().context("the pod has no cgroup")?;
-    for file in files {
-        if let Some(dir) = parent.leaf_with(&container.id, file)? {
-            return Ok(std::fs::read_to_string(dir.join(file))?.trim().to_owned());
-        }
-    }
-    let all = cgroup::find(|path| path.contains(&container.id))?;
-    anyhow::bail!("none of {files:?} in a leaf of the container: {all:#?}")
-}
-
 async fn memory_is_limited(lab: &Lab) -> Result<()> {
     let node = lab.node().await?;
     let pod = node.pod("web").run().await?;
@@ -38,7 +21,7 @@ async fn memory_is_limited(lab: &Lab) -> Result<()> {
         resources.memory_swap_limit_in_bytes = 64 << 20;
     });
     let main = main.run().await?;
-    assert_eq!(limit(&main, &["memory.limit_in_bytes", "memory.max"]).await?, (64 << 20).to_string());
+    assert_eq!(main.limit(&["memory.limit_in_bytes", "memory.max"]).await?, (64 << 20).to_string());
     // Execs count as well.
     let output = main.exec(["sh", "-c", "tail /dev/zero"]).await?;
     assert_eq!(output.exit_code, 137, "{output:?}");
@@ -59,11 +42,11 @@ async fn cpu_pids_and_cpuset_are_set(lab: &Lab) -> Result<()> {
     });
     let main = main.run().await?;
     // 512 shares are weight 59, as with runc since 1.3.2.
-    assert!(["512", "59"].contains(&limit(&main, &["cpu.shares", "cpu.weight"]).await?.as_str()));
+    assert!(["512", "59"].contains(&main.limit(&["cpu.shares", "cpu.weight"]).await?.as_str()));
     assert!(
-        ["50000", "50000 100000"].contains(&limit(&main, &["cpu.cfs_quota_us", "cpu.max"]).await?.as_str())
+        ["50000", "50000 100000"].contains(&main.limit(&["cpu.cfs_quota_us", "cpu.max"]).await?.as_str())
     );
-    assert_eq!(limit(&main, &["cpuset.cpus"]).await?, "0");
+    assert_eq!(main.limit(&["cpuset.cpus"]).await?, "0");
     assert_eq!(main.sh("nproc").await?, "1\n");
     let linux = main.status().await?.resources.and_then(|resources| resources.linux).unwrap_or_default();
     assert_eq!((linux.cpu_shares, linux.cpu_quota, linux.cpu_period), (512, 50_000, 100_000));
@@ -78,7 +61,7 @@ async fn v2_has_every_limit_in_one_leaf(lab: &Lab) -> Result<()> {
         resources.unified.insert("memory.high".into(), (32 << 20).to_string());
     });
     let main = main.run().await?;
-    assert_eq!(limit(&main, &["memory.high"]).await?, (32 << 20).to_string());
+    assert_eq!(main.limit(&["memory.high"]).await?, (32 << 20).to_string());
     assert_eq!(main.sh("cat /proc/1/cgroup").await?, "0::/\n", "a private cgroup namespace");
     Ok(())
 }
@@ -138,13 +121,7 @@ async fn a_limit_of_the_past_does_not_stay(lab: &Lab) -> Result<()> {
         pod.container("main").idle().with_resources(|resources| resources.cpu_quota = 10_000).run().await?;
     tight.remove().await?;
     let loose = pod.container("main").idle().run().await?;
-    let quota = limit(&loose, &["cpu.cfs_quota_us", "cpu.max"]).await?;
+    let quota = loose.limit(&["cpu.cfs_quota_us", "cpu.max"]).await?;
     assert!(["-1", "max 100000"].contains(&quota.as_str()), "{quota}");
-    let update =
-        cri::UpdateContainerResourcesRequest { container_id: loose.id.clone(), ..Default::default() };
-    // Not of this version: but it must say so, not pretend.
-    if let Err(status) = node.client().runtime().update_container_resources(update).await {
-        assert_eq!(status.code(), tonic::Code::Unimplemented, "{status:?}");
-    }
     Ok(())
 }

@@ -8,19 +8,22 @@ use anyhow::{Context, Result, ensure};
 use hartpod_tests::{Lab, Need, Refused, cri, eventually, tests};
 
 tests![
-    a_folder_is_shared_with_the_node needs Need::OfNode("folders"),
-    a_read_only_folder_refuses_writes needs Need::OfNode("folders"),
-    a_file_is_mounted_over_a_file needs Need::OfNode("folders"),
-    a_linked_source_is_what_the_link_means needs Need::OfNode("folders"),
-    a_target_behind_a_link_of_the_image_stays_inside needs Need::OfNode("folders"),
-    a_missing_target_is_made needs Need::OfNode("folders"),
-    mounts_of_mounts_come_along needs Need::OfNode("folders"),
-    a_mount_made_later_on_the_node_arrives_if_asked needs Need::OfNode("folders"),
-    a_mount_made_in_the_container_reaches_the_node_if_asked needs Need::OfNode("folders"),
+    a_folder_is_shared_with_the_node,
+    a_read_only_folder_refuses_writes,
+    a_file_is_mounted_over_a_file,
+    a_linked_source_is_what_the_link_means,
+    a_target_behind_a_link_of_the_image_stays_inside,
+    a_missing_target_is_made,
+    mounts_of_mounts_come_along,
+    all_that_is_below_is_read_only_if_asked needs Need::OfNode("mounts"),
+    a_mount_made_later_on_the_node_arrives_if_asked needs Need::OfNode("mounts that pass on"),
+    an_unmount_on_the_node_is_seen_in_a_running_container needs Need::OfNode("mounts that pass on"),
+    a_bind_made_after_the_pods_start_is_mounted,
+    a_mount_made_in_the_container_reaches_the_node_if_asked needs Need::OfNode("mounts that pass on"),
     the_root_can_be_read_only,
-    the_termination_log_of_the_kubelet_works needs Need::OfNode("folders"),
-    the_node_sees_none_of_a_pods_mounts needs Need::OfNode("folders"),
-    two_containers_share_a_folder needs Need::OfNode("folders"),
+    the_termination_log_of_the_kubelet_works,
+    the_node_sees_none_of_a_pods_mounts,
+    two_containers_share_a_folder,
 ];
 
 async fn a_folder_is_shared_with_the_node(lab: &Lab) -> Result<()> {
@@ -169,6 +172,38 @@ async fn mounts_of_mounts_come_along(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+async fn all_that_is_below_is_read_only_if_asked(lab: &Lab) -> Result<()> {
+    let node = lab.node().await?;
+    let source = lab.dir().join("volume");
+    let inner = source.join("inner");
+    mount_tmpfs(&inner)?;
+    let pod = node.pod("web").run().await?;
+    let with = |name: &str, change: fn(&mut cri::Mount)| {
+        let builder = pod.container(name).idle().read_only_mount(&source, "/data");
+        builder.with(|config| change(&mut config.mounts[0]))
+    };
+    let plain = with("plain", |_| {}).run().await?;
+    let tried = "for file in /data/new /data/inner/new; do touch $file 2>/dev/null || echo refused; done";
+    assert_eq!(plain.sh(tried).await?, "refused\n", "the mount below is as it was");
+    let whole = with("whole", |mount| mount.recursive_read_only = true).run().await?;
+    assert_eq!(whole.sh(tried).await?, "refused\nrefused\n");
+    assert!(whole.status().await?.mounts.iter().all(|mount| mount.recursive_read_only), "it is told");
+    // The node's own mount stays as it was.
+    fs::write(inner.join("new"), "x")?;
+    let writable: fn(&mut cri::Mount) = |mount| (mount.readonly, mount.recursive_read_only) = (false, true);
+    let propagated: fn(&mut cri::Mount) = |mount| {
+        mount.recursive_read_only = true;
+        mount.propagation = cri::MountPropagation::PropagationHostToContainer.into();
+    };
+    for (name, change) in [("writable", writable), ("propagated", propagated)] {
+        let refused = with(name, change).create().await.refused(name)?;
+        ensure!(refused.message().contains("recursive_read_only"), "{name}: {refused:?}");
+    }
+    plain.remove().await?;
+    whole.remove().await?;
+    unmount(&inner)
+}
+
 async fn a_mount_made_later_on_the_node_arrives_if_asked(lab: &Lab) -> Result<()> {
     let node = lab.node().await?;
     let source = lab.dir().join("volume");
@@ -188,6 +223,43 @@ async fn a_mount_made_later_on_the_node_arrives_if_asked(lab: &Lab) -> Result<()
     assert_eq!(private.sh("ls /data/late").await?, "");
     unmount(&late)?;
     assert_eq!(listens.sh("ls /data/late").await?, "");
+    Ok(())
+}
+
+async fn an_unmount_on_the_node_is_seen_in_a_running_container(lab: &Lab) -> Result<()> {
+    let node = lab.node().await?;
+    let source = lab.dir().join("volume");
+    let inner = source.join("inner");
+    mount_tmpfs(&inner)?;
+    fs::write(inner.join("file"), "inner\n")?;
+    let pod = node.pod("web").run().await?;
+    let main = pod.container("main").idle().mount(&source, "/data").with(|config| {
+        config.mounts[0].propagation = cri::MountPropagation::PropagationHostToContainer.into();
+    });
+    let main = main.run().await?;
+    assert_eq!(main.sh("cat /data/inner/file").await?, "inner\n");
+    unmount(&inner)?;
+    assert_eq!(main.sh("ls /data/inner").await?, "");
+    Ok(())
+}
+
+/// The kubelet binds a subPath when the container is to be made, long after the pod's mount namespace was.
+async fn a_bind_made_after_the_pods_start_is_mounted(lab: &Lab) -> Result<()> {
+    let node = lab.node().await?;
+    let pod = node.pod("web").run().await?;
+    let volume = lab.dir().join("volume");
+    mount_tmpfs(&volume)?;
+    fs::create_dir(volume.join("sub"))?;
+    fs::write(volume.join("sub/file"), "sub\n")?;
+    let bound = lab.dir().join("volume-subpaths/0");
+    fs::create_dir_all(&bound)?;
+    let bind = Command::new("mount").arg("--bind").args([&volume.join("sub"), &bound]).status()?;
+    ensure!(bind.success(), "bind: {bind}");
+    let main = pod.container("main").idle().mount(&bound, "/data").run().await?;
+    assert_eq!(main.sh("cat /data/file").await?, "sub\n");
+    unmount(&bound)?;
+    unmount(&volume)?;
+    assert_eq!(main.sh("cat /data/file").await?, "sub\n");
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use hartpod_tests::cgroup::PodCgroup;
 use hartpod_tests::eventually::{patient, within};
 use hartpod_tests::log_file::text;
-use hartpod_tests::{Container, Lab, Need, Node, Refused, cri, eventually, process, tests};
+use hartpod_tests::{Container, Lab, Node, Pod, Refused, cri, eventually, process, tests};
 use nix::sys::signal::Signal;
 use tokio::process::Command;
 
@@ -24,7 +24,7 @@ tests![
     a_dead_agent_makes_the_pod_not_ready,
     an_agent_that_died_with_the_daemon_is_noticed,
     a_stopped_agent_does_not_stop_the_node,
-    a_silent_agent_holds_nothing_back_and_its_pod_is_ready_when_it_answers needs Need::OfNode("folders"),
+    a_silent_agent_holds_nothing_back_and_its_pod_is_ready_when_it_answers,
     what_a_killed_daemon_had_thrown_away_goes_at_the_next_start,
     a_damaged_record_is_set_aside,
     a_restarted_machine_can_be_cleaned_up,
@@ -386,14 +386,11 @@ fn records_of(root: &Path, id: &str) -> Vec<PathBuf> {
     found
 }
 
-async fn a_restarted_machine_can_be_cleaned_up(lab: &Lab) -> Result<()> {
-    let node = lab.node().await?;
-    let pod = node.pod("web").port(18081, 80).run().await?;
-    let main = pod.container("main").idle().run().await?;
+/// What a restart of the machine does: all processes, namespaces, firewall rules and /run are gone, what is on disk is not. The daemon is
+/// started by the caller.
+pub(crate) async fn lose_power(node: &Node, pod: &Pod) -> Result<()> {
     let agent = pod.agent().await?;
-    let address = pod.ip().await?;
     node.kill().await?;
-    // What a restart does: all processes, namespaces, firewall rules and /run are gone, what is on disk is not.
     for one in process::all()? {
         let mine =
             one.pid == 1 || one.pid == i32::try_from(std::process::id())? || one.name == "docker-registry";
@@ -417,9 +414,18 @@ async fn a_restarted_machine_can_be_cleaned_up(lab: &Lab) -> Result<()> {
     }
     fs::remove_dir_all(node.state())?;
     fs::create_dir_all(node.state())?;
-    if let Some(cgroup) = &pod.cgroup {
-        hartpod_tests::cgroup::remove_tree(cgroup.path())?;
+    match &pod.cgroup {
+        Some(cgroup) => hartpod_tests::cgroup::remove_tree(cgroup.path()),
+        None => Ok(()),
     }
+}
+
+async fn a_restarted_machine_can_be_cleaned_up(lab: &Lab) -> Result<()> {
+    let node = lab.node().await?;
+    let pod = node.pod("web").port(18081, 80).run().await?;
+    let main = pod.container("main").idle().run().await?;
+    let address = pod.ip().await?;
+    lose_power(&node, &pod).await?;
 
     node.start().await?;
     assert!(!pod.is_ready().await?);

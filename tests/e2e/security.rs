@@ -14,8 +14,11 @@ tests![
     no_new_privs_is_set_when_asked,
     the_default_profile_blocks_dangerous_calls,
     an_unconfined_container_may_call_anything,
+    a_filter_of_the_nodes_does_what_it_says,
     masked_paths_are_empty_and_read_only_paths_refuse,
+    proc_is_unmasked_when_no_path_is_listed,
     a_privileged_container_sees_the_nodes_devices needs Need::OfNode("devices"),
+    a_privileged_container_has_no_devices_where_the_operator_keeps_them needs Need::OfNode("devices"),
     the_devices_are_the_usual_ones,
     a_device_of_the_node_is_given needs Need::OfNode("devices"),
     limits_and_oom_score_are_set,
@@ -248,6 +251,74 @@ async fn masked_paths_are_empty_and_read_only_paths_refuse(lab: &Lab) -> Result<
         let output = main.exec(["sh", "-c", &format!("echo h >{path}")]).await?;
         assert_ne!(output.exit_code, 0, "{path} can be written");
     }
+    Ok(())
+}
+
+/// OCI JSON: a default, an errno, arguments, two actions, and the architectures of both machines that hartpod runs on.
+async fn a_filter_of_the_nodes_does_what_it_says(lab: &Lab) -> Result<()> {
+    let node = lab.node().await?;
+    let path = lab.dir().join("filter.json");
+    std::fs::write(
+        &path,
+        r#"{
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "archMap": [
+                {"architecture": "SCMP_ARCH_X86_64", "subArchitectures": ["SCMP_ARCH_X86", "SCMP_ARCH_X32"]},
+                {"architecture": "SCMP_ARCH_RISCV64", "subArchitectures": []}
+            ],
+            "syscalls": [
+                {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28},
+                {"names": ["kill"], "action": "SCMP_ACT_ERRNO", "errnoRet": 30,
+                    "args": [{"index": 1, "value": 10, "op": "SCMP_CMP_EQ"}]},
+                {"names": ["sync"], "action": "SCMP_ACT_KILL_PROCESS"}
+            ]
+        }"#,
+    )?;
+    let pod = node.pod("web").run().await?;
+    let main = pod.container("main").idle().with_security(|security| {
+        security.seccomp = Some(cri::SecurityProfile {
+            profile_type: cri::security_profile::ProfileType::Localhost.into(),
+            localhost_ref: path.display().to_string(),
+        });
+    });
+    let main = main.run().await?;
+    let made = main.exec(["mkdir", "/tmp/x"]).await?;
+    assert!(made.exit_code != 0 && made.stderr.contains("No space left on device"), "{made:?}");
+    // USR1 is what the argument names; others pass.
+    let sent = main.exec(["sh", "-c", "trap : USR1 USR2; kill -USR2 $$ && kill -USR1 $$"]).await?;
+    assert!(sent.exit_code != 0 && sent.stderr.contains("Read-only file system"), "{sent:?}");
+    assert_eq!(main.exec(["sync"]).await?.exit_code, 128 + 31, "killed by SIGSYS");
+    Ok(())
+}
+
+/// How the kubelet's `procMount: Unmasked` arrives.
+async fn proc_is_unmasked_when_no_path_is_listed(lab: &Lab) -> Result<()> {
+    let node = lab.node().await?;
+    let pod = node.pod("web").run().await?;
+    let main = pod.container("main").idle().with_security(|security| {
+        security.masked_paths.clear();
+        security.readonly_paths.clear();
+    });
+    let main = main.run().await?;
+    let table =
+        main.sh("grep -c ' /proc/' /proc/self/mountinfo || true; wc -c </proc/keys >/dev/null").await?;
+    assert_eq!(table, "0\n", "nothing is mounted over parts of /proc");
+    Ok(())
+}
+
+async fn a_privileged_container_has_no_devices_where_the_operator_keeps_them(lab: &Lab) -> Result<()> {
+    let node = lab.node_with("[pod]\nprivileged_without_host_devices = true\n").await?;
+    let pod = node.pod("web").with(|config| {
+        let linux = config.linux.get_or_insert_default();
+        linux.security_context.get_or_insert_default().privileged = true;
+    });
+    let pod = pod.run().await?;
+    let main = pod.container("main").idle().with_security(|security| security.privileged = true);
+    let main = main.run().await?;
+    assert_eq!(main.sh("ls /dev/kmsg /dev/mem 2>/dev/null || true").await?, "");
+    // Not by making it, either.
+    let made = main.exec(["sh", "-c", "mknod /tmp/kmsg c 1 11 && head -c 1 /tmp/kmsg"]).await?;
+    assert!(made.stderr.contains("Operation not permitted"), "{made:?}");
     Ok(())
 }
 

@@ -118,7 +118,7 @@ impl Pod {
         let request = CreateContainerRequest {
             container_id: id.clone(),
             spec_json: spec(script, tty, &self.files),
-            rootfs: Some(RootFs { kind: Some(root_fs::Kind::Disk(Disk { slot, layers })) }),
+            rootfs: Some(RootFs { kind: Some(root_fs::Kind::Disk(Disk { slot, layers, volume_layers: 0 })) }),
             pid: NamespaceMode::Container.into(),
             stdio: Some(stdio),
             ..CreateContainerRequest::default()

@@ -53,6 +53,11 @@ impl Client {
         Self { channel: endpoint.connect_with_connector_lazy(connect), ids: Arc::default() }
     }
 
+    /// For clients of other readings of the protocol.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
     /// For calls that have no method here.
     pub fn runtime(&self) -> RuntimeServiceClient<Channel> {
         RuntimeServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
@@ -106,8 +111,13 @@ impl Client {
         runtime: list_containers(ListContainersRequest) -> ListContainersResponse;
         runtime: exec_sync(ExecSyncRequest) -> ExecSyncResponse;
         runtime: reopen_container_log(ReopenContainerLogRequest) -> ReopenContainerLogResponse;
+        runtime: update_container_resources(UpdateContainerResourcesRequest) -> UpdateContainerResourcesResponse;
         runtime: container_stats(ContainerStatsRequest) -> ContainerStatsResponse;
         runtime: list_container_stats(ListContainerStatsRequest) -> ListContainerStatsResponse;
+        runtime: list_metric_descriptors(ListMetricDescriptorsRequest) -> ListMetricDescriptorsResponse;
+        runtime: list_pod_sandbox_metrics(ListPodSandboxMetricsRequest) -> ListPodSandboxMetricsResponse;
+        runtime: pod_sandbox_stats(PodSandboxStatsRequest) -> PodSandboxStatsResponse;
+        runtime: list_pod_sandbox_stats(ListPodSandboxStatsRequest) -> ListPodSandboxStatsResponse;
         images: pull_image(PullImageRequest) -> PullImageResponse;
         images: image_status(ImageStatusRequest) -> ImageStatusResponse;
         images: list_images(ListImagesRequest) -> ListImagesResponse;

@@ -59,6 +59,10 @@ impl CniDir {
 
     /// bridge with host-local addresses and masquerading, then portmap: what a node with Debian's plugins has.
     pub fn bridge(&self, ranges: &[&str]) -> Value {
+        let mut routes: Vec<&str> =
+            ranges.iter().map(|subnet| if subnet.contains(':') { "::/0" } else { "0.0.0.0/0" }).collect();
+        routes.dedup();
+        let routes: Vec<Value> = routes.into_iter().map(|dst| json!({ "dst": dst })).collect();
         let ranges: Vec<Value> = ranges.iter().map(|subnet| json!([{ "subnet": subnet }])).collect();
         json!({
             "cniVersion": "1.0.0",
@@ -68,7 +72,7 @@ impl CniDir {
                     "type": "bridge", "bridge": BRIDGE, "isGateway": true, "ipMasq": true, "hairpinMode": true,
                     "ipam": {
                         "type": "host-local", "dataDir": self.reservations, "ranges": ranges,
-                        "routes": [{ "dst": "0.0.0.0/0" }],
+                        "routes": routes,
                     },
                 },
                 { "type": "portmap", "capabilities": { "portMappings": true }, "snat": true },

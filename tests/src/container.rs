@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use k8s_cri::v1 as cri;
 use tonic::Status;
 
+use crate::cgroup;
 use crate::client::image_spec;
 use crate::eventually::eventually;
 use crate::log_file::{self, LogLine};
@@ -192,6 +193,41 @@ impl Container {
 
     pub async fn state(&self) -> Result<cri::ContainerState, Status> {
         Ok(self.status().await?.state())
+    }
+
+    /// Changes what `change` sets of its resources.
+    pub async fn update(&self, change: impl FnOnce(&mut cri::LinuxContainerResources)) -> Result<(), Status> {
+        let mut resources = cri::LinuxContainerResources::default();
+        change(&mut resources);
+        let request = cri::UpdateContainerResourcesRequest {
+            container_id: self.id.clone(),
+            linux: Some(resources),
+            ..Default::default()
+        };
+        self.pod.node().client().update_container_resources(request).await?;
+        Ok(())
+    }
+
+    /// The resources that its status tells.
+    pub async fn resources(&self) -> Result<cri::LinuxContainerResources, Status> {
+        Ok(self.status().await?.resources.and_then(|resources| resources.linux).unwrap_or_default())
+    }
+
+    /// Reads the first of `files` that its leaf has, v1's name or v2's.
+    pub async fn limit(&self, files: &[&str]) -> Result<String> {
+        if self.pod.is_guest() {
+            // Guests have v2, and a container sees its own leaf.
+            let file = files.last().context("no file")?;
+            return Ok(self.sh(&format!("cat /sys/fs/cgroup/{file}")).await?.trim().to_owned());
+        }
+        let parent = self.pod.cgroup.as_ref().context("the pod has no cgroup")?;
+        for file in files {
+            if let Some(dir) = parent.leaf_with(&self.id, file)? {
+                return Ok(std::fs::read_to_string(dir.join(file))?.trim().to_owned());
+            }
+        }
+        let all = cgroup::find(|path| path.contains(&self.id))?;
+        anyhow::bail!("none of {files:?} in a leaf of the container: {all:#?}")
     }
 
     /// The host's pid of its init, from the verbose status as crictl inspect shows it.

@@ -27,6 +27,14 @@ pub const DIR: &str = "HARTPOD_E2E_DIR";
 /// When set, the folder of a failed test is kept and its path said.
 pub const KEEP: &str = "HARTPOD_E2E_KEEP";
 
+/// When set, there is a systemd around all tests, whose units are theirs (`tests/systemd/run`): it knows processes by the numbers that they have in
+/// its pid namespace, so tests have none of their own.
+pub const SYSTEMD: &str = "HARTPOD_E2E_SYSTEMD";
+
+pub fn under_systemd() -> bool {
+    std::env::var_os(SYSTEMD).is_some()
+}
+
 /// Folder of all tests' folders. Short: a unix socket's path has 107 bytes at most.
 fn base() -> PathBuf {
     std::env::temp_dir().join("hartpod-e2e")
@@ -110,8 +118,12 @@ fn remove(dir: &Path) {
 pub fn run(test: &str) -> Result<()> {
     let scratch = Scratch::create()?;
     let program = std::env::current_exe().context("find this program")?;
+    let mut namespaces = vec!["--fork", "--kill-child", "--mount", "--net", "--ipc", "--uts"];
+    if !under_systemd() {
+        namespaces.extend(["--pid", "--mount-proc"]);
+    }
     let status = Command::new("unshare")
-        .args(["--pid", "--fork", "--kill-child", "--mount-proc", "--mount", "--net", "--ipc", "--uts"])
+        .args(namespaces)
         .arg(&program)
         .env(ROLE, "init")
         .env(TEST, test)
@@ -148,12 +160,21 @@ pub fn init() -> Result<ExitCode> {
 }
 
 fn prepare() -> Result<()> {
-    forget_others_mounts()?;
+    if !under_systemd() {
+        forget_others_mounts()?;
+    }
     // Like a host: shared mounts, but with no peer outside.
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SHARED, none).context("make / shared")?;
+    if under_systemd() {
+        return loopback();
+    }
     mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=0755"))
         .context("mount a tmpfs on /run")?;
+    loopback()
+}
+
+fn loopback() -> Result<()> {
     let lo: ExitStatus = Command::new("ip").args(["link", "set", "lo", "up"]).status().context("run ip")?;
     ensure!(lo.success(), "ip link set lo up: {lo}");
     Ok(())

@@ -43,7 +43,12 @@ impl Lab {
 
     /// A running node that has pulled the test image.
     pub async fn node(&self) -> Result<Node> {
-        let node = self.start(self.node_builder()?).await?;
+        self.node_with("").await
+    }
+
+    /// The same with more lines of config.toml.
+    pub async fn node_with(&self, settings: &str) -> Result<Node> {
+        let node = self.start(self.node_builder()?.settings(settings)).await?;
         self.registry().await?;
         node.client().pull(node.image()).await.context("pull the test image")?;
         Ok(node)

@@ -95,7 +95,7 @@ impl NodeBuilder {
         self
     }
 
-    /// More lines of config.toml, such as `[images]\nmax_layer_gib = 1`; sections must not be [cni] or [pod].
+    /// More lines of config.toml, such as `[images]\nmax_layer_gib = 1`.
     #[must_use]
     pub fn settings(mut self, toml: &str) -> Self {
         toml.clone_into(&mut self.settings);
@@ -160,13 +160,16 @@ impl NodeBuilder {
         let hosts = format!("hosts_dir = {:?}", self.dir.join("certs.d"));
         let settings = with_keys(&self.settings, "[images]", &hosts);
         let settings = with_keys(&settings, "[vm]", guest::SETTINGS);
-        let config = format!(
-            "{settings}\n[cni]\nconf_dir = {:?}\nbin_dirs = [{}]\nplugin_timeout_s = {}\n[pod]\nagent = {:?}\n",
+        // Nodes of one test share its loopback.
+        let settings = with_keys(&settings, "[metrics]", "listen = \"127.0.0.1:0\"");
+        let cni = format!(
+            "conf_dir = {:?}\nbin_dirs = [{}]\nplugin_timeout_s = {}",
             self.cni.conf_dir,
             bin_dirs.join(", "),
             self.plugin_timeout.as_secs(),
-            self.agent,
         );
+        let settings = with_keys(&settings, "[cni]", &cni);
+        let config = with_keys(&settings, "[pod]", &format!("agent = {:?}\n", self.agent));
         fs::write(self.dir.join("config.toml"), config).context("write config.toml")
     }
 }

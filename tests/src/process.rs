@@ -64,7 +64,8 @@ pub fn signal(pid: i32, signal: Signal) -> Result<()> {
     kill(Pid::from_raw(pid), signal).with_context(|| format!("send {signal} to pid {pid}"))
 }
 
-/// Number of open files of a process, by what they are (`socket`, `pipe`, `anon_inode:[eventpoll]`, or a path).
+/// Number of open files of a process, by what they are (`socket`, `pipe`, `anon_inode:[eventpoll]`, or a path). Left out are those that a cgroup's numbers are
+/// read from: the daemon opens them at some time, and keeps them for as long as there is the container.
 pub fn open_files(pid: i32) -> Result<BTreeMap<String, usize>> {
     let mut kinds = BTreeMap::new();
     let dir = PathBuf::from(format!("/proc/{pid}/fd"));
@@ -72,6 +73,9 @@ pub fn open_files(pid: i32) -> Result<BTreeMap<String, usize>> {
         // A file closed meanwhile has no link any more.
         let Ok(target) = fs::read_link(entry?.path()) else { continue };
         let target = target.to_string_lossy().into_owned();
+        if target.starts_with("/sys/fs/cgroup/") && !target.ends_with("/cgroup.events") {
+            continue;
+        }
         let kind = match target.split_once(":[") {
             Some((kind @ ("socket" | "pipe"), _)) => kind.to_owned(),
             _ => target,

@@ -26,15 +26,21 @@ pub enum Need {
     MemoryController,
     /// Pure cgroup v2.
     CgroupV2,
+    /// A systemd of the tests' own (`tests/systemd/run`).
+    Systemd,
     /// cgroup v1 hierarchies for the controllers.
     CgroupV1,
     /// `hartpod` and `hartpod-pod` in `HARTPOD_BIN_DIR` (`make build`).
     Binaries,
     /// `hartpod-attacker` there (`make attacker`).
     Attacker,
+    /// Debian's `prometheus`, with promtool.
+    Prometheus,
     /// KVM on riscv64, and the VMM beside the daemon: what guests need.
     Kvm,
-    /// Something that a container has of the node, or that is seen of it from there, such as `folders`: not where pods are guests.
+    /// AppArmor in the kernel, and its parser; of containers on the node.
+    AppArmor,
+    /// Something that a container has of the node, or that is seen of it from there, such as `devices`: not where pods are guests.
     OfNode(&'static str),
     /// Processors that are no programs themselves: `HARTPOD_LAB` says that they are.
     Speed,
@@ -67,6 +73,9 @@ impl Need {
                 (met, "needs a cgroup memory controller".into())
             }
             Self::CgroupV2 => (controllers_v2().is_some(), "needs cgroup v2 at /sys/fs/cgroup".into()),
+            Self::Systemd => {
+                (crate::isolation::under_systemd(), "needs a systemd of its own (tests/systemd/run)".into())
+            }
             Self::CgroupV1 => {
                 (Path::new("/sys/fs/cgroup/memory").is_dir(), "needs cgroup v1 hierarchies".into())
             }
@@ -74,9 +83,23 @@ impl Need {
             // It goes for the agent of its pod.
             Self::Attacker if crate::guest::by_default() => return Self::OfNode("processes").missing(),
             Self::Attacker => binary("hartpod-attacker"),
+            Self::Prometheus => {
+                (in_path("prometheus") && in_path("promtool"), "needs prometheus and promtool".into())
+            }
             Self::Kvm => {
                 let met = cfg!(target_arch = "riscv64") && Path::new("/dev/kvm").exists();
                 (met, "needs /dev/kvm of a riscv64 machine (make lab)".into()).and(binary("hartpod-vmm"))
+            }
+            Self::AppArmor if crate::guest::by_default() => {
+                return Self::OfNode("AppArmor profiles").missing();
+            }
+            Self::AppArmor => {
+                let loaded = std::fs::read_to_string("/sys/kernel/security/apparmor/profiles").is_ok();
+                let met = loaded
+                    && ["/usr/sbin", "/sbin"]
+                        .iter()
+                        .any(|dir| Path::new(dir).join("apparmor_parser").exists());
+                (met, "needs AppArmor in the kernel, securityfs and apparmor_parser".into())
             }
             Self::OfNode(what) => {
                 (!crate::guest::by_default(), format!("guests have none of the node's {what}"))

@@ -27,7 +27,9 @@ const ACCEPT_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 pub enum Request {
     /// Put a disk into an empty slot; its files come with the packet. The guest does not notice by itself.
     Fill { slot: u32, disk: Disk },
-    /// Take the disk out of a slot, if there is one; the driver in the guest must have let go of it.
+    /// Put the file system of volumes into an empty slot, the last one; `server` is a socket to the file server (see `share::wire`).
+    FillFiles { slot: u32, server: Fd },
+    /// Take the disk, or the file system, out of a slot, if there is one; the driver in the guest must have let go of it.
     Empty { slot: u32 },
     /// Append what a container says to a regular file that is open for appending. The tokens are those of CreateContainer (pod.proto); a
     /// terminal has no stderr. Of a log that is being written only the file is new.
@@ -56,6 +58,10 @@ pub trait Slots {
     /// # Errors
     /// There is no such slot, something is in it, the guest holds it, or the files are no disk.
     fn fill(&mut self, slot: u32, disk: Vec<BlockExtent>) -> Result<(), SlotRefused>;
+
+    /// # Errors
+    /// As of [`fill`](Self::fill).
+    fn fill_files(&mut self, slot: u32, server: OwnedFd) -> Result<(), SlotRefused>;
 
     /// # Errors
     /// There is no such slot, or the guest uses or holds what is in it.
@@ -172,6 +178,11 @@ fn try_handle(
             let extents = disk_extents(disk, &mut claims)?;
             claims.finish()?;
             slots.fill(slot, extents)?;
+        }
+        Request::FillFiles { slot, server } => {
+            let server = claims.take(server, "the file server")?;
+            claims.finish()?;
+            slots.fill_files(slot, server)?;
         }
         Request::Empty { slot } => {
             claims.finish()?;

@@ -1,8 +1,10 @@
 //! A guest's slots, and the devices in them.
 //!
-//! Slot 0 is for vsock, 1 for the network, 2 for the balloon; disks follow, then empty slots that get disks while the guest runs.
+//! Slot 0 is for vsock, 1 for the network, 2 for the balloon; disks follow, then empty slots that get disks while the guest runs. The last one has
+//! room for the queues of a file system, too.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,6 +17,7 @@ use crate::control::{SlotRefused, Slots};
 use crate::memory::GuestRam;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::blk::{Block, BlockError, BlockExtent};
+use crate::virtio::fs::Files;
 use crate::virtio::net::{Net, NetError};
 use crate::virtio::vsock::{Dialer, Vsock};
 use crate::virtio::{Device, Line, QUEUES, Removal, Slot, SlotError};
@@ -71,8 +74,9 @@ const GUEST_CID: u64 = 3;
 /// How long the host waits for a slot. A driver that resets its disk holds it until the host's storage has done what was asked of it before,
 /// and that must not keep the host from being heard.
 const BUSY_WAIT: Duration = Duration::from_secs(1);
-/// Queues of a disk: those that an empty slot expects.
+/// Queues of a disk: those that an empty slot expects. And of a file system, for the last one.
 const DISK_QUEUES: usize = 1;
+const FILE_QUEUES: usize = 2;
 
 impl Devices {
     /// All slots, filled with what is there at boot. `ready` hears of the agent, `line` gives the wire of a slot.
@@ -117,7 +121,8 @@ impl Devices {
         self.slots.iter().map(|slot| Arc::clone(slot) as Arc<dyn MmioDevice>)
     }
 
-    /// Calls `register` with each slot, queue and kick that a driver may notify: of empty slots those of a disk.
+    /// Calls `register` with each slot, queue and kick that a driver may notify: of empty slots those of a disk, of the
+    /// last one those of a file system.
     ///
     /// # Errors
     /// The first of `register`.
@@ -127,9 +132,11 @@ impl Devices {
     ) -> Result<(), E> {
         for (n, slot) in (0..).zip(&self.slots) {
             let slot = lock(slot);
-            let queues = match (slot.queues(), n < FIXED_SLOTS) {
-                (0, false) => DISK_QUEUES,
-                (queues, _) => queues,
+            let queues = match slot.queues() {
+                0 if n < FIXED_SLOTS => 0,
+                0 if n + 1 == self.count() => FILE_QUEUES,
+                0 => DISK_QUEUES,
+                queues => queues,
             };
             for (queue, kick) in (0..).zip(&slot.kicks()[..queues]) {
                 register(n, queue, kick)?;
@@ -152,6 +159,12 @@ impl Slots for Devices {
         let mut place = self.disk_slot(slot)?;
         let block = Block::new(disk).map_err(|e| refused(slot, e))?;
         place.fill(Box::new(block)).map_err(|e| refused(slot, e))
+    }
+
+    fn fill_files(&mut self, slot: u32, server: OwnedFd) -> Result<(), SlotRefused> {
+        let mut place = self.disk_slot(slot)?;
+        let files = Files::new(server).map_err(|e| refused(slot, e))?;
+        place.fill(Box::new(files)).map_err(|e| refused(slot, e))
     }
 
     fn empty(&mut self, slot: u32) -> Result<(), SlotRefused> {
@@ -227,7 +240,6 @@ impl MmioDevice for Mutex<Slot> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::OwnedFd;
 
     use super::*;
     use crate::memory;
@@ -289,7 +301,10 @@ mod tests {
         });
         assert_eq!(all, Ok(()));
         let of = |slot: u32| seen.iter().filter(|(s, _)| *s == slot).map(|(_, q)| *q).collect::<Vec<_>>();
-        assert_eq!((of(0), of(1), of(3), of(4), of(5)), (vec![0, 1, 2], vec![], vec![0], vec![0], vec![0]));
+        assert_eq!(
+            (of(0), of(1), of(3), of(4), of(5)),
+            (vec![0, 1, 2], vec![], vec![0], vec![0], vec![0, 1])
+        );
         assert!(!of(2).is_empty());
         assert_eq!(devices().each_kick(|slot, _, _| if slot == 3 { Err(slot) } else { Ok(()) }), Err(3));
     }

@@ -4,12 +4,14 @@
 //! one finds the guest again.
 
 mod client;
+mod file_server;
 mod follow;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -22,6 +24,9 @@ use rustix::process::{
 };
 
 pub use client::{ClientError, Control, LogTokens, connect};
+pub use file_server::{
+    FileServer, FileServerError, VOLUMES_SOCKET, WaitingFileServer, is_file_server_gone, start_file_server,
+};
 pub use follow::{FollowError, Follower, MAX_STATUS_LINE};
 
 use crate::boot::{BootMessage, Disk, Extent, Fd, Interrupts, Net, NetDevice};
@@ -125,7 +130,7 @@ pub fn start(
     let pair =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
     let (socket, theirs) = pair.map_err(|e| LaunchError::Send { source: e.into() })?;
-    let process = spawn(program, theirs, stderr)
+    let process = spawn(program, None, theirs, stderr)
         .map_err(|source| LaunchError::Spawn { program: program.to_owned(), source })?;
     let (message, fds) = message(spec, files);
     Ok(WaitingVmm { process, socket, message, fds })
@@ -264,8 +269,11 @@ fn send(socket: &OwnedFd, message: &BootMessage, fds: &[OwnedFd]) -> io::Result<
 
 /// The caller has threads and so only spawns: the socket is the VMM's standard input. Its environment is empty: a panic's trace would need files,
 /// which the VMM cannot open.
-fn spawn(program: &Path, socket: OwnedFd, stderr: OwnedFd) -> io::Result<VmmProcess> {
+fn spawn(program: &Path, name: Option<&str>, socket: OwnedFd, stderr: OwnedFd) -> io::Result<VmmProcess> {
     let mut command = Command::new(program);
+    if let Some(name) = name {
+        command.arg0(name);
+    }
     command.env_clear().stdin(Stdio::from(socket)).stdout(Stdio::null()).stderr(Stdio::from(stderr));
     let mut child = spawn_as_init(command)?;
     let pid = i32::try_from(child.id()).map_err(io::Error::other)?;

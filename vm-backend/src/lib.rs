@@ -22,6 +22,7 @@ pub mod log;
 #[cfg(target_arch = "riscv64")]
 pub mod machine;
 pub mod memory;
+pub mod share;
 pub mod status;
 pub mod stop;
 mod sys;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tracing::warn;
 
 use crate::attachment::Attachment;
+use crate::collect::{CollectError, Collected, collect};
 use crate::error::{CniError, NotReady, chain};
 use crate::offload::{blocking, interruptible};
 use crate::outcome::Attached;
@@ -24,6 +25,8 @@ pub struct CniConfig {
     pub cache_dir: PathBuf,
     /// How long one run of one plugin may take.
     pub plugin_timeout: Duration,
+    /// Where other runtimes keep what libcni remembers of their pods.
+    pub foreign_caches: Vec<PathBuf>,
 }
 
 impl Default for CniConfig {
@@ -33,6 +36,7 @@ impl Default for CniConfig {
             bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
             cache_dir: "/var/lib/hartpod/cni".into(),
             plugin_timeout: Duration::from_secs(60),
+            foreign_caches: vec!["/var/lib/cni/results".into(), "/var/lib/cni/cache".into()],
         }
     }
 }
@@ -87,6 +91,7 @@ impl Cni {
     /// # Errors
     /// See [`CniError`].
     pub async fn add(&self, attachment: &Attachment) -> Result<Attached, CniError> {
+        let _joining = self.planner.joining.read().await;
         let (planner, attachment) = (Arc::clone(&self.planner), attachment.clone());
         let mut plan = interruptible(blocking(move || planner.plan_add_blocking(&attachment)).await)?;
         match plan.add().await {
@@ -125,25 +130,35 @@ impl Cni {
     where
         F: FnOnce() -> Result<Option<Plan>, CniError> + Send + 'static,
     {
+        let _leaving = self.planner.joining.read().await;
         match interruptible(blocking(plan).await)? {
             Some(plan) => plan.leave(Attempt::Later).await,
             None => Ok(()),
         }
     }
 
-    /// Asks the plugins whether the network of a pod that joined is as they left it.
+    /// Asks the plugins whether the network of a pod that joined is as they left it. Dropped half way, it kills the plugin.
     ///
     /// # Errors
     /// The first plugin that is not content.
     pub async fn check(&self, container_id: &str) -> Result<Checked, CniError> {
         let (planner, id) = (Arc::clone(&self.planner), container_id.to_owned());
-        let plan = interruptible(blocking(move || planner.plan_del_blocking(&id, None)).await)?;
+        let plan = interruptible(blocking(move || planner.plan_check_blocking(&id)).await)?;
         match plan {
             Some(plan) if plan.network.version.has_check() && !plan.network.disable_check => {
                 plan.check().await
             }
             _ => Ok(Checked::NotOffered),
         }
+    }
+
+    /// Tells the plugins of the network that pods join now which pods are in it, so that they give back what is of no other (GC). Runs alone:
+    /// while somebody joins or leaves it is refused, and who wants to meanwhile waits, for ten seconds at most.
+    ///
+    /// # Errors
+    /// See [`CollectError`]: above all, other runtimes have pods in the network.
+    pub async fn collect_garbage(&self) -> Result<Collected, CollectError> {
+        collect(&self.planner).await
     }
 
     /// Ids of all pods that joined and have not left, or may have: what to go through after a crash.

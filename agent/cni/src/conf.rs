@@ -15,6 +15,7 @@ pub(crate) struct Network {
     /// The highest version that the configuration offers and this crate speaks.
     pub(crate) version: SpecVersion,
     pub(crate) disable_check: bool,
+    pub(crate) disable_gc: bool,
     pub(crate) plugins: Vec<Plugin>,
 }
 
@@ -46,7 +47,7 @@ impl Network {
         let name = name(&object)?;
         let version = version(&object)?;
         let inlined_only = flag(&object, "loadOnlyInlinedPlugins")?;
-        flag(&object, "disableGC")?;
+        let disable_gc = flag(&object, "disableGC")?;
         let plugins = match object.get("plugins") {
             None if inlined_only => return Err(InvalidConf::NoPlugins),
             None => Vec::new(),
@@ -58,7 +59,8 @@ impl Network {
                 .collect::<Result<_, _>>()?,
             Some(_) => return Err(InvalidConf::Field { key: "plugins", wanted: "a list" }),
         };
-        let network = Self { name, version, disable_check: flag(&object, "disableCheck")?, plugins };
+        let disable_check = flag(&object, "disableCheck")?;
+        let network = Self { name, version, disable_check, disable_gc, plugins };
         Ok(ListFile { network, more_plugins: !inlined_only })
     }
 
@@ -69,7 +71,8 @@ impl Network {
             return Err(InvalidConf::ListInSingleFile);
         }
         let (name, version) = (name(&object)?, version(&object)?);
-        Ok(Self { name, version, disable_check: false, plugins: vec![Plugin::from_object(object)?] })
+        let plugins = vec![Plugin::from_object(object)?];
+        Ok(Self { name, version, disable_check: false, disable_gc: false, plugins })
     }
 
     /// The network as a conflist, for the cache: `parse_list` reads it back.
@@ -78,6 +81,7 @@ impl Network {
             "name": self.name,
             "cniVersion": self.version.as_str(),
             "disableCheck": self.disable_check,
+            "disableGC": self.disable_gc,
             "loadOnlyInlinedPlugins": true,
             "plugins": self.plugins.iter().map(|plugin| &plugin.conf).collect::<Vec<_>>(),
         })

@@ -13,7 +13,7 @@ use crate::conf::{Network, Plugin};
 use crate::error::{InvalidConf, NotReady};
 
 /// No configuration is near this large; a file that is, is a mistake or an attack.
-const MAX_FILE: u64 = 1024 * 1024;
+pub(crate) const MAX_FILE: u64 = 1024 * 1024;
 
 /// Files changed this recently are read again next time: a second change may leave the same time stamp.
 const SETTLED: Duration = Duration::from_secs(2);
@@ -71,6 +71,13 @@ impl ConfDir {
         let outcome = reading.outcome.clone();
         *last = Some(reading).filter(Reading::is_settled);
         outcome
+    }
+
+    /// The first file that would be a network were `file` not there.
+    pub(crate) fn valid_but_blocking(&self, file: &Path) -> io::Result<Option<PathBuf>> {
+        let others = Folder::list(&self.dir, NETWORK_FILES)?.files.into_iter().map(|seen| seen.path);
+        let is_valid = |path: &PathBuf| self.read_network(path, &mut Vec::new()).is_ok();
+        Ok(others.filter(|path| path != file).find(is_valid))
     }
 
     fn read(&self) -> Reading {
@@ -186,7 +193,8 @@ impl Seen {
     }
 }
 
-fn read_file(path: &Path) -> Result<Vec<u8>, InvalidConf> {
+/// The whole of a configuration file or template.
+pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>, InvalidConf> {
     // Not blocking: a pipe without a writer must not hold us.
     let file: File = OpenOptions::new()
         .read(true)

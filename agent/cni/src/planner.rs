@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Map, Value};
+use tokio::sync::RwLock;
 use tracing::{debug, warn};
 
 use crate::attachment::{Attachment, InvalidAttachment, check_id};
@@ -33,6 +34,8 @@ pub(crate) struct Planner {
     cache: Cache,
     /// Tells this client from those before it.
     life: String,
+    /// Held, shared, by whoever joins or leaves, and alone by a collection of garbage (spec 1.1.0, Lifecycle & Ordering).
+    pub(crate) joining: RwLock<()>,
     /// The last answer.
     status: Mutex<Option<Answer>>,
 }
@@ -59,6 +62,7 @@ impl Planner {
             conf: ConfDir::new(config.conf_dir.clone()),
             cache: Cache::new(config.cache_dir.clone()),
             life: new_life(),
+            joining: RwLock::new(()),
             status: Mutex::new(None),
             config,
         }
@@ -74,6 +78,14 @@ impl Planner {
 
     pub(crate) fn forget_blocking(&self, id: &str) -> Result<(), CacheError> {
         self.cache.remove_blocking(id)
+    }
+
+    pub(crate) fn foreign_caches(&self) -> &[PathBuf] {
+        &self.config.foreign_caches
+    }
+
+    pub(crate) fn entry_blocking(&self, id: &str) -> Result<Option<Entry>, CacheError> {
+        self.cache.read_blocking(id)
     }
 
     pub(crate) fn searched(&self) -> Vec<PathBuf> {
@@ -154,6 +166,16 @@ impl Planner {
         let netns = netns.filter(|path| netns::is_netns_blocking(path));
         let netns = netns.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
         Ok(Some(self.plan(network, entry, netns)))
+    }
+
+    /// What CHECK needs; none for a pod that never finished joining. It joined while its daemon lived, so no plugin of an earlier one is at work.
+    pub(crate) fn plan_check_blocking(self: Arc<Self>, id: &str) -> Result<Option<Plan>, CniError> {
+        check_id(id).map_err(CniError::Attachment)?;
+        let entry = self.cache.read_blocking(id).map_err(CniError::Cache)?;
+        let Some(entry) = entry.filter(|entry| entry.result.is_some()) else { return Ok(None) };
+        let Ok(network) = Network::from_value(&entry.network) else { return Ok(None) };
+        let netns = entry.netns.as_ref().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
+        Ok(Some(self.plan(Arc::new(network), entry, netns)))
     }
 
     /// For a damaged entry: the best guess is the network that pods join now.

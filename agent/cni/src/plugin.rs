@@ -47,6 +47,10 @@ pub enum Verb {
     Del,
     /// Tell whether ADD would work.
     Status,
+    /// Give back what is of none of the pods that are named.
+    Gc,
+    /// Tell the versions of the spec that it speaks.
+    Version,
 }
 
 impl fmt::Display for Verb {
@@ -56,6 +60,8 @@ impl fmt::Display for Verb {
             Self::Check => "CHECK",
             Self::Del => "DEL",
             Self::Status => "STATUS",
+            Self::Gc => "GC",
+            Self::Version => "VERSION",
         })
     }
 }

@@ -39,6 +39,11 @@ impl SpecVersion {
         self >= Self::V1_1_0
     }
 
+    /// GC exists.
+    pub(crate) fn has_gc(self) -> bool {
+        self >= Self::V1_1_0
+    }
+
     /// Each address of a result says in `version` whether it is "4" or "6"; 1.0.0 dropped that.
     pub(crate) fn addresses_say_version(self) -> bool {
         self < Self::V1_0_0

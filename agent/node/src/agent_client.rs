@@ -150,6 +150,24 @@ impl AgentClient {
         bounded("RemoveContainer", SHUT_DOWN, calls.remove_container(request)).await.map(drop)
     }
 
+    /// Limits may wait for the kernel to take memory back.
+    pub(crate) async fn update(
+        &self,
+        request: pod::UpdateContainerRequest,
+    ) -> Result<pod::UpdateContainerResponse, AgentError> {
+        let mut calls = self.calls.clone();
+        bounded("UpdateContainer", LONG, calls.update_container(request)).await
+    }
+
+    /// As [`Self::update`].
+    pub(crate) async fn update_pod(
+        &self,
+        request: pod::UpdatePodRequest,
+    ) -> Result<pod::UpdatePodResponse, AgentError> {
+        let mut calls = self.calls.clone();
+        bounded("UpdatePod", LONG, calls.update_pod(request)).await
+    }
+
     pub(crate) async fn reopen_log(&self, container: &ContainerId) -> Result<(), AgentError> {
         let mut calls = self.calls.clone();
         let request = pod::ReopenLogRequest { container_id: container.to_string() };
@@ -180,6 +198,14 @@ impl AgentClient {
         let mut calls = self.calls.clone();
         let request = pod::KillExecRequest { container_id: container.to_string(), exec_id: exec.to_owned() };
         bounded("KillExec", SHORT, calls.kill_exec(request)).await.map(drop)
+    }
+
+    pub(crate) async fn stats(
+        &self,
+        depth: pod::stats_request::Depth,
+    ) -> Result<pod::StatsResponse, AgentError> {
+        let mut calls = self.calls.clone();
+        bounded("Stats", SHORT, calls.stats(pod::StatsRequest { depth: depth.into() })).await
     }
 
     pub(crate) async fn shut_down(&self) -> Result<(), AgentError> {

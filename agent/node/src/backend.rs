@@ -26,7 +26,7 @@ const HOST: [&str; 2] = ["", "container"];
 /// Of pods in guests.
 const VM: &str = "vm";
 /// What an agent or a VMM has to say outside of its protocols, below its folder.
-const LOG: &str = "agent.log";
+pub(crate) const LOG: &str = "agent.log";
 
 /// Starts the agents of pods, finds them again, and knows why they ended. The process that it starts is the agent itself, or the VMM that
 /// the agent is inside of.
@@ -149,7 +149,7 @@ fn started(agent: launcher::AgentProcess) -> StartedAgent {
 }
 
 /// A file, not the daemon's own stderr: the agent outlives the daemon, and whoever reads that.
-fn log_file(path: &Path) -> Result<File, StartError> {
+pub(crate) fn log_file(path: &Path) -> Result<File, StartError> {
     let log = File::options().create(true).append(true).open(path);
     log.map_err(|source| StartError::Log { path: path.to_owned(), source })
 }

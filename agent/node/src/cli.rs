@@ -31,6 +31,9 @@ enum Command {
     Run(commands::run::RunArgs),
     /// Build what guest pods boot.
     Guest(commands::guest::GuestArgs),
+    /// The first process of a systemd scope, until its input ends. For the daemon alone.
+    #[command(hide = true)]
+    Placeholder,
     /// Print the configuration in effect, or the sample file, or check a file.
     Config(ConfigArgs),
 }
@@ -111,6 +114,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             ended
         }
         Command::Guest(args) => commands::guest::guest(args),
+        Command::Placeholder => {
+            crate::systemd::be_placeholder();
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Config(args) => commands::config::config(&args.into()),
     }
 }
@@ -145,6 +152,12 @@ mod tests {
         let cli = Cli::try_parse_from(["hartpod", "run", "-it", "busybox", "sh", "-i"]).unwrap();
         let Command::Run(args) = cli.command else { panic!("{cli:?}") };
         assert_eq!(args.command, ["sh", "-i"]);
+    }
+
+    #[test]
+    fn the_daemons_placeholder_is_a_command() {
+        let cli = Cli::try_parse_from(["hartpod", crate::systemd::PLACEHOLDER]).unwrap();
+        assert!(matches!(cli.command, Command::Placeholder), "{cli:?}");
     }
 
     #[test]

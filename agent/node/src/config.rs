@@ -11,6 +11,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use hartpod_cni::{ConfTemplate, TemplateError};
 pub use load::{LoadError, Overrides};
 pub use sample::render as sample;
 use section::sections;
@@ -41,9 +42,17 @@ sections! {
         cni: Cni = Cni::default(),
         images: Images = Images::default(),
         streaming: Streaming = Streaming::default(),
+        metrics: Metrics = Metrics::default(),
         cgroup: Cgroup = Cgroup::default(),
         pod: Pod = Pod::default(),
         vm: Vm = Vm::default(),
+        cdi: Cdi = Cdi::default(),
+    }
+
+    /// Devices that vendors describe in files (container device interface).
+    Cdi {
+        /// Where the files are, JSON or YAML. They are read when a container asks for a device; what is in a later folder counts more.
+        spec_dirs: Vec<PathBuf> = vec!["/etc/cdi".into(), "/var/run/cdi".into()],
     }
 
     /// The network of pods.
@@ -54,6 +63,15 @@ sections! {
         bin_dirs: Vec<PathBuf> = vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
         /// A plugin that runs longer than this many seconds is killed and has failed.
         plugin_timeout_s: u64 = 60,
+        /// For nodes whose network is no more than the address ranges that the kubelet tells: a template, in containerd's format, of
+        /// 10-hartpod-net.conflist in conf_dir. It is filled in when the kubelet tells the ranges, unless another valid configuration
+        /// is there. Filled in are .PodCIDR, .PodCIDRRanges and .Routes. When empty: none is made. Read at the start.
+        conf_template: PathBuf = PathBuf::new(),
+        /// Whether plugins are told now and then which pods there are, so that they give back what is of no other: CNI's GC, of networks of
+        /// version 1.1.0. They take the pods of other runtimes for garbage, so it is refused while one has pods in the network.
+        gc: bool = false,
+        /// Where other runtimes keep what they remember of their pods in the network: the caches of libcni.
+        foreign_caches: Vec<PathBuf> = vec!["/var/lib/cni/results".into(), "/var/lib/cni/cache".into()],
     }
 
     /// Pulling and keeping images.
@@ -81,9 +99,19 @@ sections! {
         tls_key: PathBuf = PathBuf::new(),
     }
 
+    /// What Prometheus reads.
+    Metrics {
+        /// Whether there is a `/metrics` at all.
+        enabled: bool = true,
+        /// Where it is served, over plain HTTP; port 0 takes a free one. It tells names of pods and what they use: leave it on loopback unless whoever scrapes it is
+        /// elsewhere.
+        listen: SocketAddr = SocketAddr::from((Ipv4Addr::LOCALHOST, 9810)),
+    }
+
     /// Control groups.
     Cgroup {
-        /// How the kubelet names cgroups: "cgroupfs", or "auto" which is "cgroupfs" today.
+        /// Who makes cgroups, which must be what the kubelet's cgroupDriver says: "cgroupfs" (paths), "systemd" (slices and scopes; cgroup v2
+        /// only), or "auto": systemd where it runs and cgroups are v2. A kubelet can ask hartpod (KubeletCgroupDriverFromCRI).
         driver: CgroupDriver = CgroupDriver::Auto,
         /// Where the control group file systems are mounted. There is no other place: pod agents and containers know it too.
         root: PathBuf = hartpod_container::cgroup::ROOT.into(),
@@ -96,6 +124,8 @@ sections! {
         agent: PathBuf = PathBuf::new(),
         /// Where the network namespace of each pod gets a name, hartpod-<id>.
         netns_dir: PathBuf = "/var/run/netns".into(),
+        /// Privileged containers get only the devices that they ask for, and may use no others. In guests they have the guest's own in any case.
+        privileged_without_host_devices: bool = false,
     }
 
     /// Pods in guests: runtime handler "vm".
@@ -112,6 +142,9 @@ sections! {
         guest_base_mib: u64 = 128,
         /// What the VMM itself may take besides the guest's memory, in MiB.
         overhead_mib: u64 = 32,
+        /// How much larger than its pod's limits a guest may become while it runs, in percent: memory and vCPUs that it boots with besides, which
+        /// the pod gets when its resources are changed. Of each GiB of it the guest's kernel takes 16 MiB at boot.
+        resize_headroom_percent: u64 = 0,
         /// First and last of the users that VMMs run as, a user each. Nothing else on the node may have them.
         uid_range: [u32; 2] = [2_000_000_000, 2_000_065_535],
         /// Annotations of pods that may change their guest: any of "io.hartpod.vm.memory-mib", "io.hartpod.vm.vcpus" and
@@ -130,7 +163,7 @@ pub enum CgroupDriver {
     Auto,
     /// Plain folders below the kubelet's parent.
     Cgroupfs,
-    /// Units of systemd. Known so that it can be refused in words; see the validation.
+    /// Units of systemd.
     Systemd,
 }
 
@@ -138,6 +171,14 @@ impl Cni {
     /// See `plugin_timeout_s`.
     pub fn plugin_timeout(&self) -> Duration {
         Duration::from_secs(self.plugin_timeout_s)
+    }
+
+    /// Reads the template of `conf_template`, where there is one.
+    pub fn template_blocking(&self) -> Result<Option<ConfTemplate>, TemplateError> {
+        if self.conf_template.as_os_str().is_empty() {
+            return Ok(None);
+        }
+        ConfTemplate::read_blocking(&self.conf_template, &self.conf_dir).map(Some)
     }
 }
 

@@ -11,5 +11,5 @@ pub(crate) use exec_target::{BegunExec, ExecTarget};
 pub(crate) use exit::Exit;
 #[cfg(test)]
 pub(crate) use snapshot::test_container;
-pub(crate) use snapshot::{ContainerInfo, ContainerSnapshot, User};
+pub(crate) use snapshot::{ContainerInfo, ContainerSnapshot, ImageVolume, User};
 pub(crate) use state::{ContainerEvent, ContainerState, Refused};

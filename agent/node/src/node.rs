@@ -4,19 +4,23 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use hartpod_cni::Cni;
-use hartpod_container::cgroup::{Leaf, PathError, Tree};
+use hartpod_cni::{Cni, ConfTemplate};
+use hartpod_container::cgroup::{Leaf, Limits, PathError, Tree, Update, UpdateError, Warning};
 use hartpod_images::ImageStore;
 use hartpod_proto::{ContainerId, SandboxId};
 
 use crate::backend::{Backends, printable};
 use crate::epoch::Epoch;
+use crate::events::Events;
 use crate::image_use::ImageUses;
+use crate::metrics::Own;
 use crate::pod::PodInfo;
 use crate::pulls::Pulls;
 use crate::records::Records;
 use crate::registry::Registry;
 use crate::spec::SpecSettings;
+use crate::stats::Book;
+use crate::systemd::{DEFAULT_SLICE, Placeholder, ScopeError, Systemd};
 use crate::trash::Trash;
 
 /// The folders and files that the daemon keeps.
@@ -92,11 +96,19 @@ pub(crate) struct Node {
     pub(crate) image_uses: Arc<ImageUses>,
     pub(crate) pulls: Pulls,
     pub(crate) cni: Cni,
+    /// Of the network's configuration, where the kubelet's address ranges are to make it.
+    pub(crate) conf_template: Option<Arc<ConfTemplate>>,
     pub(crate) cgroups: Tree,
+    /// With systemd's cgroup driver.
+    pub(crate) systemd: Option<Systemd>,
     pub(crate) backends: Backends,
     pub(crate) records: Records,
     pub(crate) trash: Arc<Trash>,
     pub(crate) registry: Registry,
+    pub(crate) events: Events,
+    pub(crate) stats: Book,
+    /// Of the daemon's own work.
+    pub(crate) own_metrics: Own,
     pub(crate) spec_settings: SpecSettings,
     /// Of guests.
     pub(crate) guest_spec_settings: SpecSettings,
@@ -133,7 +145,37 @@ impl Node {
 
     /// The cgroup leaf `id` (of an agent or a container) below a pod's parent.
     pub(crate) fn leaf(&self, parent: &str, id: &str) -> Result<Leaf, PathError> {
-        self.cgroups.leaf(parent, id)
+        self.cgroups.leaf(self.parent(parent), id)
+    }
+
+    /// A pod's parent, or what it has when its request names none.
+    pub(crate) fn parent<'a>(&self, parent: &'a str) -> &'a str {
+        match &self.systemd {
+            Some(_) if parent.is_empty() => DEFAULT_SLICE,
+            Some(_) | None => parent,
+        }
+    }
+
+    /// With systemd's driver, makes the scope that a leaf is; what is answered is held until the leaf has its process.
+    pub(crate) fn scope_blocking(
+        &self,
+        leaf: &Leaf,
+        limits: &Limits,
+    ) -> Result<Option<Placeholder>, ScopeError> {
+        self.systemd.as_ref().map_or(Ok(None), |systemd| systemd.make_blocking(leaf, limits))
+    }
+
+    /// Sets limits anew, and has systemd know where the leaf is a scope.
+    pub(crate) fn update_blocking(&self, leaf: &Leaf, update: &Update) -> Result<Vec<Warning>, UpdateError> {
+        let warnings = leaf.update_blocking(update)?;
+        if let Some(Err(error)) = self.systemd.as_ref().map(|s| s.set_blocking(leaf, &update.limits)) {
+            tracing::warn!(
+                cgroup = leaf.cgroup_path(),
+                error = %crate::chain(&error),
+                "systemd does not know the new limits, and sets the old ones when it is reloaded"
+            );
+        }
+        Ok(warnings)
     }
 }
 

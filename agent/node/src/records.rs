@@ -22,7 +22,9 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use load::{Loaded, LoadedPod};
 
+use crate::container::ImageVolume;
 use crate::epoch::Epoch;
+use crate::guest::Ceiling;
 use crate::sys;
 
 /// Version of both record formats; a file of another one is not understood.
@@ -43,6 +45,13 @@ pub(crate) enum PodStage {
     Up,
     /// StopPodSandbox has finished: nothing runs and nothing is held.
     Stopped,
+}
+
+/// The size of a pod as the kubelet told it last.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct PodResources {
+    pub(crate) overhead: Option<cri::LinuxContainerResources>,
+    pub(crate) resources: Option<cri::LinuxContainerResources>,
 }
 
 /// The pod agent's process.
@@ -73,6 +82,14 @@ pub(crate) struct PodRecord {
     /// The user of its VMM.
     #[serde(default)]
     pub(crate) vmm_uid: Option<u32>,
+    /// What its guest booted with.
+    #[serde(default)]
+    pub(crate) guest: Option<Ceiling>,
+    /// What it was told of its size since its start.
+    #[serde(default)]
+    pub(crate) resources: Option<PodResources>,
+    #[serde(default)]
+    pub(crate) selinux_level: Option<String>,
 }
 
 /// How a container ended.
@@ -115,6 +132,12 @@ pub(crate) struct ContainerRecord {
     /// Where its disk is, in a guest.
     #[serde(default)]
     pub(crate) slot: Option<u32>,
+    /// Images that it mounts.
+    #[serde(default)]
+    pub(crate) image_volumes: Vec<ImageVolume>,
+    /// What it has since its resources were changed; none: what `config` says.
+    #[serde(default)]
+    pub(crate) resources: Option<cri::LinuxContainerResources>,
 }
 
 /// A record could not be written or deleted.

@@ -7,7 +7,7 @@
 
 mod judge;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,7 @@ use crate::agent_process::AgentProcess;
 use crate::clock;
 use crate::container::{ContainerInfo, ContainerSnapshot, ContainerState, Exit, User};
 use crate::guest::{GuestInfo, VmmControl};
+use crate::image_use::ImageUse;
 use crate::names::{ConfigHash, Progress};
 use crate::node::Node;
 use crate::pod::{
@@ -29,6 +30,7 @@ use crate::pod::{
     kill_leaves,
 };
 use crate::records::{ContainerRecord, LoadedPod, PodRecord};
+use crate::systemd::destroy_leaf_blocking;
 use hartpod_proto::cri::v1 as cri;
 
 /// How long the daemon's start waits for leftovers to be cleared away; what takes longer goes on behind.
@@ -88,12 +90,16 @@ fn pod_info(node: &Node, record: &PodRecord) -> Arc<PodInfo> {
         created_at: record.created_at,
         netns: record.netns.clone(),
         guest: guest_info(node, record),
+        selinux_level: record
+            .selinux_level
+            .clone()
+            .and_then(|level| Some(node.spec_settings.selinux.as_ref()?.levels.retake(level))),
     })
 }
 
 fn guest_info(node: &Node, record: &PodRecord) -> Option<GuestInfo> {
     let backend = node.backends.guests(&record.handler)?;
-    Some(GuestInfo::new(None, backend.retake_user(record.vmm_uid?)))
+    Some(GuestInfo::found(record.guest, backend.retake_user(record.vmm_uid?)))
 }
 
 async fn examine(node: &Arc<Node>, pod: LoadedPod) -> Examined {
@@ -144,6 +150,7 @@ async fn examine(node: &Arc<Node>, pod: LoadedPod) -> Examined {
         reason: verdict.reason(info.heart(), words.as_deref()),
         ips: if verdict.state() == SandboxState::Stopped { Vec::new() } else { record.ips },
         delivered: record.delivered,
+        resources: record.resources.map(Arc::new),
         word: verdict.word(),
         agent,
         containers: restored,
@@ -196,7 +203,7 @@ fn restore_container(
     let leaf: Leaf = node.leaf(pod.cgroup_parent(), record.id.as_str()).ok()?;
     let ended = state == ContainerState::Exited;
     let dirty = exit.is_some() != record.exit.is_some();
-    let image_use = if ended { None } else { node.image_uses.begin(&record.image_id, &record.id).ok() };
+    let image_uses = if ended { Vec::new() } else { uses(node, &record) };
     let user = record.user.map(|u| User { uid: u.uid, gid: u.gid, groups: u.groups });
     let info = ContainerInfo {
         pod: pod.id.clone(),
@@ -207,6 +214,7 @@ fn restore_container(
         log_path: pod::log_path(pod, &record.config),
         cgroup_path: pod::cgroup_path(pod, &leaf),
         slot: record.slot,
+        image_volumes: record.image_volumes,
         config: record.config,
         id: record.id,
     };
@@ -221,8 +229,16 @@ fn restore_container(
         },
         exit,
         user: known.and_then(|k| k.user.clone()).map(User::from).or(user),
+        resources: record.resources.map(Arc::new),
     };
-    Some(RestoredContainer { snapshot, leaf, delivered: record.delivered, image_use, dirty })
+    Some(RestoredContainer { snapshot, leaf, delivered: record.delivered, image_uses, dirty })
+}
+
+/// What its layers are of.
+fn uses(node: &Arc<Node>, record: &ContainerRecord) -> Vec<ImageUse> {
+    let volumes = record.image_volumes.iter().map(|volume| &volume.image_id);
+    let images: BTreeSet<&String> = volumes.chain([&record.image_id]).collect();
+    images.into_iter().filter_map(|image| node.image_uses.begin(image, &record.id).ok()).collect()
 }
 
 fn restore(node: &Arc<Node>, pod: Restored) {
@@ -265,6 +281,7 @@ async fn undo(node: Arc<Node>, info: Arc<PodInfo>) {
             delivered: true,
             agent: None,
             word: Word::Heard,
+            resources: None,
             containers: Vec::new(),
         };
         return restore(&node, restored);
@@ -296,7 +313,9 @@ async fn forget_container<'a>(
     let (node, pod_id, id) = (node.clone(), pod.id.clone(), id.clone());
     let leaf = node.leaf(pod.cgroup_parent(), id.as_str());
     let forgotten = tokio::task::spawn_blocking(move || {
-        if let Some(Err(error)) = leaf.ok().map(|l| l.destroy_blocking(Instant::now() + LEAF_END)) {
+        if let Some(Err(error)) =
+            leaf.ok().map(|l| destroy_leaf_blocking(node.systemd.as_ref(), &l, Instant::now() + LEAF_END))
+        {
             tracing::warn!(container = %id, %error, "cgroup of an unfinished container stays");
         }
         if let Err(error) = node.trash.throw_blocking(&node.layout.scratch(&id)) {

@@ -7,12 +7,13 @@ mod folder;
 mod socket;
 
 use std::io;
-use std::path::PathBuf;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use hartpod_cni::{Cni, CniConfig};
-use hartpod_container::cgroup::{DetectError, Tree};
+use hartpod_cni::{Cni, CniConfig, TemplateError};
+use hartpod_container::cgroup::{DetectError, Mode, Tree};
 use hartpod_images::{ImageStore, ImagesConfig, OpenError};
 use sd_notify::NotifyState;
 use tokio::net::UnixListener;
@@ -23,18 +24,24 @@ pub use folder::FolderError;
 pub use socket::SocketError;
 
 use crate::backend::{Backends, BackendsError};
-use crate::config::Config;
+use crate::config::{CgroupDriver, Config};
 use crate::epoch::{Epoch, EpochError};
+use crate::events::Events;
 use crate::image_use::ImageUses;
+use crate::metrics::{Endpoint, Own};
+use crate::network_check::check_adopted;
+use crate::network_gc::collect_now_and_then;
 use crate::node::{Layout, Node};
 use crate::records::{Loaded, RecordError, Records};
 use crate::recovery::recover;
 use crate::registry::Registry;
-use crate::server::Server;
+use crate::server::{DeadlineLayer, ObserveLayer, Server};
 use crate::spec::SpecSettings;
+use crate::stats::{self, Book};
 use crate::streaming::{Sessions, SettingsError, settings_blocking};
 use crate::sweep::{Claimed, sweep};
 use crate::sys;
+use crate::systemd::{BOOTED, Systemd};
 use crate::trash::Trash;
 
 /// Calls are short; two threads keep the memory small and one of them free while the other is busy.
@@ -57,12 +64,20 @@ pub enum ServeError {
     Epoch(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("control groups")]
     Cgroups(#[from] DetectError),
+    #[error("cgroup.driver is \"systemd\": {0}")]
+    NoSystemd(&'static str),
     #[error(transparent)]
     Backends(#[from] BackendsError),
     #[error("streaming server")]
     Streaming(#[from] hartpod_streaming::BindError),
     #[error("TLS of the streaming server")]
     StreamingTls(#[from] SettingsError),
+    #[error("cni.conf_template")]
+    ConfTemplate(#[from] TemplateError),
+    #[error("metrics on {at}: set another metrics.listen, or metrics.enabled = false")]
+    Metrics { at: SocketAddr, source: io::Error },
+    #[error("metrics")]
+    OwnMetrics(#[from] prometheus::Error),
     #[error("image store")]
     Images(#[from] OpenError),
     #[error("records of pods")]
@@ -108,7 +123,8 @@ pub fn runtime() -> io::Result<tokio::runtime::Runtime> {
 pub async fn serve(config: Config) -> Result<(), ServeError> {
     let end = end_signal().map_err(ServeError::Signals)?;
     answer_hangups().map_err(ServeError::Signals)?;
-    let socket = config.socket.clone();
+    let collects_garbage = config.cni.gc;
+    let (socket, metrics) = (config.socket.clone(), config.metrics.clone());
     // Held until the end: no two daemons share a root or a state folder.
     let (_locks, listener, node, loaded, streaming) = {
         let opened = tokio::task::spawn_blocking(move || open_blocking(&config)).await??;
@@ -117,12 +133,26 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     tokio::spawn(node.records.clone().keep_flushed());
     tokio::spawn(node.trash.clone().keep_empty());
     take_over(&node, loaded).await;
+    tokio::spawn(stats::keep(node.clone()));
+    tokio::spawn(check_adopted(node.clone()));
+    if collects_garbage {
+        tokio::spawn(collect_now_and_then(node.clone()));
+    }
     let listener = UnixListener::from_std(listener)
         .map_err(|source| SocketError::Bind { path: socket.clone(), source })?;
 
     let opens = Arc::new(Sessions::new(node.clone()));
     let streaming = hartpod_streaming::Server::bind(streaming, opens).await;
     let streaming = Arc::new(streaming.inspect_err(|_| socket::unlink(&socket))?);
+    let own_metrics = node.own_metrics.clone();
+    if metrics.enabled {
+        let endpoint = Endpoint::bind(metrics.listen)
+            .await
+            .map_err(|source| ServeError::Metrics { at: metrics.listen, source });
+        let endpoint = endpoint.inspect_err(|_| socket::unlink(&socket))?;
+        tracing::info!(at = %endpoint.address(), "metrics");
+        tokio::spawn(endpoint.serve(node.clone()));
+    }
     let server = Server::new(node, streaming.clone());
     let (told, mut ending) = tokio::sync::watch::channel(false);
     let mut sessions_end = ending.clone();
@@ -132,6 +162,8 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
         let _ = tokio::time::timeout(LAST_CALLS, streaming.stop()).await;
     });
     let serving = tonic::transport::Server::builder()
+        .layer(ObserveLayer(own_metrics))
+        .layer(DeadlineLayer)
         .add_service(server.runtime_service())
         .add_service(server.image_service())
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
@@ -166,6 +198,7 @@ struct Opened {
 
 fn open_blocking(config: &Config) -> Result<Opened, ServeError> {
     let streaming = settings_blocking(&config.streaming)?;
+    let conf_template = config.cni.template_blocking()?.map(Arc::new);
     let layout = Layout {
         root: config.root.clone(),
         state: config.state.clone(),
@@ -180,9 +213,11 @@ fn open_blocking(config: &Config) -> Result<Opened, ServeError> {
     }
     let listener = socket::bind(&config.socket)?;
     let (records, loaded) = Records::open_blocking(&layout.pods())?;
+    let cgroups = Tree::detect(&config.cgroup.root)?;
     let node = Node {
+        systemd: systemd_of(config.cgroup.driver, cgroups.mode())?,
         epoch: Epoch::read_blocking(&layout.state)?,
-        cgroups: Tree::detect(&config.cgroup.root)?,
+        cgroups,
         backends: Backends::open_blocking(config)?,
         images: ImageStore::open_blocking(images(config, &layout))?,
         cni: Cni::new(CniConfig {
@@ -190,10 +225,15 @@ fn open_blocking(config: &Config) -> Result<Opened, ServeError> {
             bin_dirs: config.cni.bin_dirs.clone(),
             cache_dir: layout.cni_cache(),
             plugin_timeout: config.cni.plugin_timeout(),
+            foreign_caches: config.cni.foreign_caches.clone(),
         }),
+        conf_template,
         image_uses: Arc::new(ImageUses::default()),
         pulls: crate::pulls::Pulls::default(),
         registry: Registry::default(),
+        events: Events::default(),
+        stats: Book::default(),
+        own_metrics: Own::new()?,
         trash: Arc::new(Trash::new(layout.trash())),
         warned: Mutex::default(),
         spec_settings: SpecSettings::detect(config),
@@ -202,6 +242,18 @@ fn open_blocking(config: &Config) -> Result<Opened, ServeError> {
         layout,
     };
     Ok(Opened { locks, listener, node, loaded, streaming })
+}
+
+/// The systemd whose units pods' cgroups are, if they are.
+fn systemd_of(driver: CgroupDriver, mode: Mode) -> Result<Option<Systemd>, ServeError> {
+    let runs = Path::new(BOOTED).is_dir();
+    match (driver, mode) {
+        (CgroupDriver::Auto, Mode::Unified) if runs => Ok(Some(Systemd::default())),
+        (CgroupDriver::Auto | CgroupDriver::Cgroupfs, _) => Ok(None),
+        (CgroupDriver::Systemd, _) if !runs => Err(ServeError::NoSystemd("systemd does not run here")),
+        (CgroupDriver::Systemd, Mode::Hybrid) => Err(ServeError::NoSystemd("it needs cgroup v2 alone")),
+        (CgroupDriver::Systemd, Mode::Unified) => Ok(Some(Systemd::default())),
+    }
 }
 
 fn images(config: &Config, layout: &Layout) -> ImagesConfig {

@@ -2,14 +2,25 @@
 
 mod container_view;
 mod containers;
+mod deadline;
+mod events;
 mod image_view;
 mod images;
 mod info;
+mod metrics;
+mod observe;
+mod parts;
+mod pod_cidr;
 mod pod_view;
 mod pods;
 mod runtime;
+mod stats;
+mod stats_view;
 mod status;
 mod streaming;
+
+pub(crate) use deadline::DeadlineLayer;
+pub(crate) use observe::ObserveLayer;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +33,10 @@ use tonic::Status;
 use crate::agent_client::AgentError;
 use crate::guest::LogError;
 use crate::node::Node;
+use crate::registry::LookupError;
+use crate::status_code::status;
+
+pub(crate) use pod_cidr::PodCidrError;
 
 /// Bytes of one request; the same as the kubelet's own limit (pkg/kubelet/cri/remote: maxMsgSize).
 const MAX_REQUEST: usize = 16 << 20;
@@ -72,6 +87,10 @@ impl Server {
 /// Seconds as CRI counts them; negative ones mean none.
 fn seconds(count: i64) -> Duration {
     Duration::from_secs(u64::try_from(count).unwrap_or(0))
+}
+
+fn not_there(what: &'static str, id: &str) -> Status {
+    status(&LookupError::NotFound { what, id: id.to_owned() })
 }
 
 /// The answer to a call that this version does not have.

@@ -16,23 +16,32 @@ use oci_spec::runtime::{
     Linux, LinuxResources, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, Root, Spec,
 };
 
+use crate::container::ImageVolume;
 use crate::validate::Kind;
 
+mod apparmor;
 mod capabilities;
+mod cdi;
 mod devices;
 mod error;
+mod image_volume;
 mod mounts;
 mod namespaces;
 mod process;
 mod resources;
 mod security;
+mod selinux;
 mod settings;
 mod stop_signal;
+mod update;
 
 pub use error::SpecError;
+pub use mounts::Volume;
 pub use resources::resources;
+pub(crate) use selinux::{pod_labels_blocking, pod_options as pod_selinux_options};
 pub use settings::SpecSettings;
 pub use stop_signal::to_cri as signal_to_cri;
+pub use update::{ResourceChange, change as resource_change};
 
 /// The version of the OCI runtime specification that the specs follow.
 const OCI_VERSION: &str = "1.2.0";
@@ -46,6 +55,10 @@ pub struct SpecInput<'a> {
     pub image: &'a ImageConfiguration,
     /// What the image is called in annotations when the request does not say what the user wrote.
     pub image_name: &'a str,
+    /// Which images the request's mounts of images show.
+    pub(crate) image_volumes: &'a [ImageVolume],
+    /// The pod's SELinux level, where it has been given one.
+    pub selinux_level: Option<&'a str>,
     pub sandbox_id: &'a SandboxId,
     pub container_id: &'a ContainerId,
     /// The pod's network namespace file; none with the host's network.
@@ -84,6 +97,8 @@ pub struct ContainerPlan {
     pub tty: bool,
     /// Signal that asks the process to stop.
     pub stop_signal: i32,
+    /// Of a guest: what of the node is to be shared with it for the spec's mounts.
+    pub volumes: Vec<Volume>,
     /// Odd but handled.
     pub warnings: Vec<String>,
 }
@@ -94,15 +109,18 @@ pub fn container_spec_blocking(input: &SpecInput<'_>) -> Result<ContainerPlan, S
     let security = security(input.container);
     let mut warnings = Vec::new();
     privileged_only_in_a_privileged_pod(input, security)?;
-    unsupported(input.container)?;
-    security::refuse_apparmor(security, input.settings)?;
-    security::refuse_selinux(security, input.settings, &mut warnings)?;
     let image = image_config(input.image);
     let identity = process::identity(security, image)?;
     let namespaces = namespaces::namespaces(input.sandbox, security, &mut warnings)?;
     let stop_signal = stop_signal::stop_signal(input.container, image, &mut warnings)?;
-    let process = process(input, image, identity.spec.clone(), &mut warnings)?;
-    let spec = spec(input, &namespaces, process, &mut warnings)?;
+    let labels = selinux::labels_blocking(input, &mut warnings)?;
+    let mut process = process(input, image, identity.spec.clone(), &mut warnings)?;
+    process.set_selinux_label(labels.as_ref().and_then(|labels| labels.process.clone()));
+    let (mut spec, volumes) = spec(input, &namespaces, process, &mut warnings)?;
+    if let (Some(labels), Some(linux)) = (labels, spec.linux_mut()) {
+        linux.set_mount_label(Some(labels.files));
+    }
+    cdi::apply_blocking(input.container, input.kind, &input.settings.cdi_folders, &mut spec)?;
     volumes_of_image(image, security, &spec, &mut warnings);
     Ok(ContainerPlan {
         spec,
@@ -115,6 +133,7 @@ pub fn container_spec_blocking(input: &SpecInput<'_>) -> Result<ContainerPlan, S
         stdin_once: input.container.stdin_once,
         tty: input.container.tty,
         stop_signal,
+        volumes,
         warnings,
     })
 }
@@ -161,13 +180,6 @@ fn privileged_only_in_a_privileged_pod(
             "config.linux.security_context.privileged",
             "is set, but the pod was not made privileged",
         ));
-    }
-    Ok(())
-}
-
-fn unsupported(container: &cri::ContainerConfig) -> Result<(), SpecError> {
-    if !container.cdi_devices.is_empty() {
-        return Err(SpecError::unsupported("config.CDI_devices", "CDI is not supported yet"));
     }
     Ok(())
 }
@@ -224,8 +236,7 @@ fn process(
         // CRI has no field for limits: a container has those that the daemon was started with.
         .set_rlimits(open_files(input.settings).map(|limit| vec![limit]))
         .set_no_new_privileges(Some(security.no_new_privs))
-        .set_apparmor_profile(None)
-        .set_selinux_label(None)
+        .set_apparmor_profile(apparmor::profile_blocking(security, input.settings, input.kind, warnings)?)
         .set_oom_score_adj(Some(match asked_resources(input.container) {
             Some(asked) => resources::oom_score_adj(asked)?,
             None => 0,
@@ -248,10 +259,13 @@ fn spec(
     namespaces: &namespaces::Namespaces,
     process: Process,
     warnings: &mut Vec<String>,
-) -> Result<Spec, SpecError> {
+) -> Result<(Spec, Vec<Volume>), SpecError> {
     let security = security(input.container);
     let devices = match input.kind {
-        Kind::Namespaces => devices::devices_blocking(input.container, &input.settings.dev)?,
+        Kind::Namespaces => {
+            let dev = input.settings.privileged_devices.then_some(input.settings.dev.as_path());
+            devices::devices_blocking(input.container, dev)?
+        }
         Kind::Guest => devices::in_guest(input.container)?,
     };
     let mounts = mounts::mounts(input, namespaces.node_ipc)?;
@@ -287,7 +301,7 @@ fn spec(
         .set_hostname(hostname)
         .set_annotations(Some(annotations(input)))
         .set_linux(Some(linux));
-    Ok(spec)
+    Ok((spec, mounts.volumes))
 }
 
 /// Who the container is, under the names that tools (and Kata) know from containerd (internal/cri/annotations).

@@ -3,7 +3,8 @@
 //! Callers look at codes in few places: the kubelet takes DeadlineExceeded of ExecSync as "the probe timed out", and NotFound
 //! as "gone already". The rest is for people and other clients.
 
-use hartpod_cni::CniError;
+use hartpod_cni::{CniError, GenerateError};
+use hartpod_container::cgroup::{UpdateError, UpdateFault};
 use hartpod_images::{InvalidAuth, InvalidReference, PullError, RemoveError};
 use hartpod_streaming::RequestError;
 use tonic::{Code, Status};
@@ -11,13 +12,14 @@ use tonic::{Code, Status};
 use crate::agent_client::AgentError;
 use crate::backend::NoHandler;
 use crate::container::ExecError;
-use crate::guest::{LogError, NoUser};
+use crate::guest::{LogError, NoUser, VolumeError};
 use crate::image_use::Busy;
 use crate::pod::{
-    CreateError, RemoveContainerError, RemovePodError, RunError, StartError, StopContainerError, StopError,
+    CreateError, RemoveContainerError, RemovePodError, ResizeError, RunError, StartError, StopContainerError,
+    StopError, UpdateContainerError,
 };
 use crate::registry::LookupError;
-use crate::server::{NameTaken, ReopenError};
+use crate::server::{NameTaken, PodCidrError, ReopenError};
 use crate::spec::SpecError;
 use crate::validate::InvalidRequest;
 
@@ -163,6 +165,7 @@ impl Coded for RunError {
             Self::CgroupParent(_) | Self::InvalidNetwork(_) => Code::InvalidArgument,
             Self::Network { source, .. } => cni(source),
             Self::SetUp(source) => source.code(),
+            Self::Label(source) => spec(source),
             Self::Left { error, .. } => error.code(),
             Self::NotUp { .. } => Code::FailedPrecondition,
             Self::OutOfMemory { .. } => Code::ResourceExhausted,
@@ -171,8 +174,10 @@ impl Coded for RunError {
             | Self::Record { .. }
             | Self::StateDir { .. }
             | Self::Files { .. }
+            | Self::LabelFile { .. }
             | Self::Netns { .. }
             | Self::Start { .. }
+            | Self::Scope { .. }
             | Self::GuestEnded { .. }
             | Self::Watch { .. }
             | Self::Thread { .. }
@@ -208,14 +213,17 @@ impl Coded for CreateError {
             Self::Invalid(source) => source.code(),
             Self::PodNotReady { .. } | Self::NoTarget { .. } => Code::FailedPrecondition,
             Self::NameTaken { .. } => Code::AlreadyExists,
-            Self::NoImage { .. } => Code::NotFound,
+            Self::NoImage { .. } | Self::NoVolumeImage { .. } => Code::NotFound,
             Self::ImageBusy(source) => source.code(),
             Self::NoSlot => Code::ResourceExhausted,
             Self::Log { source, .. } => log(source),
+            Self::Volume { source, .. } => volume(source),
             Self::Spec(source) => spec(source),
             Self::Agent(source) => source.code(),
             Self::NoId(_)
             | Self::Cgroup { .. }
+            | Self::Scope { .. }
+            | Self::Limits { .. }
             | Self::Encode { .. }
             | Self::Record { .. }
             | Self::Scratch { .. }
@@ -225,13 +233,30 @@ impl Coded for CreateError {
     }
 }
 
+fn volume(error: &VolumeError) -> Code {
+    match error {
+        VolumeError::Missing => Code::FailedPrecondition,
+        VolumeError::Kind(_) => Code::InvalidArgument,
+        VolumeError::Stuck => Code::DeadlineExceeded,
+        VolumeError::Open(_)
+        | VolumeError::Busy
+        | VolumeError::Thread(_)
+        | VolumeError::BrokenOff
+        | VolumeError::Start(_)
+        | VolumeError::Attach(_)
+        | VolumeError::Server(_) => Code::Internal,
+    }
+}
+
 fn spec(error: &SpecError) -> Code {
     match error {
         SpecError::Invalid { .. }
         | SpecError::Unsupported { .. }
         | SpecError::ReadProfile { .. }
         | SpecError::ParseProfile { .. }
+        | SpecError::Cdi(_)
         | SpecError::Device { .. } => Code::InvalidArgument,
+        SpecError::AppArmor(_) => Code::FailedPrecondition,
     }
 }
 
@@ -240,6 +265,42 @@ impl Coded for StartError {
         match self {
             Self::Refused { .. } | Self::PodNotReady { .. } => Code::FailedPrecondition,
             Self::Agent(source) => source.code(),
+        }
+    }
+}
+
+fn update(error: &UpdateError) -> Code {
+    match error.fault() {
+        UpdateFault::Value => Code::InvalidArgument,
+        UpdateFault::State => Code::FailedPrecondition,
+        UpdateFault::Node => Code::Internal,
+    }
+}
+
+impl Coded for ResizeError {
+    fn code(&self) -> Code {
+        match self {
+            Self::NotReady { .. } | Self::UnderWay { .. } | Self::NoRoom { .. } => Code::FailedPrecondition,
+            Self::Leaf { source, .. } => update(source),
+            Self::Handler(source) => source.code(),
+            Self::Agent { source, .. } => source.code(),
+            Self::Limit { .. } | Self::Path(_) | Self::BrokenOff { .. } => Code::Internal,
+        }
+    }
+}
+
+impl Coded for UpdateContainerError {
+    fn code(&self) -> Code {
+        match self {
+            Self::NotAlive { .. } | Self::PodNotReady { .. } | Self::NoRoom { .. } => {
+                Code::FailedPrecondition
+            }
+            Self::TooMany { .. } => Code::ResourceExhausted,
+            Self::Spec(source) => spec(source),
+            Self::Limit { .. } => Code::InvalidArgument,
+            Self::Leaf { source, .. } => update(source),
+            Self::Agent(source) => source.code(),
+            Self::BrokenOff { .. } => Code::Internal,
         }
     }
 }
@@ -299,6 +360,17 @@ impl Coded for ReopenError {
             Self::NotRunning { .. } => Code::FailedPrecondition,
             Self::Agent(source) => source.code(),
             Self::Log(source) => log(source),
+        }
+    }
+}
+
+impl Coded for PodCidrError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Invalid(_) => Code::InvalidArgument,
+            // It was tried at the start: it is the ranges that it does not fit.
+            Self::Generate(GenerateError::Template(_)) => Code::FailedPrecondition,
+            Self::Generate(GenerateError::Io { .. }) | Self::BrokenOff(_) => Code::Internal,
         }
     }
 }

@@ -18,6 +18,7 @@ use crate::agent_client::{AgentClient, Door};
 use crate::node::Node;
 use crate::pod;
 use crate::scratch;
+use crate::systemd::{DEFAULT_SLICE, destroy_leaf_blocking};
 
 /// For the processes of a leaf to be gone after they were killed.
 const LEAF_END: Duration = Duration::from_secs(10);
@@ -69,6 +70,7 @@ pub(crate) async fn sweep(node: &Arc<Node>, lost: Vec<SandboxId>, claimed: Claim
     }
     for id in orphans.containers {
         tracing::warn!(container = %id, "removing a writable layer that no record claims");
+        node.own_metrics.swept("layer");
         let (node, container) = (node.clone(), id.clone());
         let thrown = move || node.trash.throw_blocking(&node.layout.scratch(&container));
         if let Ok(Err(error)) = tokio::task::spawn_blocking(thrown).await {
@@ -89,8 +91,18 @@ async fn destroy_leaves(node: &Arc<Node>, orphans: &Found) {
         for (parent, id) in cgroup_search::find_blocking(&node.layout.cgroups, &ids) {
             let Ok(leaf) = node.leaf(&parent, &id) else { continue };
             tracing::warn!(cgroup = leaf.cgroup_path(), "removing a cgroup that no record claims");
-            if let Err(error) = leaf.destroy_blocking(Instant::now() + LEAF_END) {
+            node.own_metrics.swept("cgroup");
+            if let Err(error) = destroy_leaf_blocking(node.systemd.as_ref(), &leaf, Instant::now() + LEAF_END)
+            {
                 tracing::warn!(cgroup = leaf.cgroup_path(), %error, "cgroup stays");
+            }
+        }
+        // An agent that ended its pod in order removed the cgroups, and systemd was not told.
+        for id in node.systemd.iter().flat_map(|_| &ids) {
+            let leaf = node.leaf(DEFAULT_SLICE, id).ok();
+            if let Some(Err(error)) = node.systemd.as_ref().zip(leaf).map(|(s, leaf)| s.stop_blocking(&leaf))
+            {
+                tracing::warn!(id, error = %crate::chain(&error), "an empty scope may stay");
             }
         }
     });
@@ -119,6 +131,7 @@ fn named_after<I: std::str::FromStr>(dir: &Path) -> impl Iterator<Item = I> {
 /// daemon's sweep, since the folders that name the pod go last.
 async fn sweep_pod(node: &Arc<Node>, id: SandboxId) {
     tracing::warn!(sandbox = %id, "removing what is left of a pod that no record claims");
+    node.own_metrics.swept("pod");
     if let Err(error) = node.cni.del(&pod::bare_attachment(id.as_str(), node.layout.netns_file(&id))).await {
         tracing::warn!(sandbox = %id, error = %crate::chain(&error), "a pod nobody claims stays in its network");
         return;

@@ -2,6 +2,7 @@
 //!
 //! What only a container's spec depends on (command, mounts, limits ..) is checked where it is built, in [`crate::spec`].
 
+mod cgroup_driver;
 mod container;
 mod sandbox;
 mod sysctl;
@@ -9,6 +10,7 @@ mod sysctl;
 use std::collections::BTreeMap;
 use std::path::{Component, Path};
 
+pub(crate) use cgroup_driver::{Driver, cgroup_driver};
 pub use container::container;
 pub use sandbox::{Kind, sandbox};
 

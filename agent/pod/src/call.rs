@@ -9,12 +9,14 @@ use hartpod_proto::pod::v1::{
     AttachRequest, AttachResponse, ConnectRequest, ConnectResponse, CreateContainerRequest,
     CreateContainerResponse, DescribeResponse, KillExecResponse, RemoveContainerResponse, ReopenLogResponse,
     ResizeTerminalRequest, ResizeTerminalResponse, SetUpPodRequest, SetUpPodResponse, ShutDownResponse,
-    SignalContainerResponse, StartContainerResponse, StartExecRequest, StartExecResponse, WaitExecResponse,
+    SignalContainerResponse, StartContainerResponse, StartExecRequest, StartExecResponse, StatsRequest,
+    StatsResponse, UpdateContainerRequest, UpdateContainerResponse, UpdatePodRequest, UpdatePodResponse,
+    WaitExecResponse,
 };
 use tokio::sync::oneshot;
 
 use crate::board::Watch;
-use crate::container::{CreateError, Refused, RemoveError};
+use crate::container::{CreateError, Phase, Refused, RemoveError, UpdateError};
 use crate::guest::{FileError, NetworkError};
 use crate::log_writer::LogError;
 use crate::request::InvalidRequest;
@@ -32,6 +34,8 @@ pub(crate) enum Call {
     Create(CreateContainerRequest, Reply<CreateContainerResponse>),
     Start(ContainerId, Reply<StartContainerResponse>),
     Signal(ContainerId, i32, Reply<SignalContainerResponse>),
+    Update(ContainerId, UpdateContainerRequest, Reply<UpdateContainerResponse>),
+    UpdatePod(UpdatePodRequest, Reply<UpdatePodResponse>),
     Remove(ContainerId, Reply<RemoveContainerResponse>),
     StartExec(ContainerId, StartExecRequest, Reply<StartExecResponse>),
     WaitExec(ContainerId, String, Reply<WaitExecResponse>),
@@ -40,6 +44,7 @@ pub(crate) enum Call {
     ResizeTerminal(ContainerId, ResizeTerminalRequest, Reply<ResizeTerminalResponse>),
     Connect(ConnectRequest, Reply<ConnectResponse>),
     ReopenLog(ContainerId, Reply<ReopenLogResponse>),
+    Stats(StatsRequest, Reply<StatsResponse>),
     ShutDown(Reply<ShutDownResponse>),
 }
 
@@ -102,6 +107,16 @@ pub(crate) enum CallError {
     Exec { id: ContainerId, source: Arc<CreateError> },
     #[error("kill exec in container {id}")]
     KillExec { id: ContainerId, source: Arc<CgroupError> },
+    #[error("another update of container {0} is under way")]
+    Updating(ContainerId),
+    #[error("container {id} is {}: its limits cannot be changed", phase.name())]
+    NotUpdatable { id: ContainerId, phase: Phase },
+    #[error("update container {id}")]
+    Update { id: ContainerId, source: Arc<UpdateError> },
+    #[error("another update of the pod is under way")]
+    UpdatingPod,
+    #[error("update the pod")]
+    UpdatePod(#[source] Arc<UpdateError>),
     #[error("signal container {id}")]
     Signal { id: ContainerId, source: Arc<std::io::Error> },
     #[error("reopen the log of container {id}")]

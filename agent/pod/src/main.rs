@@ -21,6 +21,7 @@ mod log_writer;
 mod peer;
 mod request;
 mod service;
+mod stats;
 mod status_code;
 mod stderr_log;
 mod stream;

@@ -1,6 +1,7 @@
 //! Requests of pod/v1, checked and in the types of what they are for. Nothing here touches the world.
 
 mod guest;
+mod images;
 mod streams;
 
 pub(crate) use streams::{AttachPlan, ResizePlan, port};
@@ -11,7 +12,10 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use hartpod_container::{DiskRoot, GroupPolicy, IpcMode, Overlay, PodPid, PodSetup, Slot, TerminalSize};
+use hartpod_container::cgroup::{LimitError, Limits};
+use hartpod_container::{
+    DiskRoot, GroupPolicy, IpcMode, Overlay, PodPid, PodSetup, Slot, TerminalSize, VolumeImage,
+};
 use hartpod_logs::{InvalidPlace, LogPlace};
 use hartpod_netlink::Interface;
 use hartpod_proto::id::InvalidId;
@@ -20,7 +24,7 @@ use hartpod_proto::pod::v1::{
     self as v1, CreateContainerRequest, NamespaceMode, SetUpPodRequest, StartExecRequest,
 };
 use hartpod_proto::{ContainerId, SandboxId};
-use oci_spec::runtime::{Capability, Spec};
+use oci_spec::runtime::{Capability, LinuxResources, Spec};
 
 use crate::guest::PodFile;
 use crate::stream::{InvalidToken, Token};
@@ -53,14 +57,22 @@ pub(crate) enum InvalidRequest {
     NamespaceMode { field: &'static str, value: i32 },
     #[error("spec_json is not an OCI runtime spec")]
     Spec(#[source] Arc<serde_json::Error>),
+    #[error("resources_json is not `linux.resources` of an OCI runtime spec")]
+    Resources(#[source] Arc<serde_json::Error>),
+    #[error("resources_json")]
+    Limits(#[source] Arc<LimitError>),
     #[error("rootfs is missing")]
     NoRootFs,
     #[error("{field} is for pods {only}")]
     Elsewhere { field: &'static str, only: Place },
     #[error("rootfs.disk.slot: guests have no slot {0} for disks")]
     Slot(u32),
+    #[error("volumes_slot: guests have no slot {0} for volumes")]
+    VolumesSlot(u32),
     #[error("rootfs.disk.layers: {0} are more than the {LAYERS_MAX} that a disk has room for")]
     Layers(u32),
+    #[error("images: {name:?} has partition {partition}, and the disk has layers in 1 to {last}")]
+    Partition { name: String, partition: u32, last: u32 },
     #[error("stdout_token and stderr_token are for containers without log_path")]
     LogAndTokens,
     #[error("stdio.tty is {tty}, the spec's process.terminal says otherwise")]
@@ -217,6 +229,7 @@ impl PodPlan {
                 containers_dir: folder("containers_dir", &request.containers_dir)?,
                 shm_size: request.shm_size,
                 sysctls: request.sysctls.into_iter().collect(),
+                mount_label: request.mount_label,
             },
         })
     }
@@ -246,6 +259,7 @@ pub(crate) struct ContainerPlan {
     pub(crate) id: ContainerId,
     pub(crate) spec: Spec,
     pub(crate) rootfs: RootPlan,
+    pub(crate) images: Vec<VolumeImage>,
     pub(crate) user: String,
     pub(crate) groups: GroupPolicy,
     pub(crate) pid: PidPlan,
@@ -256,6 +270,8 @@ pub(crate) struct ContainerPlan {
     pub(crate) log: Option<LogPlace>,
     /// stdout and stderr, where there is no log; `None` discards the output.
     pub(crate) tokens: [Option<Token>; 2],
+    /// Where the guest's volumes are, if the container has some.
+    pub(crate) volumes: Option<Slot>,
 }
 
 impl ContainerPlan {
@@ -281,6 +297,7 @@ impl ContainerPlan {
         };
         let rootfs = request.rootfs.and_then(|rootfs| rootfs.kind).ok_or(InvalidRequest::NoRootFs)?;
         let rootfs = root_plan(rootfs, place)?;
+        let images = images::volume_images(request.images, &rootfs)?;
         let pid = match NamespaceMode::try_from(request.pid) {
             Ok(NamespaceMode::Pod) => PidPlan::Pod,
             Ok(NamespaceMode::Container) => PidPlan::Container,
@@ -299,6 +316,7 @@ impl ContainerPlan {
             id,
             spec,
             rootfs,
+            images,
             user: request.user,
             groups: if request.strict_groups { GroupPolicy::Strict } else { GroupPolicy::Merge },
             pid,
@@ -306,6 +324,7 @@ impl ContainerPlan {
             terminal_size,
             stdin: request.stdin,
             stdin_once: request.stdin_once,
+            volumes: volumes(request.volumes_slot, place)?,
             tokens: output_tokens(&stdio, log.is_some())?,
             log,
         })
@@ -327,6 +346,14 @@ impl ContainerPlan {
     }
 }
 
+fn volumes(slot: u32, place: Place) -> Result<Option<Slot>, InvalidRequest> {
+    only_at(Place::Guest, "volumes_slot", slot == 0 || place == Place::Guest)?;
+    match slot {
+        0 => Ok(None),
+        slot => Slot::new(slot).map(Some).ok_or(InvalidRequest::VolumesSlot(slot)),
+    }
+}
+
 fn only_at(only: Place, field: &'static str, is_unused: bool) -> Result<(), InvalidRequest> {
     if is_unused { Ok(()) } else { Err(InvalidRequest::Elsewhere { field, only }) }
 }
@@ -344,10 +371,12 @@ fn root_plan(kind: Kind, place: Place) -> Result<RootPlan, InvalidRequest> {
         Kind::Disk(disk) => {
             only_at(Place::Guest, "rootfs.disk", place == Place::Guest)?;
             let slot = Slot::new(disk.slot).ok_or(InvalidRequest::Slot(disk.slot))?;
-            if disk.layers > LAYERS_MAX {
-                return Err(InvalidRequest::Layers(disk.layers));
+            let layers = disk.layers.saturating_add(disk.volume_layers);
+            if layers > LAYERS_MAX {
+                return Err(InvalidRequest::Layers(layers));
             }
-            Ok(RootPlan::Disk(DiskRoot { slot, layers: disk.layers }))
+            let (layers, volume_layers) = (disk.layers, disk.volume_layers);
+            Ok(RootPlan::Disk(DiskRoot { slot, layers, volume_layers }))
         }
     }
 }
@@ -411,6 +440,13 @@ impl TryFrom<StartExecRequest> for ExecPlan {
             timeout_ms: request.timeout_ms,
         })
     }
+}
+
+/// Limits that an update names.
+pub(crate) fn limits(json: &[u8]) -> Result<Limits, InvalidRequest> {
+    let resources: LinuxResources =
+        serde_json::from_slice(json).map_err(|error| InvalidRequest::Resources(Arc::new(error)))?;
+    Limits::from_oci(&resources).map_err(|error| InvalidRequest::Limits(Arc::new(error)))
 }
 
 /// A signal's number, if Linux has it.

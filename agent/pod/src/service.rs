@@ -10,8 +10,9 @@ use hartpod_proto::pod::v1::{
     RemoveContainerRequest, RemoveContainerResponse, ReopenLogRequest, ReopenLogResponse,
     ResizeTerminalRequest, ResizeTerminalResponse, SetUpPodRequest, SetUpPodResponse, ShutDownRequest,
     ShutDownResponse, SignalContainerRequest, SignalContainerResponse, StartContainerRequest,
-    StartContainerResponse, StartExecRequest, StartExecResponse, WaitExecRequest, WaitExecResponse,
-    WatchRequest, WatchResponse,
+    StartContainerResponse, StartExecRequest, StartExecResponse, StatsRequest, StatsResponse,
+    UpdateContainerRequest, UpdateContainerResponse, UpdatePodRequest, UpdatePodResponse, WaitExecRequest,
+    WaitExecResponse, WatchRequest, WatchResponse,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -92,6 +93,20 @@ impl PodAgent for Service {
         self.ask(|reply| Call::Signal(id, signal, reply)).await.map(Response::new)
     }
 
+    async fn update_container(
+        &self,
+        request: Request<UpdateContainerRequest>,
+    ) -> Answer<UpdateContainerResponse> {
+        let request = request.into_inner();
+        let id = container_id(&request.container_id)?;
+        self.ask(|reply| Call::Update(id, request, reply)).await.map(Response::new)
+    }
+
+    async fn update_pod(&self, request: Request<UpdatePodRequest>) -> Answer<UpdatePodResponse> {
+        let request = request.into_inner();
+        self.ask(|reply| Call::UpdatePod(request, reply)).await.map(Response::new)
+    }
+
     async fn remove_container(
         &self,
         request: Request<RemoveContainerRequest>,
@@ -141,6 +156,11 @@ impl PodAgent for Service {
     async fn reopen_log(&self, request: Request<ReopenLogRequest>) -> Answer<ReopenLogResponse> {
         let id = container_id(&request.get_ref().container_id)?;
         self.ask(|reply| Call::ReopenLog(id, reply)).await.map(Response::new)
+    }
+
+    async fn stats(&self, request: Request<StatsRequest>) -> Answer<StatsResponse> {
+        let request = request.into_inner();
+        self.ask(|reply| Call::Stats(request, reply)).await.map(Response::new)
     }
 
     async fn shut_down(&self, _: Request<ShutDownRequest>) -> Answer<ShutDownResponse> {

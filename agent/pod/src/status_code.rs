@@ -4,11 +4,12 @@
 
 use std::error::Error;
 
+use hartpod_container::cgroup::UpdateFault;
 use hartpod_container::{Blame, CommandError, Errno, Failure, LaunchError, SetUpError};
 use tonic::{Code, Status};
 
 use crate::call::CallError;
-use crate::container::{CreateError, DiskError};
+use crate::container::{CreateError, DiskError, UpdateError};
 use crate::guest::NetworkError;
 use crate::log_writer::LogError;
 
@@ -34,6 +35,7 @@ fn code(error: &CallError) -> Code {
         CallError::Invalid(_) | CallError::Signal { .. } | CallError::Leaf(_) => Code::InvalidArgument,
         CallError::NotSetUp
         | CallError::Refused { .. }
+        | CallError::NotUpdatable { .. }
         | CallError::SlotTaken { .. }
         | CallError::NoInput(_)
         | CallError::NoTerminal { .. }
@@ -43,12 +45,15 @@ fn code(error: &CallError) -> Code {
         }
         CallError::ShuttingDown => Code::Unavailable,
         CallError::UnknownContainer(_) | CallError::UnknownExec(_) => Code::NotFound,
-        CallError::Removed(_) | CallError::ExecKilled => Code::Aborted,
+        CallError::Removed(_) | CallError::ExecKilled | CallError::Updating(_) | CallError::UpdatingPod => {
+            Code::Aborted
+        }
         CallError::ExecTimedOut => Code::DeadlineExceeded,
         CallError::TooMany { .. } => Code::ResourceExhausted,
         CallError::SetUp(source) => set_up_code(source),
         CallError::Create { source, .. } | CallError::Exec { source, .. } => create_code(source),
         CallError::Start { source, .. } => launch_code(source),
+        CallError::Update { source, .. } | CallError::UpdatePod(source) => update_code(source),
         CallError::Reopen { source, .. } => log_code(source),
         CallError::Network(source) => network_code(source),
         CallError::Remove { .. }
@@ -90,6 +95,16 @@ fn create_code(error: &CreateError) -> Code {
         CreateError::OutOfMemory => Code::ResourceExhausted,
         CreateError::Disk(source) => disk_code(source),
         CreateError::Stdio(_) | CreateError::Watch(_) | CreateError::LogWriter(_) => Code::Internal,
+    }
+}
+
+fn update_code(error: &UpdateError) -> Code {
+    match error {
+        UpdateError::Refused { fault: UpdateFault::Value, .. } => Code::InvalidArgument,
+        UpdateError::Refused { fault: UpdateFault::State, .. } => Code::FailedPrecondition,
+        UpdateError::Refused { fault: UpdateFault::Node, .. }
+        | UpdateError::Fork(_)
+        | UpdateError::Talk(_) => Code::Internal,
     }
 }
 

@@ -37,6 +37,8 @@ pub enum CgroupError {
     Make { dir: PathBuf, source: io::Error },
     #[error("cgroup {} exists and has processes", dir.display())]
     InUse { dir: PathBuf },
+    #[error("there is no scope {}: a slice's leaves are made by systemd, which has not", dir.display())]
+    NoScope { dir: PathBuf },
     #[error("enable controller {controller} for the children of {}", dir.display())]
     Enable { controller: Controller, dir: PathBuf, source: io::Error },
     /// The kernel, or this part of its tree, does not offer what a limit needs.

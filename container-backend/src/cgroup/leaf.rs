@@ -35,11 +35,18 @@ impl Leaf {
         &self.path
     }
 
+    /// The cgroup right above it, for whoever owns that too.
+    #[must_use]
+    pub fn parent(&self) -> Self {
+        let parent = self.path.rsplit_once('/').map_or("", |(parent, _)| parent);
+        Self::new(Arc::clone(&self.hierarchies), parent.to_owned())
+    }
+
     pub(super) fn node(&self) -> Node {
         Node { dir: below(&self.hierarchies.unified, &self.path) }
     }
 
-    /// Makes the leaf, v2 first, with missing parents, and sets its limits. A leaf left empty by a crash is taken over. On
+    /// Makes the leaf (one in a slice is there already: systemd's), v2 first, with missing parents, and sets its limits. A leaf left empty by a crash is taken over. On
     /// failure what this call made is gone again.
     ///
     /// # Errors
@@ -48,10 +55,13 @@ impl Leaf {
     pub fn create(&self, limits: &Limits) -> Result<Vec<Warning>, CgroupError> {
         let mut undo = Undo::default();
         let node = self.node();
-        if make::leaf_dir(&self.hierarchies.unified, &self.path, &mut undo)? == Made::Found
-            && node.populated()?
-        {
-            return Err(CgroupError::InUse { dir: node.dir });
+        let made = make::leaf_dir(&self.hierarchies.unified, &self.path, &mut undo)?;
+        match (self.unit(), made) {
+            // With a process of whoever had it made.
+            (Some(_), Made::Found) => {}
+            (Some(_), Made::New) => return Err(CgroupError::NoScope { dir: node.dir }),
+            (None, Made::Found) if node.populated()? => return Err(CgroupError::InUse { dir: node.dir }),
+            (None, Made::Found | Made::New) => {}
         }
         let mut warnings = self.enable_controllers(limits)?;
         for v1 in &self.hierarchies.v1 {
@@ -65,23 +75,13 @@ impl Leaf {
         Ok(warnings)
     }
 
-    /// Sets limits anew; what `limits` leaves open stays as it is. Device rules are set by [`Leaf::create`] only.
-    ///
-    /// # Errors
-    /// When a value cannot be set; those before it are.
-    pub fn update(&self, limits: &Limits) -> Result<Vec<Warning>, CgroupError> {
-        let mut warnings = self.enable_controllers(limits)?;
-        warnings.extend(self.apply(limits, When::Update)?);
-        Ok(warnings)
-    }
-
-    fn apply(&self, limits: &Limits, when: When) -> Result<Vec<Warning>, CgroupError> {
+    pub(super) fn apply(&self, limits: &Limits, when: When) -> Result<Vec<Warning>, CgroupError> {
         Target { hierarchies: &self.hierarchies, path: &self.path, warnings: Vec::new() }.apply(limits, when)
     }
 
     /// On v2 everything that stats and later updates want is enabled at once; on a hybrid host, where v2 offers only leftovers,
     /// just what a limit asks for.
-    fn enable_controllers(&self, limits: &Limits) -> Result<Vec<Warning>, CgroupError> {
+    pub(super) fn enable_controllers(&self, limits: &Limits) -> Result<Vec<Warning>, CgroupError> {
         const FOR_STATS: [Controller; 5] =
             [Controller::Cpu, Controller::Cpuset, Controller::Io, Controller::Memory, Controller::Pids];
         let needed = limits.needs();

@@ -91,6 +91,18 @@ pub(super) struct Memory {
     pub(super) oom_killer_off: bool,
 }
 
+impl Memory {
+    /// v2 counts swap by itself.
+    pub(super) fn swap_alone(&self) -> Option<Max> {
+        match (self.limit, self.with_swap?) {
+            (_, Max::Unlimited) => Some(Max::Unlimited),
+            (Some(Max::At(limit)), Max::At(both)) => Some(Max::At(both.saturating_sub(limit))),
+            // With unlimited memory the sum can only mean the swap.
+            (_, swap) => Some(swap),
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct HugePages {
     pub(super) size: String,

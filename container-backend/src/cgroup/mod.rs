@@ -7,7 +7,7 @@
 //! A process gets in cheaply or dearly: cloned into the v2 leaf (CLONE_INTO_CGROUP) it needs no migration at all, moving its own
 //! single thread into v1 costs 0.2 ms ([`Leaf::join_v1_self`]), moving another process costs a grace period ([`Leaf::add_pid`]).
 //!
-//! Not here: the systemd driver's D-Bus calls (a slice's name is understood as a path), delegation to a user, and moving foreign
+//! Not here: the systemd driver's D-Bus calls (a slice's name is understood as a path, and a leaf in it must be a scope by then), delegation to a user, and moving foreign
 //! processes out of the way: on v2, a runtime in a container whose visible root holds processes can set no limits, because the
 //! kernel lets no controller be enabled there, and says so.
 //!
@@ -36,14 +36,19 @@ mod file;
 mod leaf;
 mod limits;
 mod make;
+mod meter;
 mod mount_table;
 mod node;
 mod oom;
+mod oom_score;
 mod path;
+mod processes;
 mod remove;
+mod sample;
 mod sys;
 mod tree;
-mod usage;
+mod unit;
+mod update;
 
 pub use bounds::{Bound, Bounds};
 pub use devices::DeviceRuleError;
@@ -51,11 +56,15 @@ pub use error::{CgroupError, DestroyError, DetectError, PathError, Warning};
 pub use exec::ExecLeaf;
 pub use leaf::Leaf;
 pub use limits::{LimitError, Limits};
+pub use meter::{Depth, Meter};
 pub use node::is_populated;
 pub use oom::{OomWatch, Readiness};
-pub use path::{DEFAULT_PARENT, check_parent};
+pub use path::{DEFAULT_PARENT, SCOPE_PREFIX, check_parent, is_slice};
+pub use processes::{ProcessSample, open_files_limit};
+pub use sample::{CpuSample, DeviceSample, HugePageSample, MemorySample, Pressure, Sample, Stall};
 pub use tree::{Controller, Mode, Tree};
-pub use usage::Usage;
+pub use unit::{Unit, UnitValue};
+pub use update::{OomScore, Update, UpdateError, UpdateFault};
 
 /// Where the kernel's users expect cgroups to be mounted, in pods as on the node (file-hierarchy(7)).
 pub const ROOT: &str = "/sys/fs/cgroup";

@@ -14,7 +14,13 @@ const DEPTH_MAX: usize = 32;
 const NAME_MAX: usize = 255;
 
 /// How systemd would call the scope of a container (`<prefix>-<name>.scope`), in the words of CRI runtimes.
-const SCOPE_PREFIX: &str = "cri-hartpod-";
+pub const SCOPE_PREFIX: &str = "cri-hartpod-";
+
+/// Whether a parent is the name of a slice, as the kubelet's systemd driver passes it, and no path.
+#[must_use]
+pub fn is_slice(parent: &str) -> bool {
+    slice_name(parent).is_some()
+}
 
 /// Whether leaves can be below `parent`.
 ///

@@ -118,10 +118,25 @@ fn a_leaf_lives_and_goes_with_everything_in_it() {
     assert!(matches!(leaf.create(&Limits::default()), Err(CgroupError::InUse { .. })));
     assert!(leaf.remove().is_err(), "remove does not kill");
 
-    let usage = leaf.usage().expect("usage");
-    assert!(usage.cpu_usec.is_some() && usage.pids == Some(1), "{usage:?}");
+    let (meter, mut buffer) = (leaf.meter(), Vec::new());
+    let sample = meter.read(Depth::All, &mut buffer).expect("sample").expect("it is there");
+    assert!(
+        sample.cpu.usage_ns.is_some() && sample.tasks == Some(1) && sample.tasks_limit == Some(64),
+        "{sample:?}"
+    );
+    assert!(sample.memory.working_set().is_some() && sample.memory.rss.is_some(), "{sample:?}");
+    let processes = meter.processes().expect("it is there");
+    assert!(
+        processes.processes == 1 && processes.files >= Some(3) && processes.sockets == Some(0),
+        "{processes:?}"
+    );
+    let pod = leaf.parent_meter().read(Depth::Stats, &mut buffer).expect("sample").expect("it is there");
+    assert!(pod.tasks >= sample.tasks && pod.cpu.usage_ns >= sample.cpu.usage_ns, "{pod:?}");
 
     leaf.destroy_blocking(soon()).expect("destroy");
+    assert_eq!(meter.read(Depth::All, &mut buffer).expect("a leaf that is gone"), None);
+    assert_eq!(leaf.meter().read(Depth::Stats, &mut buffer).expect("a leaf that is gone"), None);
+    assert_eq!(meter.processes(), None);
     assert!(!child.wait().success());
     assert_eq!(fixture.left(), Vec::<PathBuf>::new());
     leaf.destroy_blocking(soon()).expect("a leaf that is gone");
@@ -280,7 +295,7 @@ fn memory_limits_move_up_and_down() {
         [(67_108_864, 67_108_864), (16_777_216, 16_777_216), (16_777_216, 33_554_432), (-1, -1)]
     {
         let json = format!(r#"{{"memory":{{"limit":{limit},"swap":{swap}}}}}"#);
-        leaf.update(&limits(&json)).expect(&json);
+        leaf.update_blocking(&Update { limits: limits(&json), oom_score: None }).expect(&json);
         let (version, root) = leaf.hierarchies.home(Controller::Memory).expect("memory controller");
         let name = if version == tree::Version::V1 { "memory.limit_in_bytes" } else { "memory.max" };
         let text = std::fs::read_to_string(below(root, leaf.cgroup_path()).join(name)).expect(name);
@@ -291,6 +306,92 @@ fn memory_limits_move_up_and_down() {
         );
     }
     leaf.destroy_blocking(soon()).expect("destroy");
+}
+
+/// Needs the memory controller.
+#[test]
+fn a_limit_below_what_is_in_use_is_refused_and_nothing_changes() {
+    let fixture = Fixture::new();
+    let leaf = fixture.leaf("c1");
+    leaf.create(&limits(r#"{"memory":{"limit":134217728,"swap":134217728},"pids":{"limit":50}}"#))
+        .expect("create");
+    // What cannot be taken back: memory of a process, without swap.
+    let mut hog = Gated::spawn(
+        "a=$(head -c 33554432 /dev/zero | tr '\\0' x); echo $a >/dev/null; read line <&3; sleep 60",
+    );
+    leaf.add_pid(hog.pid()).expect("add");
+    hog.go();
+    let holds = |bytes: u64| leaf.memory_in_use().expect("usage").is_some_and(|usage| usage > bytes);
+    let deadline = soon();
+    while !holds(33_554_432) {
+        assert!(Instant::now() < deadline, "{:?}", leaf.memory_in_use());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let before = (leaf.oom_kills().expect("count"), leaf.parent_bounds().expect("bounds"));
+    let update = |json: &str| leaf.update_blocking(&Update { limits: limits(json), oom_score: None });
+    let refused =
+        update(r#"{"memory":{"limit":8388608,"swap":8388608},"pids":{"limit":40}}"#).expect_err("too low");
+    assert!(matches!(refused, UpdateError::BelowUsage { limit: 8_388_608, .. }), "{refused:?}");
+    assert_eq!(refused.fault(), UpdateFault::State);
+    assert_eq!((leaf.oom_kills().expect("count"), leaf.parent_bounds().expect("bounds")), before);
+    assert!(leaf.populated().expect("events"), "nobody was killed");
+    let text = |controller, name: &str| {
+        let (_, root) = leaf.hierarchies.home(controller).expect("controller");
+        std::fs::read_to_string(below(root, leaf.cgroup_path()).join(name)).expect("file").trim().to_owned()
+    };
+    let v1 = fixture.tree.mode() == Mode::Hybrid;
+    let limit = if v1 { "memory.limit_in_bytes" } else { "memory.max" };
+    assert_eq!(text(Controller::Memory, limit), "134217728");
+    assert_eq!(text(Controller::Pids, "pids.max"), "50");
+    // Memory is in force by then, and is taken back.
+    let refused =
+        update(r#"{"memory":{"limit":268435456,"swap":268435456},"unified":{"memory.no_such_file":"1"}}"#);
+    assert!(matches!(refused, Err(UpdateError::Limit(CgroupError::NoUnifiedKey { .. }))), "{refused:?}");
+    assert_eq!(text(Controller::Memory, limit), "134217728");
+    leaf.destroy_blocking(soon()).expect("destroy");
+    assert!(matches!(update(r#"{"pids":{"limit":40}}"#), Err(UpdateError::Gone { .. })));
+    assert_eq!(fixture.left(), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn the_score_of_a_containers_processes_changes_but_not_of_those_that_chose_theirs() {
+    let fixture = Fixture::new();
+    let leaf = fixture.leaf("c1");
+    leaf.create(&Limits::default()).expect("create");
+    let mut init = Gated::spawn("sleep 60 & sh -c 'echo 900 >/proc/self/oom_score_adj; sleep 60' & wait");
+    leaf.add_pid(init.pid()).expect("add");
+    init.go();
+    let outside = Gated::spawn("true");
+    let score = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap_or_default();
+    let scores = || {
+        let pids = std::fs::read_to_string(leaf.node().dir.join("cgroup.procs")).expect("procs");
+        let mut scores: Vec<i32> = pids.lines().filter_map(|pid| score(pid).trim().parse().ok()).collect();
+        scores.sort_unstable();
+        scores
+    };
+    let own: i32 = score("self").trim().parse().expect("score");
+    let deadline = soon();
+    while scores() != [own, own, 900, 900] {
+        assert!(Instant::now() < deadline, "{:?}", scores());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let update = |score| {
+        leaf.update_blocking(&Update {
+            oom_score: Some(OomScore { init: init.pid(), score }),
+            ..Update::default()
+        })
+    };
+    update(500).expect("raised");
+    assert_eq!(scores(), [500, 500, 900, 900]);
+    assert_eq!(score(&outside.0.id().to_string()).trim(), own.to_string(), "another's stays");
+    // The limits that fail take the score back with them.
+    let limits = limits(r#"{"unified":{"memory.no_such_file":"1"}}"#);
+    let oom_score = Some(OomScore { init: init.pid(), score: 600 });
+    leaf.update_blocking(&Update { limits, oom_score }).expect_err("no such file");
+    assert_eq!(scores(), [500, 500, 900, 900]);
+    leaf.destroy_blocking(soon()).expect("destroy");
+    assert!(matches!(update(1), Err(UpdateError::Gone { .. })));
+    assert_eq!(fixture.left(), Vec::<PathBuf>::new());
 }
 
 /// Needs the memory controller too.

@@ -18,12 +18,13 @@ use super::capability::CapabilitySets;
 use super::cgroup_mount::CgroupTree;
 use super::devices::DevicePlan;
 use super::finish::{self, Last, Way};
+use super::image_volume::{self, ImageLayers};
 use super::mount_plan::{MOUNT_ATTR_RDONLY, MountKind, MountPlan};
 use super::mounts::{self, Collected, Context, ProcSource};
-use super::own_proc::OwnProc;
+use super::own_proc::{self, OwnProc};
 use super::root::{PointKind, Root};
-use super::rootfs::{self, OverlayApi};
-use super::settings::ProcessSettings;
+use super::rootfs::{self, OverlayApi, Overlays};
+use super::settings::{ExecLabel, ProcessSettings};
 use super::streams::Streams;
 use super::user::{self, UserRequest};
 use super::{console, devices, hidden_paths, identity, limits};
@@ -47,10 +48,13 @@ pub(crate) struct CreatePlan<'a> {
     pub(crate) rootfs: RootFs,
     pub(crate) overlay_api: OverlayApi,
     pub(crate) mounts: Vec<MountPlan>,
+    pub(crate) images: Vec<ImageLayers>,
     pub(crate) devices: Vec<DevicePlan>,
     pub(crate) masked_paths: Vec<String>,
     pub(crate) read_only_paths: Vec<String>,
     pub(crate) root: RootAccess,
+    /// SELinux label of the container's files.
+    pub(crate) mount_label: Option<String>,
     pub(crate) cgroup_namespace: CgroupNamespace,
     pub(crate) pid: PidJoin<'a>,
     pub(crate) user: UserRequest,
@@ -127,12 +131,12 @@ fn run(
     let mut warnings = Vec::new();
     keep_only(plan, &streams, reporter, &gate)?;
     join_v1(&plan.leaf)?;
-    start_session(&plan.keyring)?;
+    start_session(&plan.keyring, plan.settings.label.as_ref())?;
     limits::set_oom_score_adj(plan.settings.oom_score_adj, &mut warnings)?;
     let own_proc = OwnProc::open(plan.settings.label.as_ref())?;
     let mut collected = collect(plan)?;
     unshare(plan)?;
-    mount_root(plan)?;
+    mount_root(plan, &mut collected)?;
     let (user, home, streams) = fill_root(plan, streams, &mut collected, &own_proc)?;
     drop(collected);
     pivot(plan.root)?;
@@ -194,9 +198,10 @@ pub(super) fn join_v1(leaf: &Leaf) -> Result<(), Failure> {
     })
 }
 
-pub(super) fn start_session(keyring: &CString) -> Result<(), Failure> {
+pub(super) fn start_session(keyring: &CString, label: Option<&ExecLabel>) -> Result<(), Failure> {
     rustix::process::setsid().map_err(step("start a session"))?;
-    keyring::join_session(keyring).map_err(step("start a session keyring"))?;
+    own_proc::with_key_label(label, || keyring::join_session(keyring))
+        .map_err(step("start a session keyring"))?;
     // What is made from here on has exactly the modes that are asked for; the program gets its own umask at the end.
     rustix::process::umask(Mode::empty());
     Ok(())
@@ -207,7 +212,7 @@ fn collect(plan: &CreatePlan<'_>) -> Result<Collected, Failure> {
     let mut collected = Collected::default();
     if plan.mounts.iter().any(|mount| matches!(mount.kind, MountKind::Bind { .. })) {
         plan.host.enter().map_err(step("enter the host's mount namespace"))?;
-        collected = mounts::collect_binds(&plan.mounts)?;
+        collected = mounts::collect_binds(&plan.mounts, plan.mount_label.as_deref())?;
     }
     if let PidJoin::Target { mounts, .. } = &plan.pid {
         move_into_link_name_space(*mounts, Some(LinkNameSpaceType::Mount))
@@ -219,12 +224,14 @@ fn collect(plan: &CreatePlan<'_>) -> Result<Collected, Failure> {
     Ok(collected)
 }
 
-fn mount_root(plan: &CreatePlan<'_>) -> Result<(), Failure> {
+fn mount_root(plan: &CreatePlan<'_>, collected: &mut Collected) -> Result<(), Failure> {
     let parts = match &plan.rootfs {
         RootFs::Overlay(overlay) => rootfs::Parts::of_folders(overlay)?,
         RootFs::Disk(disk) => disk.attach()?,
     };
-    rootfs::mount_overlay(&parts, plan.overlay_api)
+    let overlays = Overlays { api: plan.overlay_api, label: plan.mount_label.as_deref() };
+    image_volume::make_all(&plan.mounts, &plan.images, overlays, collected)?;
+    rootfs::mount_overlay(&parts, overlays)
 }
 
 fn unshare(plan: &CreatePlan<'_>) -> Result<(), Failure> {
@@ -254,7 +261,8 @@ fn fill_root(
         CgroupNamespace::Private => CgroupTree::Private,
         CgroupNamespace::Host => CgroupTree::Host(plan.leaf.unified_tree()),
     };
-    mounts::attach_all(Context { root: &root, proc, cgroups }, &plan.mounts, collected)?;
+    let label = plan.mount_label.as_deref();
+    mounts::attach_all(Context { root: &root, proc, cgroups, label }, &plan.mounts, collected)?;
     // A /dev of the host's comes complete.
     let dev = plan.mounts.iter().rev().find(|mount| mount.destination == Path::new("/dev"));
     if !dev.is_some_and(|mount| matches!(mount.kind, MountKind::Bind { .. })) {

@@ -53,7 +53,7 @@ fn run(plan: ExecPlan<'_>, reporter: &mut Reporter) -> Result<Infallible, Failur
     let settings = &container.settings;
     keep_only(&plan, reporter)?;
     super::create::join_v1(&container.leaf)?;
-    start_session(&plan.keyring)?;
+    start_session(&plan.keyring, settings.label.as_ref())?;
     limits::set_oom_score_adj(settings.oom_score_adj, &mut warnings)?;
     limits::set_rlimits(&settings.rlimits, &mut warnings)?;
     let capabilities = possible_capabilities(settings.capabilities, &mut warnings)?;

@@ -23,7 +23,10 @@ pub(crate) struct MountPlan {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum MountKind {
     /// A file or folder of the host.
-    Bind { source: PathBuf, recursive: bool },
+    /// With `relabel` it is given the container's SELinux label before.
+    Bind { source: PathBuf, recursive: bool, relabel: bool },
+    /// Files of an image, from `sub_path` of it on; read-only.
+    Image { image: String, sub_path: PathBuf },
     /// The pod's /dev/shm.
     PodShm,
     /// Of the container's pid namespace.
@@ -63,6 +66,7 @@ impl MountPlan {
     pub(crate) fn fstype(&self) -> &'static str {
         match &self.kind {
             MountKind::Bind { .. } => "bind",
+            MountKind::Image { .. } => "image",
             MountKind::PodShm => "shm",
             MountKind::Proc => "proc",
             MountKind::Cgroup => "cgroup",
@@ -90,6 +94,13 @@ impl MountPlan {
                 parsed.data.clear();
                 MountKind::PodShm
             }
+            "image" => {
+                parsed.attr.set |= MOUNT_ATTR_RDONLY;
+                MountKind::Image {
+                    image: source.to_string_lossy().into_owned(),
+                    sub_path: parsed.take("subpath").unwrap_or_default().into(),
+                }
+            }
             _ if bind || typ == "bind" => {
                 if !source.is_absolute() {
                     return Err(Failure::MountSource {
@@ -98,7 +109,8 @@ impl MountPlan {
                         errno: Errno::INVAL,
                     });
                 }
-                MountKind::Bind { source, recursive: parsed.recursive }
+                let relabel = parsed.take_flag("Z");
+                MountKind::Bind { source, recursive: parsed.recursive, relabel }
             }
             "proc" => MountKind::Proc,
             "cgroup" | "cgroup2" => MountKind::Cgroup,
@@ -183,6 +195,21 @@ impl Parsed {
     }
 }
 
+impl Parsed {
+    /// Whether it is there.
+    fn take_flag(&mut self, key: &str) -> bool {
+        let before = self.data.len();
+        self.data.retain(|(found, value)| found != key || value.is_some());
+        self.data.len() < before
+    }
+
+    /// The value of an option of the file system's own.
+    fn take(&mut self, key: &str) -> Option<String> {
+        let at = self.data.iter().position(|(found, value)| found == key && value.is_some())?;
+        self.data.remove(at).1
+    }
+}
+
 fn set_bits(attr: &mut MountAttr, set: u64, clear: u64) {
     attr.set = attr.set & !clear | set;
     attr.clear |= clear;
@@ -229,7 +256,7 @@ mod tests {
     #[test]
     fn a_volume_is_read_only_with_what_is_mounted_below_only_if_asked() {
         let ro = plan("bind", "/v", "/data", &["rbind", "rprivate", "ro"]).unwrap();
-        assert_eq!(ro.kind, MountKind::Bind { source: "/v".into(), recursive: true });
+        assert_eq!(ro.kind, MountKind::Bind { source: "/v".into(), recursive: true, relabel: false });
         assert_eq!(ro.attr.set, MOUNT_ATTR_RDONLY);
         assert_eq!((ro.tree_attr.set, ro.tree_attr.propagation), (0, libc::MS_PRIVATE));
         let rro = plan("bind", "/v", "/data", &["rbind", "rslave", "rro"]).unwrap();
@@ -265,6 +292,14 @@ mod tests {
         let options = ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"];
         assert_eq!(plan("tmpfs", "shm", "/dev/shm", &options).unwrap().kind, MountKind::PodShm);
         assert!(matches!(plan("tmpfs", "shm", "/other", &options).unwrap().kind, MountKind::New { .. }));
+    }
+
+    #[test]
+    fn an_image_is_read_only_whatever_is_asked() {
+        let image = plan("image", "sha256:1", "/data", &["rw", "rprivate", "subpath=a=b/c"]).unwrap();
+        assert_eq!(image.kind, MountKind::Image { image: "sha256:1".into(), sub_path: "a=b/c".into() });
+        assert!(image.is_read_only());
+        assert!(plan("image", "sha256:1", "/data", &["size=1"]).is_err());
     }
 
     #[test]

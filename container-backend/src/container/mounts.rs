@@ -7,6 +7,7 @@ use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 use super::cgroup_mount::CgroupTree;
 use super::mount_plan::{MOUNT_ATTR_RDONLY, MountKind, MountPlan, NewFs};
+use super::relabel;
 use super::root::{PointKind, Root, is_procfs, kind_of};
 use crate::errno::Errno;
 use crate::failure::Failure;
@@ -28,18 +29,23 @@ pub(crate) enum ProcSource {
 /// What of the mounts had to be fetched from other mount namespaces.
 #[derive(Debug, Default)]
 pub(crate) struct Collected {
-    /// One per mount of the plan; `None` for what is no bind mount.
+    /// One per mount of the plan; `None` for what is made in the container's own namespace.
     binds: Vec<Option<OwnedFd>>,
     proc: Option<OwnedFd>,
 }
 
 /// Copies the sources of all bind mounts. Call it in the host's mount namespace; it may block as long as the host's file
 /// systems do.
-pub(crate) fn collect_binds(plan: &[MountPlan]) -> Result<Collected, Failure> {
+pub(crate) fn collect_binds(plan: &[MountPlan], label: Option<&str>) -> Result<Collected, Failure> {
     let binds = plan
         .iter()
         .map(|mount| match &mount.kind {
-            MountKind::Bind { source, recursive } => collect_bind(mount, source, *recursive).map(Some),
+            MountKind::Bind { source, recursive, relabel } => {
+                if let Some(label) = label.filter(|_| *relabel) {
+                    relabel::relabel(source, label)?;
+                }
+                collect_bind(mount, source, *recursive).map(Some)
+            }
             _ => Ok(None),
         })
         .collect::<Result<_, _>>()?;
@@ -92,6 +98,14 @@ fn propagation_of(path: &Path) -> Result<Found, Errno> {
 }
 
 impl Collected {
+    /// What the mount of this number shows.
+    pub(crate) fn put(&mut self, number: usize, tree: OwnedFd) {
+        if self.binds.len() <= number {
+            self.binds.resize_with(number + 1, || None);
+        }
+        self.binds[number] = Some(tree);
+    }
+
     /// Copies the target container's /proc. Call it in that container's mount namespace.
     pub(crate) fn collect_proc(&mut self) -> Result<(), Failure> {
         let failed = |errno| Failure::Mount { fstype: "proc".into(), destination: "/proc".into(), errno };
@@ -111,6 +125,8 @@ pub(crate) struct Context<'a> {
     pub(crate) root: &'a Root,
     pub(crate) proc: ProcSource,
     pub(crate) cgroups: CgroupTree<'a>,
+    /// SELinux label of what the container has for itself.
+    pub(crate) label: Option<&'a str>,
 }
 
 /// Makes and attaches the mounts in their order. A read-only /dev is still to be filled, it
@@ -137,8 +153,8 @@ fn attach_one(
     let failed =
         |errno| Failure::Mount { fstype: plan.fstype().into(), destination: plan.destination.clone(), errno };
     let tree = match (&plan.kind, bind) {
-        (MountKind::Bind { .. }, Some(bind)) => bind,
-        (MountKind::Bind { .. }, None) => return Err(failed(Errno::NOENT)),
+        (MountKind::Bind { .. } | MountKind::Image { .. }, Some(tree)) => tree,
+        (MountKind::Bind { .. } | MountKind::Image { .. }, None) => return Err(failed(Errno::NOENT)),
         (MountKind::PodShm, _) => mount::clone_of(SHM, false).map_err(failed)?,
         (MountKind::Proc, _) => match context.proc {
             ProcSource::Own => mount::new("proc", "proc", &[]).map_err(failed)?,
@@ -147,8 +163,11 @@ fn attach_one(
         },
         (MountKind::Cgroup, _) => return super::cgroup_mount::attach(context, plan).map_err(failed),
         (MountKind::New { fstype, source, options }, _) => {
-            let options: Vec<_> =
+            let mut options: Vec<_> =
                 options.iter().map(|(key, value)| (key.as_str(), value.as_deref())).collect();
+            if let (Some(label), NewFs::Devpts | NewFs::Mqueue | NewFs::Tmpfs) = (context.label, fstype) {
+                options.push(("context", Some(label)));
+            }
             mount::new(fstype.name(), source, &options).map_err(failed)?
         }
     };

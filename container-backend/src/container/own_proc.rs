@@ -2,6 +2,7 @@
 //! procfs is no substitute: a hostile one may have mounted something else there.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, openat};
@@ -41,6 +42,21 @@ impl OwnProc {
     pub(crate) fn into_label_file(self) -> Option<File> {
         self.label
     }
+}
+
+/// Does `work` while keys that are made get the label that the program will have: with SELinux they are labelled as who makes them, and the
+/// program could not use its own session keyring. Call it where /proc is the agent's.
+pub(crate) fn with_key_label(
+    label: Option<&ExecLabel>,
+    work: impl FnOnce() -> io::Result<()>,
+) -> io::Result<()> {
+    const FILE: &str = "/proc/self/attr/keycreate";
+    let Some(ExecLabel::SeLinux(label)) = label else { return work() };
+    std::fs::write(FILE, label)?;
+    let done = work();
+    // Back to none.
+    std::fs::write(FILE, "\0")?;
+    done
 }
 
 fn open_label(folder: &OwnedFd, label: &ExecLabel) -> Result<File, Failure> {

@@ -38,6 +38,17 @@ impl Root {
         Ok(Self { fd, mounted_at })
     }
 
+    /// Whether both are the same folder of the same mount.
+    pub(crate) fn is_same_mount(&self, other: &Self) -> Result<bool, Errno> {
+        use rustix::fs::{AtFlags, StatxFlags, statx};
+
+        let id = |root: &Self| {
+            let found = statx(&root.fd, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID | StatxFlags::INO)?;
+            Ok::<_, Errno>((found.stx_mnt_id, found.stx_ino))
+        };
+        Ok(id(self)? == id(other)?)
+    }
+
     /// A reference to what a path leads to, symlinks followed.
     pub(crate) fn resolve(&self, path: &Path) -> Result<OwnedFd, Errno> {
         self.resolve_with(path, OFlags::PATH, ResolveFlags::empty())

@@ -35,6 +35,14 @@ impl OverlayApi {
     }
 }
 
+/// How overlays are mounted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Overlays<'a> {
+    pub(crate) api: OverlayApi,
+    /// SELinux label of everything in them.
+    pub(crate) label: Option<&'a str>,
+}
+
 /// Folders in this process's mount namespace that an overlay is made of.
 #[derive(Debug)]
 pub(crate) struct Parts {
@@ -58,7 +66,7 @@ impl Parts {
 ///
 /// It is `volatile`: what a container writes into its root does not outlive a power loss (kubelet makes a new container), so
 /// neither fsync nor the unmount at its end waits for the disk.
-pub(crate) fn mount_overlay(parts: &Parts, api: OverlayApi) -> Result<(), Failure> {
+pub(crate) fn mount_overlay(parts: &Parts, overlays: Overlays<'_>) -> Result<(), Failure> {
     let scratch = &parts.scratch;
     let failed = |what: String| move |errno: Errno| Failure::RootFs { what, errno };
     let (upper, work) = (format!("{scratch}/upper"), format!("{scratch}/work"));
@@ -71,9 +79,24 @@ pub(crate) fn mount_overlay(parts: &Parts, api: OverlayApi) -> Result<(), Failur
         rustix::fs::accessat(CWD, layer, rustix::fs::Access::EXISTS, AtFlags::empty())
             .map_err(|e| failed(format!("layer {}", layer.rsplit('/').next().unwrap_or(layer)))(e.into()))?;
     }
-    match api {
-        OverlayApi::Append => append(&layers, &upper, &work),
-        OverlayApi::OneOption => one_option(&layers, &upper, &work),
+    mount_layers(&layers, Some(&Writable { upper, work }), overlays)
+}
+
+/// Where an overlay's changes go.
+pub(super) struct Writable {
+    upper: String,
+    work: String,
+}
+
+/// Attaches an overlay of folders, the top one first, at [`ROOTFS`]; without a writable part there are at least two of them.
+pub(super) fn mount_layers(
+    layers: &[String],
+    writable: Option<&Writable>,
+    overlays: Overlays<'_>,
+) -> Result<(), Failure> {
+    match overlays.api {
+        OverlayApi::Append => append(layers, writable, overlays.label),
+        OverlayApi::OneOption => one_option(layers, writable, overlays.label),
     }
 }
 
@@ -84,14 +107,14 @@ fn make_folder(path: &str) -> Result<(), Errno> {
     }
 }
 
-fn append(layers: &[String], upper: &str, work: &str) -> Result<(), Failure> {
+fn append(layers: &[String], writable: Option<&Writable>, label: Option<&str>) -> Result<(), Failure> {
     let refused = |what: &str| {
         let what = what.to_owned();
         move |errno: Errno| Failure::RootFs { what, errno }
     };
     let context =
         fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|e| refused("open overlayfs")(e.into()))?;
-    let mounted = configure(&context, layers, upper, work).and_then(|()| mount::finish(&context));
+    let mounted = configure(&context, layers, writable, label).and_then(|()| mount::finish(&context));
     let mounted = mounted.map_err(|errno| match mount::complaint(context) {
         said if said.is_empty() => refused("mount overlay")(errno),
         said => refused(&format!("mount overlay ({said})"))(errno),
@@ -99,14 +122,24 @@ fn append(layers: &[String], upper: &str, work: &str) -> Result<(), Failure> {
     attach(mounted).map_err(refused("attach overlay"))
 }
 
-fn configure(context: &OwnedFd, layers: &[String], upper: &str, work: &str) -> Result<(), Errno> {
+fn configure(
+    context: &OwnedFd,
+    layers: &[String],
+    writable: Option<&Writable>,
+    label: Option<&str>,
+) -> Result<(), Errno> {
     fsconfig_set_string(context, "source", "overlay")?;
     for layer in layers {
         fsconfig_set_string(context, "lowerdir+", layer.as_str())?;
     }
-    fsconfig_set_string(context, "upperdir", upper)?;
-    fsconfig_set_string(context, "workdir", work)?;
-    fsconfig_set_flag(context, "volatile")?;
+    if let Some(Writable { upper, work }) = writable {
+        fsconfig_set_string(context, "upperdir", upper.as_str())?;
+        fsconfig_set_string(context, "workdir", work.as_str())?;
+        fsconfig_set_flag(context, "volatile")?;
+    }
+    if let Some(label) = label {
+        fsconfig_set_string(context, "context", label)?;
+    }
     Ok(())
 }
 
@@ -116,12 +149,16 @@ fn attach(mounted: OwnedFd) -> Result<(), Errno> {
     mount::attach(mounted, point)
 }
 
-fn one_option(layers: &[String], upper: &str, work: &str) -> Result<(), Failure> {
-    one_option_inner(layers, upper, work)
+fn one_option(layers: &[String], writable: Option<&Writable>, label: Option<&str>) -> Result<(), Failure> {
+    one_option_inner(layers, writable, label)
         .map_err(|errno| Failure::RootFs { what: "mount overlay".into(), errno })
 }
 
-fn one_option_inner(layers: &[String], upper: &str, work: &str) -> Result<(), Errno> {
+fn one_option_inner(
+    layers: &[String],
+    writable: Option<&Writable>,
+    label: Option<&str>,
+) -> Result<(), Errno> {
     // The links are in nobody's way: like all of the agent's mounts they go at pivot_root.
     attach(mount::new("tmpfs", "layers", &[("mode", Some("700"))])?)?;
     rustix::process::chdir(ROOTFS)?;
@@ -129,7 +166,14 @@ fn one_option_inner(layers: &[String], upper: &str, work: &str) -> Result<(), Er
     for (name, layer) in names.iter().zip(layers) {
         symlinkat(layer.as_str(), CWD, name.as_str())?;
     }
-    let options = format!("lowerdir={},upperdir={upper},workdir={work},volatile", names.join(":"));
+    let mut options = format!("lowerdir={}", names.join(":"));
+    if let Some(Writable { upper, work }) = writable {
+        options.push_str(&format!(",upperdir={upper},workdir={work},volatile"));
+    }
+    if let Some(label) = label {
+        // Its commas are its own.
+        options.push_str(&format!(",context=\"{label}\""));
+    }
     let options = std::ffi::CString::new(options).map_err(|_| Errno::INVAL)?;
     rustix::mount::mount("overlay", ROOTFS, "overlay", MountFlags::empty(), Some(options.as_c_str()))?;
     Ok(rustix::process::chdir("/")?)

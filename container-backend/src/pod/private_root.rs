@@ -93,15 +93,22 @@ fn collect(setup: &PodSetup) -> Result<Parts, SetUpError> {
         mount_attr::set(part.as_fd(), Reach::Tree, &private).map_err(step("make the mounts private"))?;
     }
     if setup.ipc == IpcMode::Pod {
-        parts.push((SHM, new_shm(setup.shm_size).map_err(step("make the pod's /dev/shm"))?));
+        parts.push((
+            SHM,
+            new_shm(setup.shm_size, &setup.mount_label).map_err(step("make the pod's /dev/shm"))?,
+        ));
     }
     parts.push((EMPTY, new_empty().map_err(step("make the empty file system"))?));
     Ok(Parts(parts))
 }
 
-fn new_shm(size: u64) -> Result<OwnedFd, Errno> {
+fn new_shm(size: u64, label: &str) -> Result<OwnedFd, Errno> {
     let size = if size == 0 { DEFAULT_SHM_SIZE } else { size }.to_string();
-    let shm = mount::new("tmpfs", "shm", &[("mode", Some("1777")), ("size", Some(&size))])?;
+    let mut options = vec![("mode", Some("1777")), ("size", Some(&*size))];
+    if !label.is_empty() {
+        options.push(("context", Some(label)));
+    }
+    let shm = mount::new("tmpfs", "shm", &options)?;
     let set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
     mount_attr::set(shm.as_fd(), Reach::One, &MountAttr { set, ..MountAttr::default() })?;
     Ok(shm)

@@ -86,6 +86,7 @@ mod tests {
             containers_dir: "/containers".into(),
             shm_size: 0,
             sysctls: std::collections::BTreeMap::new(),
+            mount_label: String::new(),
         }
     }
 

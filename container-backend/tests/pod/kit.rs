@@ -76,6 +76,7 @@ pub(crate) fn agent_with(change: impl FnOnce(&mut PodSetup)) -> Agent {
         containers_dir,
         shm_size: 0,
         sysctls: std::collections::BTreeMap::new(),
+        mount_label: String::new(),
     };
     change(&mut setup);
     fs::write(home.join(LEAF), format!("{}\n{}", setup.cgroup_parent, setup.pod_id)).unwrap();
@@ -308,6 +309,7 @@ impl Agent {
             id,
             spec: serde_json::from_value(spec).unwrap(),
             rootfs: RootFs::Overlay(overlay),
+            images: Vec::new(),
             user: String::new(),
             groups: GroupPolicy::Merge,
             pid: if self.pod.holder().is_some() { PidNamespace::Pod } else { PidNamespace::Container },

@@ -9,6 +9,7 @@ mod attack;
 mod basics;
 mod execs;
 mod identity;
+mod images;
 mod kit;
 mod mounts;
 mod namespaces;
@@ -29,6 +30,7 @@ fn scenarios() -> Vec<(&'static str, Scenario)> {
         basics::SCENARIOS,
         execs::SCENARIOS,
         identity::SCENARIOS,
+        images::SCENARIOS,
         mounts::SCENARIOS,
         namespaces::SCENARIOS,
         refusals::SCENARIOS,

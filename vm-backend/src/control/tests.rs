@@ -24,6 +24,10 @@ impl Slots for Fake {
         Ok(())
     }
 
+    fn fill_files(&mut self, slot: u32, _server: OwnedFd) -> Result<(), SlotRefused> {
+        self.fill(slot, vec![])
+    }
+
     fn empty(&mut self, slot: u32) -> Result<(), SlotRefused> {
         self.calls.push((slot, vec![]));
         Ok(())

@@ -21,7 +21,9 @@ const FOLDERS: [&str; 9] = [
 ];
 
 /// Modules outside of those folders that a guest may load on demand, by name.
-const NAMES: [&str; 34] = [
+const NAMES: [&str; 35] = [
+    // Volumes.
+    "virtiofs",
     // Devices of VPNs, overlays and meshes.
     "tun",
     "tap",

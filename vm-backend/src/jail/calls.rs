@@ -52,6 +52,7 @@ impl Threads {
             Thread::Net => NET,
             Thread::Balloon => BALLOON,
             Thread::Vsock => VSOCK,
+            Thread::Fs => FS,
             Thread::Log => LOG,
         };
         self.0 & of_kind.0 != 0
@@ -67,8 +68,9 @@ const NET: Threads = Threads(1 << 3);
 const BALLOON: Threads = Threads(1 << 4);
 const VSOCK: Threads = Threads(1 << 5);
 const LOG: Threads = Threads(1 << 6);
-const DEVICES: Threads = BLOCK.and(NET).and(BALLOON).and(VSOCK);
-const STARTED_LATER: Threads = BLOCK.and(LOG);
+const FS: Threads = Threads(1 << 7);
+const DEVICES: Threads = BLOCK.and(NET).and(BALLOON).and(VSOCK).and(FS);
+const STARTED_LATER: Threads = BLOCK.and(LOG).and(FS);
 const ALL: Threads = DEVICES.and(LOG).and(MAIN).and(VCPU);
 
 use When::{Always, Arg, Both, NewMemory, NewThread, NoExec, OwnThread};
@@ -148,10 +150,10 @@ pub(super) const CALLS: &[(c_long, When, Threads)] = &[
     (libc::SYS_readv, Always, NET.and(VSOCK)),
     (libc::SYS_writev, Always, NET),
 
-    // Clients of vsock: they come, say what they want, get their bytes and a reason.
+    // Clients of vsock: they come, say what they want, get their bytes and a reason. The file server's requests and answers.
     (libc::SYS_accept4, Always, VSOCK.and(MAIN)),
-    (libc::SYS_recvfrom, Always, VSOCK),
-    (libc::SYS_sendto, Always, VSOCK.and(LOG)),
+    (libc::SYS_recvfrom, Always, VSOCK.and(FS)),
+    (libc::SYS_sendto, Always, VSOCK.and(LOG).and(FS)),
     (libc::SYS_sendmsg, Always, VSOCK.and(MAIN)),
     (libc::SYS_shutdown, Always, VSOCK),
 
@@ -245,8 +247,16 @@ const FIONBIO: u32 = 0x5421;
 mod tests {
     use super::*;
 
-    const KINDS: [Thread; 7] =
-        [Thread::Main, Thread::Vcpu, Thread::Block, Thread::Net, Thread::Balloon, Thread::Vsock, Thread::Log];
+    const KINDS: [Thread; 8] = [
+        Thread::Main,
+        Thread::Vcpu,
+        Thread::Block,
+        Thread::Net,
+        Thread::Balloon,
+        Thread::Vsock,
+        Thread::Fs,
+        Thread::Log,
+    ];
 
     /// When it may be called by a thread of this kind.
     fn may(kind: Thread, call: c_long) -> Vec<When> {
@@ -261,7 +271,7 @@ mod tests {
     #[test]
     fn a_thread_that_is_started_later_may_nothing_that_the_first_may_not() {
         for (call, when, _) in CALLS {
-            for kind in [Thread::Block, Thread::Log] {
+            for kind in [Thread::Block, Thread::Fs, Thread::Log] {
                 let of_first = may(Thread::Main, *call);
                 let covered =
                     !may(kind, *call).contains(when) || of_first.contains(when) || of_first.contains(&Always);

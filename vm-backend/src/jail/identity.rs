@@ -9,14 +9,21 @@ use rustix::thread::{
 
 use super::{At as _, JailError, sys};
 
-/// Becomes `user`, gives up every capability and all ways to get one again.
-///
-/// Ids are a thread's own in Linux; there is one thread, and later ones inherit.
-pub(super) fn give_up(user: Option<u32>) -> Result<(), JailError> {
-    sys::empty_bounding_set().at("empty the bounding set of capabilities")?;
+/// Stays root by its number, so that what root may do by that alone is left, and keeps these capabilities and no way to get others.
+pub(super) fn keep_only(kept: CapabilitySet) -> Result<(), JailError> {
+    sys::empty_bounding_set_but(kept).at("cut the bounding set of capabilities")?;
     clear_ambient_capability_set().at("clear the ambient capabilities")?;
-    // While there is the capability for it. Root is nobody special from here on, so capabilities outlast the change of ids and are given up
-    // by name.
+    lock_securebits()?;
+    set_thread_groups(&[]).at("give up supplementary groups")?;
+    let none = CapabilitySet::empty();
+    set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: none })
+        .at("give up capabilities")?;
+    set_no_new_privs(true).at("set no_new_privs")?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).at("make the process not dumpable")
+}
+
+/// Root is nobody special from here on, so capabilities outlast a change of ids and are given up by name.
+fn lock_securebits() -> Result<(), JailError> {
     let bits = CapabilitiesSecureBits::NO_ROOT
         | CapabilitiesSecureBits::NO_ROOT_LOCKED
         | CapabilitiesSecureBits::NO_SETUID_FIXUP
@@ -24,7 +31,17 @@ pub(super) fn give_up(user: Option<u32>) -> Result<(), JailError> {
         | CapabilitiesSecureBits::KEEP_CAPS_LOCKED
         | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE
         | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED;
-    set_capabilities_secure_bits(bits).at("lock the securebits")?;
+    set_capabilities_secure_bits(bits).at("lock the securebits")
+}
+
+/// Becomes `user`, gives up every capability and all ways to get one again.
+///
+/// Ids are a thread's own in Linux; there is one thread, and later ones inherit.
+pub(super) fn give_up(user: Option<u32>) -> Result<(), JailError> {
+    sys::empty_bounding_set_but(CapabilitySet::empty()).at("empty the bounding set of capabilities")?;
+    clear_ambient_capability_set().at("clear the ambient capabilities")?;
+    // While there is the capability for it.
+    lock_securebits()?;
     set_thread_groups(&[]).at("give up supplementary groups")?;
     let id = user.unwrap_or(0);
     let (uid, gid) = (Uid::from_raw(id), Gid::from_raw(id));

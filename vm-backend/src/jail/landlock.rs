@@ -28,6 +28,18 @@ pub(super) fn deny_all() -> Result<(), JailError> {
     sys::landlock_restrict_self(&ruleset).at("restrict this process by Landlock")
 }
 
+/// Denies what has nothing to do with files: of those this process is to use some that it does not have yet.
+pub(super) fn deny_all_but_files() -> Result<(), JailError> {
+    let Some(abi) = abi() else { return Ok(()) };
+    let ruleset = Ruleset { files: 0, ..everything(abi) };
+    // A ruleset about nothing is an error.
+    if ruleset.net == 0 && ruleset.scoped == 0 {
+        return Ok(());
+    }
+    let ruleset = sys::landlock_create_ruleset(&ruleset).at("make a Landlock ruleset")?;
+    sys::landlock_restrict_self(&ruleset).at("restrict this process by Landlock")
+}
+
 /// All that a version knows.
 fn everything(abi: u32) -> Ruleset {
     let files = match abi {

@@ -8,6 +8,7 @@
 //! by the VMM's cgroup, which it does not see.
 
 mod calls;
+mod file_server;
 mod identity;
 mod landlock;
 mod limits;
@@ -20,6 +21,7 @@ use std::io;
 use nix::sched::{CloneFlags, unshare};
 use rustix::process::getpid;
 
+pub use file_server::enter as enter_file_server;
 pub use landlock::abi as landlock_abi;
 pub use seccomp::{Thread, confine, start_thread};
 

@@ -15,6 +15,7 @@ use seccompiler::{
 };
 
 use super::calls::{CALLS, When};
+use super::file_server::FILE_SERVER;
 use super::{At as _, JailError};
 
 /// What a thread of the VMM is for.
@@ -29,6 +30,8 @@ pub enum Thread {
     Net,
     Balloon,
     Vsock,
+    /// Volumes.
+    Fs,
     /// Writes containers' logs.
     Log,
 }
@@ -44,6 +47,7 @@ impl Thread {
             Self::Net => "net",
             Self::Balloon => "balloon",
             Self::Vsock => "vsock",
+            Self::Fs => "fs",
             Self::Log => "log",
         }
     }
@@ -113,14 +117,25 @@ fn apply(program: &BpfProgram) -> Result<(), JailError> {
     apply_filter(program).map_err(io::Error::other).at("install a seccomp filter")
 }
 
+/// As [`confine`], for the file server, all of whose threads do the same.
+pub(super) fn confine_file_server() -> Result<(), JailError> {
+    apply(&without_clone3()?)?;
+    apply(&filter_of(FILE_SERVER.iter().map(|(call, when)| (*call, *when)))?)
+}
+
 /// The filter of a kind of thread.
 fn filter(kind: Thread) -> Result<BpfProgram, JailError> {
+    let its = CALLS.iter().filter(|(_, _, threads)| threads.have(kind));
+    filter_of(its.map(|(call, when, _)| (*call, *when)))
+}
+
+fn filter_of(calls: impl Iterator<Item = (libc::c_long, When)>) -> Result<BpfProgram, JailError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
     let mut always = Vec::new();
-    for (call, when, _) in CALLS.iter().filter(|(_, _, threads)| threads.have(kind)) {
-        let of_call = rules.entry(*call).or_default();
-        match conditions(*when) {
-            None => always.push(*call),
+    for (call, when) in calls {
+        let of_call = rules.entry(call).or_default();
+        match conditions(when) {
+            None => always.push(call),
             Some(conditions) => {
                 of_call.push(rule(conditions).map_err(io::Error::other).at("make a seccomp filter")?)
             }

@@ -5,6 +5,8 @@ use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::ptr;
 
+use rustix::thread::CapabilitySet;
+
 use super::landlock::Ruleset;
 
 /// Leaves the session keyring of whoever started this process for an empty one without a name. A kernel without keyrings is no error.
@@ -32,9 +34,9 @@ pub(super) fn use_one_heap() {
     }
 }
 
-/// Drops every capability of this kernel from the bounding set, those too that are newer than this program.
-pub(super) fn empty_bounding_set() -> io::Result<()> {
-    for capability in 0..64 {
+/// Drops every capability of this kernel but `kept` from the bounding set, those too that are newer than this program.
+pub(super) fn empty_bounding_set_but(kept: CapabilitySet) -> io::Result<()> {
+    for capability in (0..64).filter(|capability| kept.bits() & 1 << capability == 0) {
         // SAFETY: the call takes numbers only.
         if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } != 0 {
             match io::Error::last_os_error() {

@@ -158,6 +158,15 @@ impl Control {
         self.ask(&Request::Fill { slot, disk }, &fds)
     }
 
+    /// Puts the file system of volumes into an empty slot, which must be the last one; `server` is the VMM's end of
+    /// [`start_file_server`](super::start_file_server).
+    ///
+    /// # Errors
+    /// The VMM refuses, or does not answer.
+    pub fn fill_files(&self, slot: u32, server: BorrowedFd<'_>) -> Result<(), ClientError> {
+        self.ask(&Request::FillFiles { slot, server: Fd(0) }, &[server])
+    }
+
     /// Takes the disk out of a slot, of which the guest has let go. An empty slot is fine.
     ///
     /// # Errors
@@ -248,7 +257,12 @@ impl Control {
 /// A connected socket, whose writes wait for `patience` at most from then on.
 ///
 /// connect(2) waits while the backlog is full, and nobody empties it where the VMM hangs, or for vsock where the guest has unbound its driver.
-fn dial(dir: &Path, name: &str, kind: SocketType, patience: Duration) -> Result<OwnedFd, ClientError> {
+pub(super) fn dial(
+    dir: &Path,
+    name: &str,
+    kind: SocketType,
+    patience: Duration,
+) -> Result<OwnedFd, ClientError> {
     let connect = || -> io::Result<OwnedFd> {
         let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
         // No time at all would mean for ever.

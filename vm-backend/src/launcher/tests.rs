@@ -36,7 +36,7 @@ fn spawn_script(dir: &Path, script: &str, socket: OwnedFd) -> VmmProcess {
     drop(file);
     let deadline = Instant::now() + SOON;
     loop {
-        match spawn(&path, socket.try_clone().unwrap(), null()) {
+        match spawn(&path, None, socket.try_clone().unwrap(), null()) {
             // A child of another test has it open to write, until it calls exec.
             Err(e) if e.kind() == io::ErrorKind::ExecutableFileBusy && Instant::now() < deadline => {
                 std::thread::yield_now();
@@ -159,7 +159,7 @@ fn message_for_test(dir: &Path) -> (BootMessage, Vec<OwnedFd>) {
 #[test]
 fn a_program_that_cannot_run_is_an_error() {
     let (_ours, theirs) = channel::tests::pair();
-    assert!(spawn(Path::new("/nonexistent"), theirs, null()).is_err());
+    assert!(spawn(Path::new("/nonexistent"), None, theirs, null()).is_err());
 }
 
 /// A VMM that ends only when told, and one status file.
@@ -322,6 +322,9 @@ mod clients {
         impl Slots for None {
             fn fill(&mut self, slot: u32, _: Vec<BlockExtent>) -> Result<(), SlotRefused> {
                 Err(SlotRefused { slot, source: "no slots".into() })
+            }
+            fn fill_files(&mut self, slot: u32, _: OwnedFd) -> Result<(), SlotRefused> {
+                self.fill(slot, vec![])
             }
             fn empty(&mut self, slot: u32) -> Result<(), SlotRefused> {
                 self.fill(slot, vec![])

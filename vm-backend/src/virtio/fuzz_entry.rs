@@ -12,7 +12,7 @@ use super::blk::{self, Block, BlockExtent, Disk, gpt};
 use super::chain::{Chain, MAX_DESCRIPTORS, QueueError};
 use super::net::{self, Received, Receiver};
 use super::test_driver::{Driver, DriverQueue, INDIRECT, NEXT, RAM_START, WRITE, interrupt, ram};
-use super::{ActiveQueue, Removal, balloon};
+use super::{ActiveQueue, Removal, balloon, fs};
 use crate::memory::{GuestMemory, GuestRam};
 
 const RAM_SIZE: u64 = 256 << 10;
@@ -289,6 +289,43 @@ pub fn network(data: &[u8]) {
     }
 }
 
+/// Requests of a file system's driver, and answers of a server that was taken over.
+pub fn files(data: &[u8]) {
+    let mut input = Input::new(data);
+    let (memory, mut ring) = rig();
+    let mut queue = ring.device_side();
+    let mut under_way = fs::UnderWay::default();
+    let mut asked = Vec::new();
+    for _ in 0..ROUNDS {
+        play(&mut input, &memory, &mut ring);
+        let next = std::cell::Cell::new(asked.len() as u64 * 64);
+        let number = || next.replace(next.get() + 1);
+        let outcome = input.u8() % 8;
+        let taken = under_way.take(&mut queue, &memory, number, |packet| {
+            let (request, _) =
+                crate::share::wire::Request::parse(packet).expect("what the device makes is one");
+            asked.push(request.number);
+            match outcome {
+                0 => fs::Sent::NotNow,
+                1 => fs::Sent::Gone,
+                _ => fs::Sent::Yes,
+            }
+        });
+        if taken.is_err() {
+            return;
+        }
+        for _ in 0..input.u8() % 4 {
+            let number =
+                if asked.is_empty() { input.u64() } else { asked[usize::from(input.u8()) % asked.len()] };
+            let answer = vec![0x5a; usize::from(input.u16())];
+            if under_way.complete(&mut queue, &memory, number, &answer).is_err() {
+                return;
+            }
+        }
+    }
+    let _ = under_way.fail_all(&mut queue, &memory);
+}
+
 /// Reports of a balloon driver.
 pub fn report(data: &[u8]) {
     let mut input = Input::new(data);
@@ -430,6 +467,11 @@ pub(crate) mod tests {
     #[test]
     fn random_guests_and_clients_of_vsock_do_no_harm() {
         run("vsock", 1500, super::super::vsock::fuzz::vsock);
+    }
+
+    #[test]
+    fn random_requests_for_files_do_no_harm() {
+        run("files", 1000, super::files);
     }
 
     #[test]

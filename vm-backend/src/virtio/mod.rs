@@ -4,6 +4,7 @@ pub mod balloon;
 pub mod blk;
 pub mod chain;
 mod device;
+pub mod fs;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz_entry;
 mod interrupt;

@@ -1,5 +1,8 @@
 //! A network whose plugins are shell scripts that write down how they were called.
 
+// Each test program uses a part of it.
+#![allow(dead_code)]
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -72,6 +75,7 @@ cat > "$n-$CNI_COMMAND {name}.json"
             bin_dirs: vec![self.path("none"), self.path("bin")],
             cache_dir: self.path("cache"),
             plugin_timeout: Duration::from_secs(20),
+            foreign_caches: vec![self.path("foreign/results")],
         })
     }
 
@@ -81,6 +85,7 @@ cat > "$n-$CNI_COMMAND {name}.json"
             bin_dirs: vec![self.path("bin")],
             cache_dir: self.path("cache"),
             plugin_timeout: Duration::from_millis(500),
+            foreign_caches: Vec::new(),
         })
     }
 

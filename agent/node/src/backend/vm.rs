@@ -147,8 +147,8 @@ impl VmBackend {
         }
         Ok(GuestSpec {
             user: Some(user),
-            memory_mib: plan.memory_mib,
-            vcpus: plan.vcpus,
+            memory_mib: plan.ceiling.memory_mib,
+            vcpus: plan.ceiling.vcpus,
             interrupts: self.interrupts()?,
             kernel: image.kernel(),
             initramfs: image.initramfs(),
@@ -161,14 +161,20 @@ impl VmBackend {
         })
     }
 
-    /// The VMM and the guest's memory, which no kubelet accounts for one by one.
-    fn limits(&self, plan: &GuestPlan) -> Result<Limits, VmStartError> {
-        let most = (u64::from(plan.memory_mib) + self.config.overhead_mib) << 20;
+    /// Limits of a VMM's leaf.
+    pub(crate) fn leaf_limits(&self, pod: &PodInfo) -> Result<Limits, StartError> {
+        let plan = pod.guest.as_ref().and_then(|guest| guest.plan.as_ref()).ok_or(VmStartError::NoPlan)?;
+        Ok(self.limits(plan.memory_mib.into()).map_err(VmStartError::from)?)
+    }
+
+    /// The VMM and what its guest may use, which no kubelet accounts for one by one.
+    pub(crate) fn limits(&self, memory_mib: u64) -> Result<Limits, LimitError> {
+        let most = (memory_mib + self.config.overhead_mib) << 20;
         let mut memory = LinuxMemory::default();
         memory.set_limit(i64::try_from(most).ok());
         let mut resources = LinuxResources::default();
         resources.set_memory(Some(memory));
-        Ok(Limits::from_oci(&resources)?)
+        Limits::from_oci(&resources)
     }
 }
 
@@ -182,7 +188,7 @@ impl Backend for VmBackend {
         // Held until the launcher has opened its files: a build removes what nobody uses.
         let image = GuestImage::current(&self.root).map_err(VmStartError::from)?;
         let spec = self.spec((guest.user.uid, plan), &tap, &image)?;
-        for warning in leaf.create(&self.limits(plan)?)? {
+        for warning in leaf.create(&self.leaf_limits(pod)?)? {
             tracing::debug!(cgroup = leaf.cgroup_path(), %warning, "cgroup of a guest made");
         }
         let log = log_file(&dir.join(LOG))?;

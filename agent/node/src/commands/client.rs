@@ -71,6 +71,7 @@ impl Client {
         runtime.start_container(StartContainerRequest) -> StartContainerResponse in CALL;
         runtime.stop_container(StopContainerRequest) -> StopContainerResponse in CALL;
         runtime.container_status(ContainerStatusRequest) -> ContainerStatusResponse in CALL;
+        runtime.container_stats(ContainerStatsRequest) -> ContainerStatsResponse in CALL;
         runtime.attach(AttachRequest) -> AttachResponse in CALL;
         runtime.exec_sync(ExecSyncRequest) -> ExecSyncResponse in CALL;
         images.image_status(ImageStatusRequest) -> ImageStatusResponse in CALL;

@@ -6,7 +6,7 @@ use std::path::{Component, Path};
 
 use hartpod_container::cgroup;
 
-use super::{CgroupDriver, Config};
+use super::Config;
 use crate::guest;
 
 /// One key and what is wrong with its value.
@@ -65,16 +65,13 @@ impl Config {
                 format!("{root:?} is not supported: control groups must be at {}", cgroup::ROOT),
             );
         }
-        if self.cgroup.driver == CgroupDriver::Systemd {
-            found.add(
-                "cgroup.driver",
-                "\"systemd\" is not supported yet: set cgroupDriver: cgroupfs in the kubelet's configuration",
-            );
-        }
         if !self.pod.agent.as_os_str().is_empty() {
             found.absolute("pod.agent", &self.pod.agent);
         }
         found.absolute("pod.netns_dir", &self.pod.netns_dir);
+        for dir in &self.cdi.spec_dirs {
+            found.absolute("cdi.spec_dirs", dir);
+        }
         self.vm(&mut found);
         found.0
     }
@@ -109,6 +106,12 @@ impl Config {
         for dir in &self.cni.bin_dirs {
             found.absolute("cni.bin_dirs", dir);
         }
+        for dir in &self.cni.foreign_caches {
+            found.absolute("cni.foreign_caches", dir);
+        }
+        if !self.cni.conf_template.as_os_str().is_empty() {
+            found.absolute("cni.conf_template", &self.cni.conf_template);
+        }
         found.range("cni.plugin_timeout_s", self.cni.plugin_timeout_s, 1..=3600);
     }
 
@@ -138,6 +141,7 @@ impl Config {
         found.range("vm.default_vcpus", vm.default_vcpus, 1..=guest::MAX_VCPUS);
         found.range("vm.guest_base_mib", vm.guest_base_mib, 64..=4096);
         found.range("vm.overhead_mib", vm.overhead_mib, 8..=4096);
+        found.range("vm.resize_headroom_percent", vm.resize_headroom_percent, 0..=1000);
         found.range("vm.console_kib", vm.console_kib, 1..=1 << 20);
         let [first, last] = vm.uid_range;
         // Below are the system's own and people's (login.defs(5)); the last two mean nobody and no user at all.
@@ -190,6 +194,7 @@ mod tests {
             (&long, "socket: 108 bytes long, a unix socket's path has at most 107"),
             ("[cni]\nbin_dirs = []", "cni.bin_dirs: is empty: no plugin could be found"),
             ("[cni]\nplugin_timeout_s = 0", "cni.plugin_timeout_s: 0 is not in 1 to 3600"),
+            ("[cni]\nconf_template = 'net'", "cni.conf_template: \"net\" is not an absolute path"),
             ("[images]\nmax_layer_gib = 0", "images.max_layer_gib: 0 is not in 1 to 4096"),
             ("[images]\npinned = ['a*b']", "images.pinned: \"a*b\": * is understood at the end only"),
             ("[images]\npinned = ['']", "images.pinned: has an empty entry"),
@@ -216,11 +221,6 @@ mod tests {
             (
                 "[cgroup]\nroot = '/cgroup'",
                 "cgroup.root: \"/cgroup\" is not supported: control groups must be at /sys/fs/cgroup",
-            ),
-            (
-                "[cgroup]\ndriver = 'systemd'",
-                "cgroup.driver: \"systemd\" is not supported yet: set cgroupDriver: cgroupfs in the kubelet's \
-                 configuration",
             ),
         ];
         for (text, expected) in table {

@@ -29,6 +29,24 @@ pub(crate) struct ContainerInfo {
     pub(crate) cgroup_path: String,
     /// Where its disk is, in a guest.
     pub(crate) slot: Option<u32>,
+    /// Images that it mounts.
+    pub(crate) image_volumes: Vec<ImageVolume>,
+}
+
+/// An image that a container mounts.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct ImageVolume {
+    /// Which of the configuration's mounts it is.
+    pub(crate) mount: usize,
+    /// Id of the image.
+    pub(crate) image_id: String,
+}
+
+impl ContainerInfo {
+    /// What the request that made it asked for.
+    pub(crate) fn resources(&self) -> Option<&cri::LinuxContainerResources> {
+        self.config.linux.as_ref()?.resources.as_ref()
+    }
 }
 
 /// What a container's process runs as.
@@ -58,6 +76,8 @@ pub(crate) struct ContainerSnapshot {
     pub(crate) started_at: i64,
     pub(crate) exit: Option<Exit>,
     pub(crate) user: Option<User>,
+    /// What it has since its resources were changed.
+    pub(crate) resources: Option<Arc<cri::LinuxContainerResources>>,
 }
 
 #[cfg(test)]
@@ -79,6 +99,7 @@ pub(crate) fn test_container(
         log_path: Some("/var/log/pods/p/c/0.log".into()),
         cgroup_path: "/kubepods/p/c".into(),
         slot: None,
+        image_volumes: Vec::new(),
     };
     ContainerSnapshot {
         info: Arc::new(info),
@@ -88,5 +109,6 @@ pub(crate) fn test_container(
         started_at: 6,
         exit: None,
         user: None,
+        resources: None,
     }
 }

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use hartpod_vm::launcher::{ClientError, Control};
-use tokio::sync::{Semaphore, oneshot};
+use hartpod_vm::launcher::{ClientError, Control, is_file_server_gone};
+use tokio::sync::{Mutex, MutexGuard, Semaphore, oneshot};
 use tokio::time::timeout;
 
 /// Requests to one VMM at a time: one may wait for a log's disk (`Control::reopen_log`).
@@ -37,11 +37,28 @@ pub(crate) struct VmmControl {
     /// The folder of the VMM.
     dir: Arc<Path>,
     places: Arc<Semaphore>,
+    /// Guards the start of the guest's file server.
+    file_server: Arc<Mutex<()>>,
 }
 
 impl VmmControl {
     pub(crate) fn new(dir: PathBuf) -> Self {
-        Self { dir: dir.into(), places: Arc::new(Semaphore::new(PLACES)) }
+        Self { dir: dir.into(), places: Arc::new(Semaphore::new(PLACES)), file_server: Arc::default() }
+    }
+
+    /// The folder of the VMM.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// One at a time may look whether there is a file server, and start one.
+    pub(super) async fn file_server(&self) -> MutexGuard<'_, ()> {
+        self.file_server.lock().await
+    }
+
+    /// Whether the guest had a file server that has ended.
+    pub(crate) fn has_lost_volumes(&self) -> bool {
+        is_file_server_gone(&self.dir)
     }
 
     /// Asks; each step (a place, a connection, an answer) waits for `patience` at most. Whoever stops waiting gives no place back: the

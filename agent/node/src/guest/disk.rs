@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hartpod_images::{Image, LayerFileError};
+use hartpod_images::LayerFileError;
 use hartpod_proto::ContainerId;
 use hartpod_vm::guest_image::{GuestImage, OpenError};
 use hartpod_vm::launcher::Control;
@@ -14,11 +14,11 @@ use hartpod_vm::virtio::blk::BlockExtent;
 use rustix::fs::{SeekFrom, copy_file_range, ftruncate, ioctl_ficlone, seek};
 use rustix::io::Errno;
 
-use super::{ControlError, VmmControl};
+use super::{ControlError, DiskImages, VmmControl, release_volumes};
 use crate::node::Node;
 
 /// In the folder of the container's writable layer.
-const SCRATCH_FILE: &str = "scratch.ext4";
+pub(crate) const SCRATCH_FILE: &str = "scratch.ext4";
 /// Layers of an image that a disk has room for: its partition table has 128 entries, and one is the container's own file.
 const MAX_LAYERS: usize = 127;
 
@@ -28,7 +28,7 @@ const EMPTY: Duration = Duration::from_secs(3);
 /// A container has no disk.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DiskError {
-    #[error("the image has {0} layers: in a guest {MAX_LAYERS} are possible")]
+    #[error("the image, with those that are mounted, has {0} layers: in a guest {MAX_LAYERS} are possible")]
     Layers(usize),
     #[error(transparent)]
     LayerFile(#[from] LayerFileError),
@@ -55,12 +55,12 @@ fn fail<E: Into<io::Error>>(what: &'static str, path: &Path) -> impl FnOnce(E) -
     move |source| DiskError::File { what, path, source: source.into() }
 }
 
-/// Fills a slot of the guest with the container's disk; how many layers it has. The folder of the container's writable layer exists.
-pub(crate) async fn fill(node: &Node, place: Place, image: &Image) -> Result<u32, DiskError> {
-    if image.layers.len() > MAX_LAYERS {
-        return Err(DiskError::Layers(image.layers.len()));
+/// Fills a slot of the guest with the container's disk. The folder of the container's writable layer exists.
+pub(crate) async fn fill(node: &Node, place: Place, images: &DiskImages) -> Result<(), DiskError> {
+    if images.partitions.len() > MAX_LAYERS {
+        return Err(DiskError::Layers(images.partitions.len()));
     }
-    let layers = node.images.layer_files(image).await?;
+    let layers = images.files(node).await?;
     let (root, scratch) =
         (node.layout.root.clone(), node.layout.scratch(&place.container).join(SCRATCH_FILE));
     let made = tokio::task::spawn_blocking(move || disk_blocking(&root, &layers, &scratch)).await;
@@ -74,8 +74,7 @@ pub(crate) async fn fill(node: &Node, place: Place, image: &Image) -> Result<u32
             Err(_) => Err(refusal),
         })
     };
-    place.vmm.ask(Control::PATIENCE, fill).await.map_err(|source| DiskError::Fill { slot, source })?;
-    Ok(u32::try_from(image.layers.len()).unwrap_or(u32::MAX))
+    place.vmm.ask(Control::PATIENCE, fill).await.map_err(|source| DiskError::Fill { slot, source })
 }
 
 /// The files that the disk is made of: the layers, and the one to write to.
@@ -91,17 +90,20 @@ fn disk_blocking(root: &Path, layers: &[PathBuf], scratch: &Path) -> Result<Vec<
     Ok(disk)
 }
 
-/// Takes what the guest has let go of: the container's disk, and its log. Done before, or never there, is fine.
+/// Takes what the guest has let go of: the container's disk, its log, and its volumes. Done before, or never there, is fine.
 pub(crate) async fn take_back(
     vmm: &VmmControl,
     container: ContainerId,
     slot: u32,
 ) -> Result<(), ControlError> {
+    let id = container.clone();
     let take = move |control: &Control| {
         control.empty(slot)?;
-        control.end_log(container.as_str())
+        control.end_log(id.as_str())
     };
-    vmm.ask(EMPTY, take).await
+    vmm.ask(EMPTY, take).await?;
+    release_volumes(vmm, &container, EMPTY).await;
+    Ok(())
 }
 
 /// A copy that takes no more room than its source has data, or none at all where the file system shares blocks.

@@ -6,7 +6,9 @@
 
 use hartpod_container::cgroup::{Bound, Bounds};
 use hartpod_proto::cri::v1 as cri;
+use oci_spec::runtime::LinuxResources;
 
+use super::resize::{Ceiling, Lift, PodLimits, inside};
 use crate::config::Vm;
 use crate::validate::InvalidRequest;
 
@@ -30,8 +32,12 @@ const MAX_ARGUMENTS: usize = 400;
 /// A guest to be started.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct GuestPlan {
+    /// What it boots with.
+    pub(crate) ceiling: Ceiling,
+    /// What it may use of that to begin with.
     pub(crate) memory_mib: u32,
-    pub(crate) vcpus: u32,
+    /// Limits of the pod inside, where it boots with more than the pod is to have.
+    pub(crate) inside: Option<LinuxResources>,
     /// After our own.
     pub(crate) kernel_arguments: String,
     /// Odd but handled.
@@ -47,30 +53,43 @@ pub(crate) fn plan(
 ) -> Result<GuestPlan, InvalidRequest> {
     let asked = Annotations::read(config, sandbox)?;
     let resources = sandbox.linux.as_ref().and_then(|linux| linux.resources.as_ref());
-    let memory = asked.memory_mib.unwrap_or_else(|| memory_mib(config, resources, bounds.memory));
-    let vcpus = asked.vcpus.unwrap_or_else(|| vcpus(config, resources, bounds.cpu)).min(cpus.max(1));
+    let limits = PodLimits::of(resources);
+    // A size that an annotation names is all that there will be, and who has no limit grows without being asked.
+    let room = |named: bool, bound: Bound| {
+        if named || bound == Bound::Unlimited { 100 } else { 100 + config.resize_headroom_percent }
+    };
+    let memory_room = room(asked.memory_mib.is_some() || limits.memory.is_none(), bounds.memory);
+    let cpu_room = room(asked.vcpus.is_some() || limits.quota.is_none(), bounds.cpu);
+    let memory = asked.memory_mib.unwrap_or_else(|| memory_mib(config, &limits, bounds.memory));
+    let vcpus = asked.vcpus.unwrap_or_else(|| vcpus(config, &limits, bounds.cpu, cpu_room)).min(cpus.max(1));
     let narrow = |value: u64, most: u64| u32::try_from(value.min(most)).unwrap_or(u32::MAX);
+    let mib = |value: u64| narrow(value.next_multiple_of(MEMORY_STEP_MIB), MAX_MEMORY_MIB);
+    let larger = (memory_room > 100, cpu_room > 100);
     Ok(GuestPlan {
-        memory_mib: narrow(memory.next_multiple_of(MEMORY_STEP_MIB), MAX_MEMORY_MIB),
-        vcpus: narrow(vcpus, MAX_VCPUS),
+        ceiling: Ceiling {
+            memory_mib: mib(memory.saturating_mul(memory_room) / 100),
+            vcpus: narrow(vcpus, MAX_VCPUS),
+        },
+        memory_mib: mib(memory),
+        inside: (larger.0 || larger.1).then(|| {
+            let PodLimits { memory, quota } = limits;
+            inside(memory.filter(|_| larger.0), quota.filter(|_| larger.1), Lift::No)
+        }),
         kernel_arguments: asked.kernel_arguments,
         warning: overhead_warning(config, sandbox),
     })
 }
 
-fn memory_mib(config: &Vm, resources: Option<&cri::LinuxContainerResources>, bound: Bound) -> u64 {
-    let limit =
-        resources.and_then(|r| u64::try_from(r.memory_limit_in_bytes).ok()).filter(|limit| *limit > 0);
-    let needed = limit.map(|bytes| bytes.div_ceil(1 << 20).saturating_add(config.guest_base_mib));
+fn memory_mib(config: &Vm, limits: &PodLimits, bound: Bound) -> u64 {
+    let needed = limits.memory.map(|bytes| bytes.div_ceil(1 << 20).saturating_add(config.guest_base_mib));
     at_least_default(needed, config.default_memory_mib, bound)
 }
 
-fn vcpus(config: &Vm, resources: Option<&cri::LinuxContainerResources>, bound: Bound) -> u64 {
-    let quota = resources.and_then(|r| {
-        let (quota, period) = (u64::try_from(r.cpu_quota).ok()?, u64::try_from(r.cpu_period).ok()?);
-        (quota > 0 && period > 0).then(|| quota.div_ceil(period))
-    });
-    at_least_default(quota, config.default_vcpus, bound).max(1)
+fn vcpus(config: &Vm, limits: &PodLimits, bound: Bound, room_percent: u64) -> u64 {
+    let needed = limits
+        .quota
+        .map(|(quota, period)| quota.saturating_mul(room_percent).div_ceil(period.saturating_mul(100)));
+    at_least_default(needed, config.default_vcpus, bound).max(1)
 }
 
 /// What the limits come to; the default where there are none, and at least that where there are none of some containers.
@@ -169,7 +188,7 @@ mod tests {
             (i64::MAX >> 20, 0, 8, (1 << 20, 2)),
         ] {
             let plan = plan(&Vm::default(), &pod(limit, quota), Bounds::default(), cpus).unwrap();
-            assert_eq!((plan.memory_mib, plan.vcpus), expected, "{limit} MiB, quota {quota}");
+            assert_eq!((plan.memory_mib, plan.ceiling.vcpus), expected, "{limit} MiB, quota {quota}");
         }
     }
 
@@ -178,11 +197,33 @@ mod tests {
         let planned = |limit, quota, bound| {
             let bounds = Bounds { memory: bound, cpu: bound };
             let plan = plan(&Vm::default(), &pod(limit, quota), bounds, 8).unwrap();
-            (plan.memory_mib, plan.vcpus)
+            (plan.memory_mib, plan.ceiling.vcpus)
         };
         assert_eq!(planned(100, 50_000, Bound::Unlimited), (2048, 2));
         assert_eq!(planned(4096, 400_000, Bound::Unlimited), (4224, 4));
         assert_eq!(planned(100, 50_000, Bound::Limited), (228, 1));
+    }
+
+    #[test]
+    fn headroom_is_booted_with_and_kept_from_the_pod() {
+        let roomy = Vm { resize_headroom_percent: 50, ..Vm::default() };
+        let planned = |limit, quota, bound, cpus| {
+            let bounds = Bounds { memory: bound, cpu: bound };
+            plan(&roomy, &pod(limit, quota), bounds, cpus).unwrap()
+        };
+        let limited = planned(100, 150_000, Bound::Limited, 8);
+        assert_eq!((limited.memory_mib, limited.ceiling), (228, Ceiling { memory_mib: 342, vcpus: 3 }));
+        let inside = limited.inside.unwrap();
+        assert_eq!(inside.memory().as_ref().unwrap().limit(), Some((100 + 8) << 20));
+        assert_eq!(inside.cpu().as_ref().unwrap().quota(), Some(150_000));
+        assert_eq!(planned(100, 150_000, Bound::Limited, 2).ceiling.vcpus, 2, "no more than the node has");
+        let unlimited = planned(0, 0, Bound::Unlimited, 8);
+        assert_eq!(
+            (unlimited.memory_mib, unlimited.ceiling.memory_mib, unlimited.inside),
+            (2048, 2048, None)
+        );
+        let plain = plan(&Vm::default(), &pod(100, 150_000), Bounds::default(), 8).unwrap();
+        assert_eq!((plain.ceiling, plain.inside), (Ceiling { memory_mib: 228, vcpus: 2 }, None));
     }
 
     #[test]
@@ -206,7 +247,7 @@ mod tests {
         let allowing = Vm { allowed_annotations: ANNOTATIONS.map(str::to_owned).into(), ..Vm::default() };
         let planned = |name, value| plan(&allowing, &annotated(name, value), Bounds::default(), 8).unwrap();
         assert_eq!(planned(MEMORY, "301").memory_mib, 302);
-        assert_eq!(planned(VCPUS, "3").vcpus, 3);
+        assert_eq!(planned(VCPUS, "3").ceiling.vcpus, 3);
         assert_eq!(planned(ARGUMENTS, " debug ").kernel_arguments, "debug");
         let refusal = |config: &Vm, name, value| {
             plan(config, &annotated(name, value), Bounds::default(), 8).unwrap_err().to_string()

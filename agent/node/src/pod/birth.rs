@@ -15,6 +15,7 @@ use super::unheard::{Unheard, Word};
 use super::{PodHandle, PodInfo, PodSnapshot, RunningAgent, SandboxState};
 use crate::names::Names;
 use crate::node::Node;
+use crate::records::PodResources;
 
 /// A pod that an earlier daemon made.
 #[derive(Debug)]
@@ -26,6 +27,7 @@ pub(crate) struct Restored {
     pub(crate) delivered: bool,
     pub(crate) agent: Option<RunningAgent>,
     pub(crate) word: Word,
+    pub(crate) resources: Option<Arc<PodResources>>,
     pub(crate) containers: Vec<RestoredContainer>,
 }
 
@@ -48,6 +50,7 @@ pub(crate) fn new_pod(info: Arc<PodInfo>) -> (PodHandle, Unborn) {
         delivered: false,
         agent: None,
         word: Word::Heard,
+        resources: None,
         containers: Vec::new(),
     };
     restored_pod(restored)
@@ -61,7 +64,9 @@ pub(crate) fn restored_pod(pod: Restored) -> (PodHandle, Unborn) {
         state: pod.state,
         reason: pod.reason.clone(),
         ips: pod.ips.clone(),
+        network_warning: String::new(),
         agent: pod.agent.clone(),
+        resources: pod.resources.clone(),
         containers: pod.containers.iter().map(|c| Arc::new(c.snapshot.clone())).collect(),
     };
     let (snapshot, receiver) = watch::channel(Arc::new(snapshot));
@@ -78,11 +83,14 @@ pub(crate) fn spawn(node: Arc<Node>, unborn: Unborn) {
         state: pod.state,
         reason: pod.reason,
         ips: pod.ips,
+        network_warning: String::new(),
         agent: pod.agent,
         news: None,
         unheard: (pod.word == Word::Awaited)
             .then(|| Unheard::new(Instant::now(), pod.containers.iter().map(|c| c.snapshot.info.id.clone()))),
         delivered: pod.delivered,
+        resources: pod.resources,
+        resizing: None,
         containers: BTreeMap::new(),
         names: Names::default(),
         held_slots: BTreeSet::new(),
@@ -92,6 +100,7 @@ pub(crate) fn spawn(node: Arc<Node>, unborn: Unborn) {
         pod_dirty: false,
         recording: false,
         deferred: Vec::new(),
+        happened: Vec::new(),
         messages,
         sender,
         snapshot,

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use hartpod_cni::{Attachment, netns};
-use hartpod_container::cgroup::PathError;
+use hartpod_container::cgroup::{Limits, PathError};
 use hartpod_proto::SandboxId;
 use hartpod_proto::pod::v1 as agent;
 use hartpod_vm::tap::Tap;
@@ -31,7 +31,8 @@ use crate::guest::VmmControl;
 use crate::laps::Laps;
 use crate::node::Node;
 use crate::records::{PodRecord, PodStage, VERSION};
-use crate::spec::pod_hostname;
+use crate::selinux::{self, SeLinux};
+use crate::spec::{pod_hostname, pod_labels_blocking};
 
 /// A pod that is up.
 #[derive(Debug)]
@@ -103,9 +104,10 @@ async fn on_host(
     held.agent = HeldAgent::Running(Box::new(agent.clone()), None);
     netns?;
     laps.note("netns and start of the agent");
+    let request = host_request(node, info, files_label_of(node, info).await?);
     let (ips, set_up) = tokio::join!(
         attach(node, info, held.attachment.as_ref()),
-        set_up(node, info, &agent.client, host_request(node, info))
+        set_up(node, info, &agent.client, request)
     );
     let ips = ips?;
     set_up?;
@@ -133,14 +135,18 @@ async fn record(
         ips: ips.to_vec(),
         config: info.config.clone(),
         vmm_uid: info.guest.as_ref().map(|guest| guest.user.uid),
+        guest: info.guest.as_ref().and_then(|guest| guest.ceiling),
+        resources: None,
+        selinux_level: info.selinux_level().map(str::to_owned),
     };
     let is_up = agent.is_some();
-    let node = node.clone();
-    blocking(&info.id, move || {
+    let (node, info) = (node.clone(), info.clone());
+    blocking(&info.id.clone(), move || {
         let dir = node.records.pod_dir(&record.id);
         if is_up {
             files::write_hosts_blocking(&dir, &record.config, &record.ips)
                 .map_err(|source| RunError::Files { id: record.id.clone(), source })?;
+            label_files_blocking(&node, &info)?;
         }
         let written = node.records.write_pod_blocking(&record);
         written.map_err(|source| RunError::Record { id: record.id.clone(), source })
@@ -174,11 +180,15 @@ fn start_agent_blocking(node: &Node, info: &PodInfo, dir: PathBuf) -> Result<Sta
         return Err(RunError::StateDir { path: dir, source });
     }
     let leaf = own_leaf(node, info).map_err(RunError::CgroupParent)?;
-    let started = node
-        .backends
-        .of(&info.handler)?
-        .start_blocking(info, &dir, &leaf)
-        .map_err(|source| RunError::Start { id: id(), source })?;
+    let backend = node.backends.of(&info.handler)?;
+    let limits = match node.backends.guests(&info.handler) {
+        Some(guests) => guests.leaf_limits(info).map_err(|source| RunError::Start { id: id(), source })?,
+        None => Limits::default(),
+    };
+    let scope = node.scope_blocking(&leaf, &limits).map_err(|source| RunError::Scope { id: id(), source })?;
+    let started =
+        backend.start_blocking(info, &dir, &leaf).map_err(|source| RunError::Start { id: id(), source })?;
+    drop(scope);
     // While the agent comes to life.
     let files = files::write_blocking(&node.records.pod_dir(&info.id), &info.config)
         .and_then(|()| files::make_log_dir_blocking(&info.config));
@@ -208,7 +218,9 @@ async fn attach(
     attachment: Option<&Attachment>,
 ) -> Result<Vec<IpAddr>, RunError> {
     let Some(attachment) = attachment else { return Ok(Vec::new()) };
+    let began = std::time::Instant::now();
     let attached = node.cni.add(attachment).await;
+    node.own_metrics.network("ADD", attached.is_ok(), began.elapsed());
     Ok(attached.map_err(|source| RunError::Network { id: info.id.clone(), source })?.ips)
 }
 
@@ -238,16 +250,48 @@ fn common_request(info: &PodInfo) -> agent::SetUpPodRequest {
     }
 }
 
-fn host_request(node: &Node, info: &PodInfo) -> agent::SetUpPodRequest {
+fn host_request(node: &Node, info: &PodInfo, files_label: Option<String>) -> agent::SetUpPodRequest {
     let path = |path: PathBuf| path.to_string_lossy().into_owned();
     agent::SetUpPodRequest {
         netns_path: info.netns.clone().map(path).unwrap_or_default(),
-        cgroup_parent: info.cgroup_parent().to_owned(),
+        cgroup_parent: node.parent(info.cgroup_parent()).to_owned(),
         layers_dir: path(node.images.layers_dir().to_owned()),
         containers_dir: path(node.layout.containers()),
         log_directory: info.config.log_directory.clone(),
+        mount_label: files_label.unwrap_or_default(),
         ..common_request(info)
     }
+}
+
+/// The SELinux label of the pod's files, where there are any.
+async fn files_label_of(node: &Arc<Node>, info: &Arc<PodInfo>) -> Result<Option<String>, RunError> {
+    let Some(kernel) = node.spec_settings.selinux.clone() else { return Ok(None) };
+    let pod = info.clone();
+    let label = move || files_label_blocking(&kernel, &pod);
+    blocking(&info.id, label).await.map(Some)
+}
+
+fn files_label_blocking(kernel: &SeLinux, info: &PodInfo) -> Result<String, RunError> {
+    let labels = pod_labels_blocking(kernel, &info.config, None, info.selinux_level(), false);
+    labels.map(|labels| labels.files).map_err(RunError::Label)
+}
+
+/// The container's processes have to read what the daemon has written.
+fn label_files_blocking(node: &Node, info: &PodInfo) -> Result<(), RunError> {
+    let Some(kernel) = node.spec_settings.selinux.as_ref().filter(|_| !info.is_guest()) else {
+        return Ok(());
+    };
+    let label = files_label_blocking(kernel, info)?;
+    for file in ["hostname", "hosts", "resolv.conf"] {
+        let path = node.records.pod_dir(&info.id).join(file);
+        match selinux::label_file_blocking(&path, &label) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(RunError::LabelFile { path, source });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 async fn blocking<T: Send + 'static>(

@@ -13,11 +13,14 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use super::bring_up::{RunError, Up};
 use super::make::{CreateError, Made, NotMade};
 use super::remove::{RemoveContainerError, RemovePodError};
+use super::resize::ResizeError;
 use super::start::StartError;
 use super::stop::StopError;
 use super::stopping::StopContainerError;
 use super::teardown::TearDownError;
+use super::update::UpdateContainerError;
 use crate::agent_client::AgentError;
+use crate::records::PodResources;
 
 /// Errors are shared: everyone who waits for the same work hears the same.
 pub(crate) type Reply<T, E> = oneshot::Sender<Result<T, Arc<E>>>;
@@ -33,14 +36,18 @@ pub(crate) enum Command {
     AwaitUp(Reply<(), RunError>),
     /// The caller of RunPodSandbox heard the id.
     UpDelivered,
+    Resize(Box<PodResources>, Reply<(), ResizeError>),
     Stop(Reply<(), StopError>),
     Remove(Reply<(), RemovePodError>),
     Create(Box<cri::ContainerConfig>, Reply<ContainerId, CreateError>),
     /// The caller of CreateContainer heard the id.
     CreateDelivered(ContainerId),
     Start(ContainerId, Reply<(), StartError>),
+    UpdateContainer(ContainerId, Box<cri::LinuxContainerResources>, Reply<(), UpdateContainerError>),
     StopContainer(ContainerId, Duration, Reply<(), StopContainerError>),
     RemoveContainer(ContainerId, Reply<(), RemoveContainerError>),
+    /// What CNI CHECK is not content with.
+    NetworkWarning(String),
 }
 
 /// Work that the task started has come to its end.
@@ -48,9 +55,13 @@ pub(crate) enum Command {
 pub(super) enum Done {
     BringUp(Result<Up, RunError>),
     TearDown(Result<(), TearDownError>),
+    /// What the pod has been told.
+    Resize(Result<Box<PodResources>, ResizeError>),
     RemovePod(Result<(), RemovePodError>),
     Create(ContainerId, Result<Made, NotMade>),
     Start(ContainerId, Result<pod::ContainerState, AgentError>),
+    /// What the container has now.
+    Update(ContainerId, Result<Box<cri::LinuxContainerResources>, UpdateContainerError>),
     /// The signal of a stop was sent, or could not be.
     Signal(ContainerId, Result<(), AgentError>),
     /// The kill of a stop; whether the container's cgroup is empty.
@@ -74,6 +85,8 @@ pub(super) enum News {
     /// Its guest does not answer; and it does again.
     Silent,
     Alive,
+    /// What served its volumes has ended.
+    NoVolumes,
     /// It ended; the text says how.
     Lost(String),
 }

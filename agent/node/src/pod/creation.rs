@@ -1,7 +1,9 @@
 //! CreateContainer, in the pod's owning task: whether it is made, and what becomes of it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use hartpod_images::Image;
 use hartpod_proto::ContainerId;
 use hartpod_proto::cri::v1 as cri;
 
@@ -9,8 +11,9 @@ use super::command::{Done, Reply};
 use super::entry::{Entry, cgroup_path, container_name, log_path};
 use super::make::{CreateError, Made, Making, NotMade, make};
 use super::task::PodTask;
+use super::update::Updates;
 use super::{RunningAgent, SandboxState};
-use crate::container::{ContainerEvent, ContainerInfo, ContainerState, Exit};
+use crate::container::{ContainerEvent, ContainerInfo, ContainerState, Exit, ImageVolume};
 use crate::image_use::ImageUse;
 use crate::names::{Claim, ConfigHash, ContainerName, Progress};
 use crate::{clock, guest, random, validate};
@@ -55,8 +58,8 @@ impl PodTask {
             Claim::Taken(holder) => return Err(CreateError::NameTaken { name: name.to_string(), holder }),
         }
         let making = self.plan_making(id.clone(), name.clone(), config, agent);
-        let (making, image_use) = making.inspect_err(|_| self.names.release(&name, &id))?;
-        self.containers.insert(id.clone(), new_entry(&making, image_use));
+        let (making, image_uses) = making.inspect_err(|_| self.names.release(&name, &id))?;
+        self.containers.insert(id.clone(), new_entry(&making, image_uses));
         let (node, made) = (self.node.clone(), id.clone());
         self.start(async move { Done::Create(made, make(node, making).await) });
         Ok(Creation::Pending(id))
@@ -67,18 +70,22 @@ impl PodTask {
         &self,
         id: ContainerId,
         name: ContainerName,
-        config: cri::ContainerConfig,
+        mut config: cri::ContainerConfig,
         agent: RunningAgent,
-    ) -> Result<(Making, ImageUse), CreateError> {
+    ) -> Result<(Making, Vec<ImageUse>), CreateError> {
         let reference = config.image.as_ref().map_or("", |i| i.image.as_str());
         let image = self
             .node
             .images
             .resolve(reference)
             .ok_or_else(|| CreateError::NoImage { reference: reference.to_owned() })?;
-        let target_pid = self.target_pid(&config)?;
+        let target_pid = self.target_pid(&mut config)?;
         let image_id = image.id.to_string();
-        let image_use = self.node.image_uses.begin(&image_id, &id)?;
+        let volumes = self.volume_images(&config)?;
+        let mut used = BTreeSet::from([image_id.clone()]);
+        used.extend(volumes.iter().map(|(_, image)| image.id.to_string()));
+        let image_uses = used.iter().map(|image| self.node.image_uses.begin(image, &id));
+        let image_uses = image_uses.collect::<Result<_, _>>()?;
         let leaf = self
             .node
             .leaf(self.info.cgroup_parent(), id.as_str())
@@ -92,23 +99,39 @@ impl PodTask {
             log_path: log_path(&self.info, &config),
             cgroup_path: cgroup_path(&self.info, &leaf),
             slot: self.slot()?,
+            image_volumes: volumes
+                .iter()
+                .map(|(mount, image)| ImageVolume { mount: *mount, image_id: image.id.to_string() })
+                .collect(),
             config,
             id,
         };
         let oom_score = self.oom_score(&info.config);
         let (pod, info) = (self.info.clone(), Arc::new(info));
-        let making = Making { pod, info, image, agent, leaf, target_pid, oom_score };
-        Ok((making, image_use))
+        let volumes = volumes.into_iter().map(|(_, image)| image).collect();
+        let making = Making { pod, info, image, volumes, agent, leaf, target_pid, oom_score };
+        Ok((making, image_uses))
+    }
+
+    /// Images to be mounted, by the number of the mount.
+    fn volume_images(&self, config: &cri::ContainerConfig) -> Result<Vec<(usize, Arc<Image>)>, CreateError> {
+        let asked = config.mounts.iter().enumerate();
+        let asked = asked.filter_map(|(index, mount)| Some((index, &mount.image.as_ref()?.image)));
+        let found = asked.map(|(index, reference)| {
+            let image = self.node.images.resolve(reference);
+            let image = image
+                .ok_or_else(|| CreateError::NoVolumeImage { mount: index, reference: reference.clone() })?;
+            Ok((index, image))
+        });
+        found.collect()
     }
 
     /// That of the most expendable container, with a new one: what a guest is judged by.
     fn oom_score(&self, new: &cri::ContainerConfig) -> i64 {
-        let score = |config: &cri::ContainerConfig| {
-            let resources = config.linux.as_ref().and_then(|linux| linux.resources.as_ref());
-            resources.map_or(0, |resources| resources.oom_score_adj)
-        };
-        let others = self.containers.values().filter(|entry| entry.state != ContainerState::Exited);
-        others.map(|entry| score(&entry.info.config)).fold(score(new), i64::max)
+        let resources = new.linux.as_ref().and_then(|linux| linux.resources.as_ref());
+        let score = resources.map_or(0, |resources| resources.oom_score_adj);
+        let others = self.containers.values().filter(|entry| entry.counts());
+        others.map(Entry::oom_score).fold(score, i64::max)
     }
 
     /// A place for the container's disk, in a guest.
@@ -120,16 +143,22 @@ impl PodTask {
         guest::free_slot(taken, &self.held_slots).map(Some).ok_or(CreateError::NoSlot)
     }
 
-    /// Pid of the container whose pid namespace the new one joins, when it asks for that.
-    fn target_pid(&self, config: &cri::ContainerConfig) -> Result<Option<u32>, CreateError> {
-        let context = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
-        let Some(options) = context.and_then(|c| c.namespace_options.as_ref()) else { return Ok(None) };
+    /// Pid of the container whose pid namespace the new one joins, when it asks for that. As in any call the beginning of an id will do, which
+    /// becomes the whole of it.
+    fn target_pid(&self, config: &mut cri::ContainerConfig) -> Result<Option<u32>, CreateError> {
+        let context = config.linux.as_mut().and_then(|l| l.security_context.as_mut());
+        let Some(options) = context.and_then(|c| c.namespace_options.as_mut()) else { return Ok(None) };
         if options.pid != cri::NamespaceMode::Target as i32 {
             return Ok(None);
         }
-        let target = options.target_id.parse().ok().and_then(|id: ContainerId| self.containers.get(&id));
-        match target {
-            Some(entry) if entry.state == ContainerState::Running => Ok(u32::try_from(entry.pid).ok()),
+        let asked = options.target_id.as_str();
+        let mut meant =
+            self.containers.iter().filter(|(id, _)| !asked.is_empty() && id.as_str().starts_with(asked));
+        match (meant.next(), meant.next()) {
+            (Some((id, entry)), None) if entry.state == ContainerState::Running => {
+                options.target_id = id.to_string();
+                Ok(u32::try_from(entry.pid).ok())
+            }
             _ => Err(CreateError::NoTarget { target: options.target_id.clone() }),
         }
     }
@@ -178,7 +207,7 @@ impl PodTask {
     }
 }
 
-fn new_entry(making: &Making, image_use: ImageUse) -> Entry {
+fn new_entry(making: &Making, image_uses: Vec<ImageUse>) -> Entry {
     Entry {
         info: making.info.clone(),
         leaf: making.leaf.clone(),
@@ -190,8 +219,10 @@ fn new_entry(making: &Making, image_use: ImageUse) -> Entry {
         exit: None,
         ending: None,
         user: None,
+        resources: None,
+        updates: Updates::default(),
         delivered: false,
-        image_use: Some(image_use),
+        image_uses,
         dirty: false,
         create_waiters: Vec::new(),
         start_waiter: None,

@@ -16,6 +16,7 @@ use super::remove::RemoveContainerError;
 use super::start::StartError;
 use super::stopping::Stopping;
 use super::task::PodTask;
+use super::update::Updates;
 use crate::clock;
 use crate::container::{ContainerEvent, ContainerInfo, ContainerSnapshot, ContainerState, Exit, User};
 use crate::guest;
@@ -29,7 +30,7 @@ pub(crate) struct RestoredContainer {
     pub(crate) snapshot: ContainerSnapshot,
     pub(crate) leaf: Leaf,
     pub(crate) delivered: bool,
-    pub(crate) image_use: Option<ImageUse>,
+    pub(crate) image_uses: Vec<ImageUse>,
     /// The record is behind what the snapshot says.
     pub(crate) dirty: bool,
 }
@@ -49,9 +50,12 @@ pub(super) struct Entry {
     /// What a guest told of its end, until its log is whole, which is the VMM's to know.
     pub(super) ending: Option<agent::ContainerState>,
     pub(super) user: Option<User>,
+    /// What it was given since its creation, with the rest of what it has.
+    pub(super) resources: Option<Arc<cri::LinuxContainerResources>>,
+    pub(super) updates: Updates,
     pub(super) delivered: bool,
     /// Until it has ended: then its layers are not needed any more.
-    pub(super) image_use: Option<ImageUse>,
+    pub(super) image_uses: Vec<ImageUse>,
     pub(super) dirty: bool,
 
     pub(super) create_waiters: Vec<Reply<ContainerId, CreateError>>,
@@ -70,6 +74,7 @@ impl Entry {
             started_at: self.started_at,
             exit: self.exit.clone(),
             user: self.user.clone(),
+            resources: self.resources.clone(),
         }
     }
 
@@ -102,6 +107,8 @@ impl Entry {
             stop_signal: self.stop_signal,
             config: self.info.config.clone(),
             slot: self.info.slot,
+            image_volumes: self.info.image_volumes.clone(),
+            resources: self.resources.as_deref().cloned(),
         })
     }
 
@@ -121,7 +128,7 @@ impl Entry {
         }
         self.pid = 0;
         self.ending = None;
-        self.image_use = None;
+        self.image_uses.clear();
         if let Some(stopping) = self.stopping.take() {
             stopping.finish(Ok(()));
         }
@@ -172,7 +179,8 @@ impl Entry {
 
 impl PodTask {
     pub(super) fn restore_container(&mut self, container: RestoredContainer) {
-        let ContainerSnapshot { info, state, stop_signal, pid, started_at, exit, user } = container.snapshot;
+        let ContainerSnapshot { info, state, stop_signal, pid, started_at, exit, user, resources } =
+            container.snapshot;
         let hash = ConfigHash::of(&info.config);
         let progress = match (container.delivered, state) {
             (false, ContainerState::Created) => Progress::Undelivered,
@@ -190,8 +198,10 @@ impl PodTask {
             exit,
             ending: None,
             user,
+            resources,
+            updates: Updates::default(),
             delivered: container.delivered,
-            image_use: container.image_use,
+            image_uses: container.image_uses,
             dirty: container.dirty,
             create_waiters: Vec::new(),
             start_waiter: None,

@@ -36,7 +36,11 @@ pub(super) async fn beat(
             () = tokio::time::sleep(interval) => {}
             _ = agent.process.ended() => return,
         }
-        let news = if is_silent(&agent.client, answer).await { News::Silent } else { News::Alive };
+        let news = match is_silent(&agent.client, answer).await {
+            true => News::Silent,
+            false if agent.vmm.has_lost_volumes() => News::NoVolumes,
+            false => News::Alive,
+        };
         let _ = to.send(Message::News(news));
     }
 }
@@ -64,6 +68,19 @@ impl PodTask {
         }
         self.move_on(SandboxEvent::AgentSilent);
         self.reason = format!("the guest does not answer: nothing came back for {} s", ANSWER.as_secs());
+        tracing::warn!(sandbox = %self.info.id, reason = self.reason, "sandbox not ready");
+        self.publish();
+    }
+
+    /// What is in its volumes cannot be read or written any more, and no other file server could take over what the guest has open.
+    pub(super) fn on_volumes_lost(&mut self) {
+        const REASON: &str = "the server of its volumes, hartpod-fs, has ended";
+        let is_known = self.reason == REASON;
+        if is_known || !matches!(self.state, SandboxState::Ready | SandboxState::Silent) {
+            return;
+        }
+        self.move_on(SandboxEvent::AgentSilent);
+        REASON.clone_into(&mut self.reason);
         tracing::warn!(sandbox = %self.info.id, reason = self.reason, "sandbox not ready");
         self.publish();
     }

@@ -9,6 +9,8 @@ use hartpod_proto::pod::v1::NamespaceMode;
 use crate::backend::is_guest;
 use crate::guest::GuestInfo;
 use crate::names::{ConfigHash, PodName};
+use crate::records::PodResources;
+use crate::selinux::Level;
 
 /// Parent of cgroup leaves in a guest (pod.proto).
 pub(super) const GUEST_PARENT: &str = "/pod";
@@ -29,6 +31,8 @@ pub(crate) struct PodInfo {
     pub(crate) netns: Option<PathBuf>,
     /// What a pod in a guest has besides; none of a namespace pod, and of one that has left its guest behind.
     pub(crate) guest: Option<GuestInfo>,
+    /// What its files and processes have in common where SELinux is in use and the pod names no level itself.
+    pub(crate) selinux_level: Option<Level>,
 }
 
 impl PodInfo {
@@ -45,6 +49,20 @@ impl PodInfo {
     /// What its containers end with, in a word.
     pub(crate) fn heart(&self) -> &'static str {
         if self.is_guest() { "guest" } else { "agent" }
+    }
+
+    /// What the request that made it said of its size.
+    pub(crate) fn asked_resources(&self) -> PodResources {
+        let linux = self.config.linux.as_ref();
+        PodResources {
+            overhead: linux.and_then(|linux| linux.overhead.clone()),
+            resources: linux.and_then(|linux| linux.resources.clone()),
+        }
+    }
+
+    /// See the field.
+    pub(crate) fn selinux_level(&self) -> Option<&str> {
+        self.selinux_level.as_ref().map(|level| level.text.as_str())
     }
 
     pub(crate) fn namespaces(&self) -> cri::NamespaceOption {

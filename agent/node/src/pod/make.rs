@@ -1,10 +1,12 @@
 //! CreateContainer: from a configuration to a process that waits to be let go.
 
+use std::collections::BTreeMap;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hartpod_container::cgroup::{Leaf, PathError};
+use hartpod_container::cgroup::{Leaf, LimitError, Limits, PathError};
 use hartpod_images::Image;
 use hartpod_proto::ContainerId;
 use hartpod_proto::pod::v1 as agent;
@@ -13,13 +15,16 @@ use tokio::task::JoinError;
 use super::{PodInfo, RunningAgent, SandboxState};
 use crate::agent_client::AgentError;
 use crate::container::ContainerInfo;
-use crate::guest::{self, DiskError, FIRST_CONTAINER, GuestLog, LogError, LogTokens, Place, SLOTS};
+use crate::guest::{
+    self, DiskError, DiskImages, GuestLog, LogError, LogTokens, MAX_CONTAINERS, Place, VolumeError,
+};
 use crate::image_use::Busy;
 use crate::laps::Laps;
 use crate::node::Node;
 use crate::records::{ContainerRecord, RecordError, VERSION};
 use crate::scratch::{self, ScratchError};
 use crate::spec::{ContainerPlan, SpecError, SpecInput, container_spec_blocking};
+use crate::systemd::{Placeholder, ScopeError, destroy_leaf_blocking};
 use crate::validate::{InvalidRequest, Kind};
 
 /// Where the agent of a guest writes the pod's files (pod.proto).
@@ -39,20 +44,28 @@ pub(crate) enum CreateError {
     NameTaken { name: String, holder: ContainerId },
     #[error("no image {reference:?}: pull it first")]
     NoImage { reference: String },
+    #[error("ImageVolumeMountFailed: config.mounts[{mount}].image: no image {reference:?}: pull it first")]
+    NoVolumeImage { mount: usize, reference: String },
     #[error(transparent)]
     ImageBusy(#[from] Busy),
     #[error("container {target:?}, whose pid namespace is to be joined, does not run in this pod")]
     NoTarget { target: String },
     #[error("no random id")]
     NoId(#[source] io::Error),
-    #[error("a guest has room for {} containers at a time, and this one has them", SLOTS - FIRST_CONTAINER)]
+    #[error("a guest has room for {} containers at a time, and this one has them", MAX_CONTAINERS)]
     NoSlot,
     #[error("disk of container {id}")]
     Disk { id: ContainerId, source: DiskError },
+    #[error("volume {} of container {id}", path.display())]
+    Volume { id: ContainerId, path: PathBuf, source: VolumeError },
     #[error("log of container {id}")]
     Log { id: ContainerId, source: LogError },
     #[error("cgroup of container {id}")]
     Cgroup { id: ContainerId, source: PathError },
+    #[error("cgroup of container {id}")]
+    Scope { id: ContainerId, source: ScopeError },
+    #[error("limits of container {id}")]
+    Limits { id: ContainerId, source: LimitError },
     #[error(transparent)]
     Spec(#[from] SpecError),
     #[error("encode the spec of container {id}")]
@@ -85,6 +98,8 @@ pub(super) struct Making {
     pub(super) pod: Arc<PodInfo>,
     pub(super) info: Arc<ContainerInfo>,
     pub(super) image: Arc<Image>,
+    /// Images that it mounts, as often as it does.
+    pub(super) volumes: Vec<Arc<Image>>,
     pub(super) agent: RunningAgent,
     pub(super) leaf: Leaf,
     /// Pid of the container whose pid namespace is joined.
@@ -126,13 +141,38 @@ async fn steps(node: &Arc<Node>, making: &Making) -> Result<Made, CreateError> {
     laps.note("plan and record");
     let stop_signal = plan.stop_signal;
     let answer = match making.info.slot {
-        None => making.agent.client.create(on_host(making, plan, json)).await.map_err(CreateError::Agent)?,
+        None => {
+            let scope = scope(node, making, &plan).await?;
+            let made = making.agent.client.create(on_host(making, plan, json)).await;
+            // It has a process now, or is to end.
+            drop(scope);
+            made.map_err(CreateError::Agent)?
+        }
         Some(slot) => in_guest(node, making, slot, (plan, json), &mut laps).await?,
     };
     laps.note("agent");
     tracing::debug!(container = %id, %laps, "made");
     node.warn_of(&making.pod, answer.warnings);
     Ok(Made { state: answer.state.unwrap_or_default(), stop_signal })
+}
+
+/// With systemd's driver, the cgroup that the agent finds.
+async fn scope(
+    node: &Arc<Node>,
+    making: &Making,
+    plan: &ContainerPlan,
+) -> Result<Option<Placeholder>, CreateError> {
+    if node.systemd.is_none() {
+        return Ok(None);
+    }
+    let id = || making.info.id.clone();
+    let resources = plan.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let limits = resources.map_or_else(|| Ok(Limits::default()), Limits::from_oci);
+    let limits = limits.map_err(|source| CreateError::Limits { id: id(), source })?;
+    let (node, leaf) = (node.clone(), making.leaf.clone());
+    let made = tokio::task::spawn_blocking(move || node.scope_blocking(&leaf, &limits)).await;
+    made.map_err(|source| CreateError::BrokenOff { id: id(), source })?
+        .map_err(|source| CreateError::Scope { id: id(), source })
 }
 
 /// The record comes before the first thing that it stands for. It is not touched again when the container is made: the agent
@@ -145,6 +185,8 @@ fn plan_blocking(node: &Node, making: &Making) -> Result<(ContainerPlan, Vec<u8>
         container: &info.config,
         image: &image.config,
         image_name: &info.image_ref,
+        image_volumes: &info.image_volumes,
+        selinux_level: pod.selinux_level(),
         sandbox_id: &pod.id,
         container_id: &info.id,
         netns: pod.netns.as_deref(),
@@ -171,6 +213,8 @@ fn plan_blocking(node: &Node, making: &Making) -> Result<(ContainerPlan, Vec<u8>
         stop_signal: plan.stop_signal,
         config: info.config.clone(),
         slot: info.slot,
+        image_volumes: info.image_volumes.clone(),
+        resources: None,
     };
     node.records
         .write_container_blocking(&pod.id, &record)
@@ -193,8 +237,8 @@ async fn in_guest(
     let log = |source| CreateError::Log { id: id(), source };
     let vmm = &making.agent.vmm;
     let place = Place { vmm: vmm.clone(), container: id(), slot };
-    let filled = guest::fill(node, place, &making.image).await;
-    let layers = filled.map_err(|source| CreateError::Disk { id: id(), source })?;
+    let disk = DiskImages::new(&making.image, &making.volumes);
+    guest::fill(node, place, &disk).await.map_err(|source| CreateError::Disk { id: id(), source })?;
     laps.note("disk");
     let process = &making.agent.process;
     if let Err(error) = guest::set_score(process.record.pid, process.pidfd(), making.oom_score) {
@@ -211,8 +255,23 @@ async fn in_guest(
         }
         None => None,
     };
-    let kind = agent::root_fs::Kind::Disk(agent::Disk { slot, layers });
-    let mut request = request(making, plan, json, kind);
+    let kind = agent::root_fs::Kind::Disk(agent::Disk {
+        slot,
+        layers: disk.layers(),
+        volume_layers: disk.volume_layers(),
+    });
+    let images = volume_images(making, |image| agent::VolumeImage {
+        name: image.id.to_string(),
+        partitions: disk.partitions(image),
+        ..agent::VolumeImage::default()
+    });
+    let (json, volumes_slot) = match plan.volumes.is_empty() {
+        true => (json, 0),
+        false => (share_volumes(node, making, &plan).await?, guest::VOLUMES_SLOT),
+    };
+    laps.note("volumes");
+    let mut request =
+        agent::CreateContainerRequest { images, volumes_slot, ..request(making, plan, json, kind) };
     if let (Some((_, _, tokens)), Some(stdio)) = (&log_to, &mut request.stdio) {
         stdio.stdout_token = tokens.stdout.as_str().to_owned();
         stdio.stderr_token =
@@ -225,16 +284,38 @@ async fn in_guest(
     Ok(answer)
 }
 
+/// Shares the container's volumes with its guest; the spec, whose mounts come from there.
+async fn share_volumes(node: &Node, making: &Making, plan: &ContainerPlan) -> Result<Vec<u8>, CreateError> {
+    let id = || making.info.id.clone();
+    let shared = guest::share_volumes(node, &making.pod, &making.agent, &making.info.id, &plan.volumes).await;
+    let shared = shared.map_err(|(path, source)| CreateError::Volume { id: id(), path, source })?;
+    let mut spec = plan.spec.clone();
+    guest::take_from_volumes(&mut spec, &plan.volumes, &shared);
+    serde_json::to_vec(&spec).map_err(|source| CreateError::Encode { id: id(), source })
+}
+
 fn on_host(making: &Making, plan: ContainerPlan, json: Vec<u8>) -> agent::CreateContainerRequest {
     let log_path = plan.log_path.clone().unwrap_or_default();
     let kind = agent::root_fs::Kind::Overlay(agent::Overlay {
         layers: making.image.layers.clone(),
         scratch: making.info.id.to_string(),
     });
+    let images = volume_images(making, |image| agent::VolumeImage {
+        name: image.id.to_string(),
+        layers: image.layers.clone(),
+        ..agent::VolumeImage::default()
+    });
     agent::CreateContainerRequest {
+        images,
         log_path: log_path.to_string_lossy().into_owned(),
         ..request(making, plan, json, kind)
     }
+}
+
+/// Each image once.
+fn volume_images(making: &Making, volume: impl Fn(&Image) -> agent::VolumeImage) -> Vec<agent::VolumeImage> {
+    let by_id: BTreeMap<_, _> = making.volumes.iter().map(|image| (&image.id, image)).collect();
+    by_id.into_values().map(|image| volume(image)).collect()
 }
 
 fn request(
@@ -255,6 +336,8 @@ fn request(
         stdin: plan.stdin,
         stdin_once: plan.stdin_once,
         strict_groups: plan.strict_groups,
+        images: Vec::new(),
+        volumes_slot: 0,
     }
 }
 
@@ -277,7 +360,9 @@ async fn undo(node: Arc<Node>, making: Making) -> Option<u32> {
     }
     let undone = tokio::task::spawn_blocking(move || {
         let id = &making.info.id;
-        if let Err(error) = making.leaf.destroy_blocking(Instant::now() + LEAF_END) {
+        if let Err(error) =
+            destroy_leaf_blocking(node.systemd.as_ref(), &making.leaf, Instant::now() + LEAF_END)
+        {
             tracing::warn!(container = %id, %error, "cgroup of a container that failed stays");
         }
         if let Err(error) = node.trash.throw_blocking(&node.layout.scratch(id)) {

@@ -11,7 +11,7 @@ use hartpod_vm::tap::{Interface, Neighbour, Route};
 use super::PodInfo;
 
 /// Name of the pod's interface, as the kubelet and all plugins expect.
-pub(super) const INTERFACE: &str = "eth0";
+pub(crate) const INTERFACE: &str = "eth0";
 
 /// A network configuration that makes no sense.
 #[derive(Debug, thiserror::Error)]

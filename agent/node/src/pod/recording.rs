@@ -4,7 +4,9 @@ use hartpod_proto::ContainerId;
 
 use super::SandboxState;
 use super::command::Done;
+use super::resize::PodAnswer;
 use super::task::PodTask;
+use super::update::Answer;
 use crate::records::{PodRecord, PodStage, VERSION};
 
 /// Waits until no record is being written.
@@ -13,6 +15,8 @@ pub(super) enum Deferred {
     RemoveContainer(ContainerId),
     RemovePod,
     FinishStop,
+    Answer(Answer),
+    AnswerPod(PodAnswer),
 }
 
 impl PodTask {
@@ -41,12 +45,15 @@ impl PodTask {
                     Deferred::RemoveContainer(id) => self.remove_container_now(&id),
                     Deferred::RemovePod => self.remove_now(),
                     Deferred::FinishStop => self.finish_stop(),
+                    Deferred::AnswerPod(PodAnswer(reply)) => drop(reply.send(Ok(()))),
+                    Deferred::Answer(Answer(reply)) => drop(reply.send(Ok(()))),
                 }
             }
             return;
         }
         self.recording = true;
-        let (records, id) = (self.node.records.clone(), self.info.id.clone());
+        let (records, id, metrics) =
+            (self.node.records.clone(), self.info.id.clone(), self.node.own_metrics.clone());
         self.start(async move {
             let written = tokio::task::spawn_blocking(move || {
                 let pod = pod.map_or(Ok(()), |r| records.write_pod_blocking(&r));
@@ -56,6 +63,7 @@ impl PodTask {
             if let Ok(Err(error)) = written.await {
                 // The agent and the caller know the truth; only a crash now would make the old record count.
                 tracing::warn!(error = %crate::chain(&error), "record not written");
+                metrics.record_not_written();
             }
             Done::Recorded
         });
@@ -76,6 +84,9 @@ impl PodTask {
             ips: self.ips.clone(),
             config: self.info.config.clone(),
             vmm_uid: self.info.guest.as_ref().map(|guest| guest.user.uid),
+            guest: self.info.guest.as_ref().and_then(|guest| guest.ceiling),
+            resources: self.resources.as_deref().cloned(),
+            selinux_level: self.info.selinux_level().map(str::to_owned),
         }
     }
 }

@@ -23,6 +23,7 @@ use crate::names::Progress;
 use crate::node::Node;
 use crate::records::RecordError;
 use crate::scratch::ScratchError;
+use crate::systemd::destroy_leaf_blocking;
 
 /// For the processes of a leaf to be gone after they were killed.
 const LEAF_END: Duration = Duration::from_secs(10);
@@ -144,7 +145,7 @@ fn remove_container_blocking(
     id: &ContainerId,
     leaf: &Leaf,
 ) -> Result<(), RemoveContainerError> {
-    leaf.destroy_blocking(Instant::now() + LEAF_END)
+    destroy_leaf_blocking(node.systemd.as_ref(), leaf, Instant::now() + LEAF_END)
         .map_err(|source| RemoveContainerError::Leaf { id: id.clone(), source })?;
     node.trash
         .throw_blocking(&node.layout.scratch(id))

@@ -11,6 +11,7 @@ use crate::agent_client::AgentClient;
 use crate::agent_process::AgentProcess;
 use crate::container::ContainerSnapshot;
 use crate::guest::VmmControl;
+use crate::records::PodResources;
 
 /// The pod's agent.
 #[derive(Debug, Clone)]
@@ -29,7 +30,11 @@ pub(crate) struct PodSnapshot {
     /// Why it is not ready, or empty.
     pub(crate) reason: String,
     pub(crate) ips: Vec<IpAddr>,
+    /// What the network's plugins are not content with, or empty.
+    pub(crate) network_warning: String,
     pub(crate) agent: Option<RunningAgent>,
+    /// What it was told of its size since its start.
+    pub(crate) resources: Option<Arc<PodResources>>,
     /// In the order of their creation.
     pub(crate) containers: Vec<Arc<ContainerSnapshot>>,
 }
@@ -77,13 +82,16 @@ pub(crate) fn test_pod(digits: &str, state: SandboxState, labels: &[(&str, &str)
         created_at: 3,
         netns: Some("/var/run/netns/hartpod-x".into()),
         guest: None,
+        selinux_level: None,
     };
     PodSnapshot {
         info: Arc::new(info),
         state,
         reason: String::new(),
         ips: vec!["10.0.0.2".parse().unwrap(), "fd00::2".parse().unwrap()],
+        network_warning: String::new(),
         agent: None,
+        resources: None,
         containers: Vec::new(),
     }
 }

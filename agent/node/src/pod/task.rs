@@ -14,12 +14,15 @@ use super::command::{Command, Done, Message, News, Reply};
 use super::entry::Entry;
 use super::recording::Deferred;
 use super::remove::RemovePodError;
+use super::resize::ResizeError;
 use super::state::{SandboxEvent, SandboxState};
 use super::stop::StopError;
 use super::unheard::Unheard;
 use super::{PodInfo, PodSnapshot, RunningAgent, heartbeat, watch as news};
+use crate::events::Happened;
 use crate::names::{ContainerName, Names, Progress};
 use crate::node::Node;
+use crate::records::PodResources;
 
 /// See the module.
 pub(super) struct PodTask {
@@ -28,12 +31,18 @@ pub(super) struct PodTask {
     pub(super) state: SandboxState,
     pub(super) reason: String,
     pub(super) ips: Vec<IpAddr>,
+    /// See [`PodSnapshot::network_warning`].
+    pub(super) network_warning: String,
     pub(super) agent: Option<RunningAgent>,
     /// Passes on the agent's news until the agent has ended.
     pub(super) news: Option<JoinHandle<()>>,
     /// Until the first word of an agent that an earlier daemon started.
     pub(super) unheard: Option<Unheard>,
     pub(super) delivered: bool,
+    /// What it was told of its size since its start.
+    pub(super) resources: Option<Arc<PodResources>>,
+    /// Who waits for the change of its size that is under way.
+    pub(super) resizing: Option<Reply<(), ResizeError>>,
     pub(super) containers: BTreeMap<ContainerId, Entry>,
     pub(super) names: Names<ContainerName, ContainerId>,
     /// Slots of a guest that it may still hold, of containers that were not made.
@@ -47,6 +56,8 @@ pub(super) struct PodTask {
     pub(super) pod_dirty: bool,
     pub(super) recording: bool,
     pub(super) deferred: Vec<Deferred>,
+    /// To be told once no record is behind.
+    pub(super) happened: Vec<(String, Happened)>,
 
     /// See [`super::PodHandle`] for what bounds it.
     pub(super) messages: mpsc::UnboundedReceiver<Message>,
@@ -73,6 +84,7 @@ impl PodTask {
                     let now = Instant::now();
                     self.on_deadline(now);
                     self.on_silence(now);
+                    self.tell_happened();
                     continue;
                 }
             };
@@ -84,8 +96,10 @@ impl PodTask {
                 None => Next::End,
             };
             if next == Next::End {
+                self.tell_deleted();
                 return;
             }
+            self.tell_happened();
         }
     }
 
@@ -98,13 +112,19 @@ impl PodTask {
                 self.node.registry.advance(&self.info, Progress::Settled);
                 self.mark_pod();
             }
+            Command::Resize(resources, reply) => self.on_resize(*resources, reply),
             Command::Stop(reply) => self.on_stop(reply),
             Command::Remove(reply) => self.on_remove(reply),
             Command::Create(config, reply) => self.on_create(*config, reply),
             Command::CreateDelivered(id) => self.on_create_delivered(&id),
             Command::Start(id, reply) => self.on_start(&id, reply),
+            Command::UpdateContainer(id, asked, reply) => self.on_update_container(&id, *asked, reply),
             Command::StopContainer(id, grace, reply) => self.on_stop_container(&id, grace, reply),
             Command::RemoveContainer(id, reply) => self.on_remove_container(&id, reply),
+            Command::NetworkWarning(warning) => {
+                self.network_warning = warning;
+                self.publish();
+            }
         }
         Next::Continue
     }
@@ -121,9 +141,11 @@ impl PodTask {
         match done {
             Done::BringUp(outcome) => return self.on_brought_up(outcome),
             Done::TearDown(outcome) => self.on_torn_down(outcome),
+            Done::Resize(outcome) => self.on_resized(outcome),
             Done::RemovePod(outcome) => return self.on_pod_removed(outcome),
             Done::Create(id, outcome) => self.on_created(&id, outcome),
             Done::Start(id, outcome) => self.on_started(&id, outcome),
+            Done::Update(id, outcome) => self.on_updated(&id, outcome),
             Done::Signal(id, outcome) => self.on_signalled(&id, outcome),
             Done::Kill(id, outcome) => self.on_killed(&id, outcome),
             Done::Remove(id, outcome) => self.on_container_removed(&id, outcome),
@@ -143,6 +165,7 @@ impl PodTask {
             News::Synced(known, _room) => self.on_synced(&known),
             News::Silent => self.on_guest_silent(),
             News::Alive => self.on_guest_alive(),
+            News::NoVolumes => self.on_volumes_lost(),
             News::Lost(how) => self.on_agent_lost(&how),
         }
         Next::Continue
@@ -201,14 +224,18 @@ impl PodTask {
     pub(super) fn publish(&mut self) {
         let mut containers: Vec<_> = self.containers.values().map(|c| Arc::new(c.snapshot())).collect();
         containers.sort_by_key(|c| c.info.created_at);
-        self.snapshot.send_replace(Arc::new(PodSnapshot {
+        let next = Arc::new(PodSnapshot {
             info: self.info.clone(),
             state: self.state,
             reason: self.reason.clone(),
             ips: self.ips.clone(),
+            network_warning: self.network_warning.clone(),
             agent: self.agent.clone(),
+            resources: self.resources.clone(),
             containers,
-        }));
+        });
+        self.note_changes(&next);
+        self.snapshot.send_replace(next);
     }
 
     /// Starts work; its end comes back as a message.

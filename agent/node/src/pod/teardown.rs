@@ -15,6 +15,7 @@ use super::RunningAgent;
 use super::heartbeat;
 use crate::agent_client::{AgentClient, Door};
 use crate::node::Node;
+use crate::systemd::{Systemd, destroy_leaf_blocking};
 
 /// For an agent on this host to shut down and be gone, before it is killed: longer than one waits for its answer to ShutDown.
 const AGENT_END: Duration = Duration::from_secs(20);
@@ -106,7 +107,7 @@ pub(crate) async fn tear_down(node: &Node, held: Holdings) -> Result<(), TearDow
     // The network goes while the processes do: they are being killed, so they need it no longer.
     let processes = async {
         let mut faults = end_agent(agent, &state_dir).await;
-        faults.extend(destroy_leaves(leaves).await);
+        faults.extend(destroy_leaves(node.systemd.clone(), leaves).await);
         faults
     };
     let (mut faults, network) = tokio::join!(processes, detach(node, attachment));
@@ -179,21 +180,25 @@ async fn shut_down(agent: &RunningAgent) -> Result<(), String> {
     Ok(())
 }
 
-async fn destroy_leaves(leaves: Vec<Leaf>) -> Vec<Fault> {
+async fn destroy_leaves(systemd: Option<Systemd>, leaves: Vec<Leaf>) -> Vec<Fault> {
     blocking(move || {
         let deadline = Instant::now() + LEAF_END;
         for leaf in &leaves {
             // All at once, so that they die at the same time.
             let _ = leaf.kill();
         }
-        leaves.iter().filter_map(|leaf| leaf.destroy_blocking(deadline).err()).map(Fault::Leaf).collect()
+        let destroyed = leaves.iter().map(|leaf| destroy_leaf_blocking(systemd.as_ref(), leaf, deadline));
+        destroyed.filter_map(Result::err).map(Fault::Leaf).collect()
     })
     .await
 }
 
 async fn detach(node: &Node, attachment: Option<Attachment>) -> Vec<Fault> {
     let Some(attachment) = attachment else { return Vec::new() };
-    if let Err(error) = node.cni.del(&attachment).await {
+    let began = std::time::Instant::now();
+    let left = node.cni.del(&attachment).await;
+    node.own_metrics.network("DEL", left.is_ok(), began.elapsed());
+    if let Err(error) = left {
         // The namespace stays: DEL will be tried again, and plugins want to see it.
         return vec![Fault::Network(error)];
     }

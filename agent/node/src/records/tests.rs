@@ -16,6 +16,9 @@ fn pod() -> PodRecord {
         ips: vec!["10.1.2.3".parse().unwrap(), "fd00::1".parse().unwrap()],
         config: cri::PodSandboxConfig { hostname: "h".into(), ..Default::default() },
         vmm_uid: None,
+        guest: None,
+        resources: None,
+        selinux_level: None,
     }
 }
 
@@ -38,6 +41,8 @@ fn container() -> ContainerRecord {
         stop_signal: 15,
         config: cri::ContainerConfig { tty: true, ..Default::default() },
         slot: None,
+        image_volumes: Vec::new(),
+        resources: None,
     }
 }
 

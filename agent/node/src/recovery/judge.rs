@@ -145,6 +145,9 @@ mod tests {
             ips: Vec::new(),
             config: cri::PodSandboxConfig::default(),
             vmm_uid: None,
+            guest: None,
+            resources: None,
+            selinux_level: None,
         }
     }
 
@@ -167,6 +170,8 @@ mod tests {
             stop_signal: 15,
             config: cri::ContainerConfig::default(),
             slot: None,
+            image_volumes: Vec::new(),
+            resources: None,
         }
     }
 

@@ -22,7 +22,6 @@ pub(super) fn image(images: &ImageStore, container: &ContainerInfo) -> cri::Imag
 pub(super) fn status(container: &ContainerSnapshot, image: cri::ImageSpec) -> Option<cri::ContainerStatus> {
     let ContainerSnapshot { info, exit, .. } = container;
     let config = &info.config;
-    let linux = config.linux.as_ref();
     Some(cri::ContainerStatus {
         id: info.id.to_string(),
         metadata: config.metadata.clone(),
@@ -37,10 +36,13 @@ pub(super) fn status(container: &ContainerSnapshot, image: cri::ImageSpec) -> Op
         message: exit.as_ref().map(|e| e.message.clone()).unwrap_or_default(),
         labels: config.labels.clone(),
         annotations: config.annotations.clone(),
-        mounts: config.mounts.clone(),
+        mounts: mounts(info),
         log_path: info.log_path.as_ref().map(|p| p.to_string_lossy().into_owned()).unwrap_or_default(),
-        resources: linux
-            .and_then(|l| l.resources.clone())
+        resources: container
+            .resources
+            .as_deref()
+            .or_else(|| info.resources())
+            .cloned()
             .map(|linux| cri::ContainerResources { linux: Some(linux), windows: None }),
         image_id: info.image_id.clone(),
         user: container.user.as_ref().map(|user| cri::ContainerUser {
@@ -52,6 +54,18 @@ pub(super) fn status(container: &ContainerSnapshot, image: cri::ImageSpec) -> Op
         }),
         stop_signal: signal_to_cri(container.stop_signal).into(),
     })
+}
+
+/// As they were asked for, and which images they turned out to show.
+fn mounts(info: &ContainerInfo) -> Vec<cri::Mount> {
+    let mut mounts = info.config.mounts.clone();
+    for volume in &info.image_volumes {
+        let asked = mounts.get_mut(volume.mount).and_then(|mount| mount.image.as_mut());
+        if let Some(image) = asked {
+            image.image_ref.clone_from(&volume.image_id);
+        }
+    }
+    mounts
 }
 
 /// Nothing while the container is being made.

@@ -7,7 +7,7 @@ use hartpod_proto::ContainerId;
 use hartpod_proto::cri::v1 as cri;
 use tonic::Status;
 
-use super::{ReopenError, Server, container_view, info, seconds};
+use super::{ReopenError, Server, container_view, info, not_there, seconds};
 use crate::container::{ContainerState, ExecTarget, exec_sync};
 use crate::filter;
 use crate::guest::GuestLog;
@@ -56,6 +56,20 @@ impl Server {
         match pod.ask(|reply| Command::RemoveContainer(container, reply)).await {
             Ok(Ok(())) | Err(Gone) => Ok(()),
             Ok(Err(error)) => Err(status(&*error)),
+        }
+    }
+
+    /// Annotations of the request are for plugins and change nothing here, as with containerd.
+    pub(super) async fn update_container(
+        &self,
+        id: &str,
+        resources: cri::LinuxContainerResources,
+    ) -> Result<(), Status> {
+        let (pod, container) = self.node.registry.container(id).map_err(|e| status(&e))?;
+        match pod.ask(|reply| Command::UpdateContainer(container, Box::new(resources), reply)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(status(&*error)),
+            Err(Gone) => Err(not_there("container", id)),
         }
     }
 
@@ -129,8 +143,4 @@ impl Server {
         };
         reopened.map_err(|error| status(&ReopenError::Log(error)))
     }
-}
-
-fn not_there(what: &'static str, id: &str) -> Status {
-    status(&LookupError::NotFound { what, id: id.to_owned() })
 }

@@ -1,6 +1,7 @@
 //! ImageService, call by call.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use hartpod_images::{Auth, AuthFields, Image, InvalidReference, Reference};
 use hartpod_proto::cri::v1 as cri;
@@ -9,7 +10,8 @@ use serde_json::json;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status, async_trait};
 
-use super::{Server, image_view, info, not_built};
+use super::parts::in_parts;
+use super::{Server, image_view, info};
 use crate::clock;
 use crate::status_code::status;
 
@@ -18,19 +20,17 @@ type Answer<T> = Result<Response<T>, Status>;
 #[async_trait]
 impl ImageService for Server {
     async fn list_images(&self, request: Request<cri::ListImagesRequest>) -> Answer<cri::ListImagesResponse> {
-        let wanted = request.into_inner().filter.and_then(|f| f.image).map(|i| i.image).unwrap_or_default();
-        let found = if wanted.is_empty() {
-            self.node.images.list()
-        } else {
-            self.node.images.resolve(&wanted).into_iter().collect()
-        };
-        let images = found.iter().map(|i| image_view::image(i)).collect();
+        let images = self.list_of_images(request.into_inner().filter);
         Ok(Response::new(cri::ListImagesResponse { images }))
     }
 
     type StreamImagesStream = BoxStream<cri::StreamImagesResponse>;
-    async fn stream_images(&self, _: Request<cri::StreamImagesRequest>) -> Answer<Self::StreamImagesStream> {
-        Err(not_built("StreamImages"))
+    async fn stream_images(
+        &self,
+        request: Request<cri::StreamImagesRequest>,
+    ) -> Answer<Self::StreamImagesStream> {
+        let images = self.list_of_images(request.into_inner().filter);
+        Ok(in_parts(images, |images| cri::StreamImagesResponse { images }))
     }
 
     async fn image_status(
@@ -56,7 +56,10 @@ impl ImageService for Server {
         let auth = request.auth.map(auth_fields).unwrap_or_default();
         let auth = Auth::from_fields(auth).map_err(|e| status(&e))?;
         let (progress, _pull) = self.node.pulls.begin(&reference);
-        let image = self.node.images.pull(&reference, auth, Some(progress)).await.map_err(|e| status(&e))?;
+        let began = Instant::now();
+        let pulled = self.node.images.pull(&reference, auth, Some(progress)).await;
+        self.node.own_metrics.pulled(pulled.is_ok(), began.elapsed());
+        let image = pulled.map_err(|e| status(&e))?;
         tracing::info!(image = %image.id, %reference, "image pulled");
         Ok(Response::new(cri::PullImageResponse { image_ref: image.id.to_string() }))
     }
@@ -80,6 +83,16 @@ impl ImageService for Server {
 }
 
 impl Server {
+    fn list_of_images(&self, filter: Option<cri::ImageFilter>) -> Vec<cri::Image> {
+        let wanted = filter.and_then(|f| f.image).map(|i| i.image).unwrap_or_default();
+        let found = if wanted.is_empty() {
+            self.node.images.list()
+        } else {
+            self.node.images.resolve(&wanted).into_iter().collect()
+        };
+        found.iter().map(|i| image_view::image(i)).collect()
+    }
+
     /// Removes an image with all its names, unless a container still runs from its layers.
     async fn remove_unused(&self, image: &Arc<Image>) -> Result<(), Status> {
         let removal = self.node.image_uses.remove(&image.id.to_string()).map_err(|e| status(&e))?;

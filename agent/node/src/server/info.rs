@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use hartpod_proto::cri::v1 as cri;
 use serde_json::{Value, json};
 
 use crate::container::ContainerSnapshot;
@@ -24,7 +25,9 @@ pub(super) fn of_pod(node: &Node, pod: &PodSnapshot) -> BTreeMap<String, String>
         "cgroup": cgroup.map(|c| c.cgroup_path().to_owned()).unwrap_or_default(),
         "netns": info.netns,
         "ips": pod.ips,
+        "networkWarning": pod.network_warning,
         "agentFolder": node.layout.agent(&info.id),
+        "resources": pod.resources.as_deref(),
         "containers": pod.containers.iter().map(|c| c.info.id.as_str()).collect::<Vec<_>>(),
         "config": info.config,
     }))
@@ -38,7 +41,10 @@ pub(super) async fn of_container(
 ) -> BTreeMap<String, String> {
     let info = &container.info;
     let file = node.records.spec_file(&info.pod, &info.id);
-    let spec = tokio::fs::read(&file).await.ok().and_then(|s| serde_json::from_slice::<Value>(&s).ok());
+    let mut spec = tokio::fs::read(&file).await.ok().and_then(|s| serde_json::from_slice::<Value>(&s).ok());
+    if let (Some(spec), Some(resources)) = (&mut spec, &container.resources) {
+        put_over(node, pod, spec, resources);
+    }
     wrap(&json!({
         "sandboxID": info.pod.as_str(),
         // In a guest the number is the guest's own: on the node it is somebody else's.
@@ -53,6 +59,21 @@ pub(super) async fn of_container(
         "config": info.config,
         "runtimeSpec": spec,
     }))
+}
+
+/// The file has what the container was made with; people want to see what it has.
+fn put_over(node: &Node, pod: &PodSnapshot, spec: &mut Value, has: &cri::LinuxContainerResources) {
+    let settings = if pod.info.is_guest() { &node.guest_spec_settings } else { &node.spec_settings };
+    let limits = crate::spec::resources(has, settings, &mut Vec::new()).ok();
+    let Some(Value::Object(limits)) = limits.and_then(|limits| serde_json::to_value(limits).ok()) else {
+        return;
+    };
+    if let Some(resources) = spec.pointer_mut("/linux/resources").and_then(Value::as_object_mut) {
+        resources.extend(limits);
+    }
+    if let Some(score) = spec.pointer_mut("/process/oomScoreAdj") {
+        *score = has.oom_score_adj.into();
+    }
 }
 
 pub(super) fn wrap(value: &Value) -> BTreeMap<String, String> {

@@ -10,9 +10,12 @@ use super::{NameTaken, Server, info, pod_view};
 use crate::guest::{self, GuestInfo};
 use crate::names::{Claim, ConfigHash};
 use crate::pod::{self, Command, Gone, PodHandle, PodInfo, RunError, Unborn};
+use crate::records::PodResources;
 use crate::registry::LookupError;
+use crate::selinux::Level;
+use crate::spec::pod_selinux_options;
 use crate::status_code::status;
-use crate::validate::{self, Kind};
+use crate::validate::{self, Driver, Kind};
 use crate::{clock, filter, random};
 
 impl Server {
@@ -23,6 +26,8 @@ impl Server {
         self.node.backends.of(&request.runtime_handler).map_err(|e| status(&e))?;
         let config = request.config.clone().unwrap_or_default();
         validate::sandbox(&config, Kind::of(&request.runtime_handler)).map_err(|e| status(&e))?;
+        let driver = Driver::of(self.node.systemd.is_some());
+        validate::cgroup_driver(&config, driver).map_err(|e| status(&e))?;
         let info = self.new_info(&request, config)?;
         let (handle, unborn) = self.claim(info)?;
         let id = handle.info.id.to_string();
@@ -51,7 +56,9 @@ impl Server {
         let id = SandboxId::from_bytes(bytes);
         let guest = self.guest(&id, request)?;
         let netns = (!pod::uses_host_network(&config)).then(|| self.node.layout.netns_file(&id));
+        let selinux_level = self.selinux_level(&config, guest.is_some())?;
         Ok(Arc::new(PodInfo {
+            selinux_level,
             name: pod::pod_name(&config),
             hash: ConfigHash::of(request),
             handler: request.runtime_handler.clone(),
@@ -61,6 +68,16 @@ impl Server {
             guest,
             id,
         }))
+    }
+
+    /// A level of its own, where SELinux is in use and the pod names none.
+    fn selinux_level(&self, config: &cri::PodSandboxConfig, guest: bool) -> Result<Option<Level>, Status> {
+        let names_one = pod_selinux_options(config).is_some_and(|options| !options.level.is_empty());
+        let Some(kernel) = self.node.spec_settings.selinux.as_ref().filter(|_| !guest && !names_one) else {
+            return Ok(None);
+        };
+        let random = random::bytes().map_err(|e| status(&RunError::NoId(e)))?;
+        Ok(Some(kernel.levels.take(u32::from_ne_bytes(random))))
     }
 
     /// What its guest will be, for a pod in one.
@@ -82,7 +99,7 @@ impl Server {
             self.node.warn_once(id, warning);
         }
         let user = backend.user().map_err(|e| status(&e))?;
-        Ok(Some(GuestInfo::new(Some(plan), user)))
+        Ok(Some(GuestInfo::planned(plan, user)))
     }
 
     /// The pod that the request stands for: a new one that is yet to be made, or the one that it made before.
@@ -111,6 +128,20 @@ impl Server {
         match pod.ask(Command::Remove).await {
             Ok(Ok(())) | Err(Gone) => Ok(()),
             Ok(Err(error)) => Err(status(&*error)),
+        }
+    }
+
+    pub(super) async fn resize_pod(
+        &self,
+        request: cri::UpdatePodSandboxResourcesRequest,
+    ) -> Result<(), Status> {
+        let cri::UpdatePodSandboxResourcesRequest { pod_sandbox_id, overhead, resources } = request;
+        let pod = self.node.registry.pod(&pod_sandbox_id).map_err(|e| status(&e))?;
+        let resources = Box::new(PodResources { overhead, resources });
+        match pod.ask(|reply| Command::Resize(resources, reply)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(status(&*error)),
+            Err(Gone) => Err(status(&LookupError::NotFound { what: "pod sandbox", id: pod_sandbox_id })),
         }
     }
 

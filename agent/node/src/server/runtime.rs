@@ -5,6 +5,8 @@ use hartpod_proto::cri::v1::runtime_service_server::RuntimeService;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status, async_trait};
 
+use super::metrics::descriptors;
+use super::parts::in_parts;
 use super::{Server, not_built};
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -23,14 +25,14 @@ impl RuntimeService for Server {
         &self,
         _: Request<cri::RuntimeConfigRequest>,
     ) -> Answer<cri::RuntimeConfigResponse> {
-        Ok(Response::new(super::status::runtime_config()))
+        Ok(Response::new(super::status::runtime_config(&self.node)))
     }
 
     async fn update_runtime_config(
         &self,
         request: Request<cri::UpdateRuntimeConfigRequest>,
     ) -> Answer<cri::UpdateRuntimeConfigResponse> {
-        self.update_config(request.into_inner());
+        self.update_config(request.into_inner()).await?;
         Ok(Response::new(cri::UpdateRuntimeConfigResponse {}))
     }
 
@@ -136,24 +138,28 @@ impl RuntimeService for Server {
     type StreamPodSandboxesStream = BoxStream<cri::StreamPodSandboxesResponse>;
     async fn stream_pod_sandboxes(
         &self,
-        _: Request<cri::StreamPodSandboxesRequest>,
+        request: Request<cri::StreamPodSandboxesRequest>,
     ) -> Answer<Self::StreamPodSandboxesStream> {
-        Err(not_built("StreamPodSandboxes"))
+        let pods = self.list_pods(request.into_inner().filter.as_ref());
+        Ok(in_parts(pods, |pod_sandboxes| cri::StreamPodSandboxesResponse { pod_sandboxes }))
     }
 
     type StreamContainersStream = BoxStream<cri::StreamContainersResponse>;
     async fn stream_containers(
         &self,
-        _: Request<cri::StreamContainersRequest>,
+        request: Request<cri::StreamContainersRequest>,
     ) -> Answer<Self::StreamContainersStream> {
-        Err(not_built("StreamContainers"))
+        let containers = self.list(request.into_inner().filter.as_ref());
+        Ok(in_parts(containers, |containers| cri::StreamContainersResponse { containers }))
     }
 
     async fn update_container_resources(
         &self,
-        _: Request<cri::UpdateContainerResourcesRequest>,
+        request: Request<cri::UpdateContainerResourcesRequest>,
     ) -> Answer<cri::UpdateContainerResourcesResponse> {
-        Err(not_built("UpdateContainerResources"))
+        let request = request.into_inner();
+        self.update_container(&request.container_id, request.linux.unwrap_or_default()).await?;
+        Ok(Response::new(cri::UpdateContainerResourcesResponse {}))
     }
 
     async fn exec(&self, request: Request<cri::ExecRequest>) -> Answer<cri::ExecResponse> {
@@ -176,46 +182,52 @@ impl RuntimeService for Server {
 
     async fn container_stats(
         &self,
-        _: Request<cri::ContainerStatsRequest>,
+        request: Request<cri::ContainerStatsRequest>,
     ) -> Answer<cri::ContainerStatsResponse> {
-        Err(not_built("ContainerStats"))
+        let stats = self.stats_of_container(&request.into_inner().container_id).await?;
+        Ok(Response::new(cri::ContainerStatsResponse { stats: Some(stats) }))
     }
 
     async fn list_container_stats(
         &self,
-        _: Request<cri::ListContainerStatsRequest>,
+        request: Request<cri::ListContainerStatsRequest>,
     ) -> Answer<cri::ListContainerStatsResponse> {
-        Err(not_built("ListContainerStats"))
+        let stats = self.stats_of_containers(request.into_inner().filter.as_ref()).await;
+        Ok(Response::new(cri::ListContainerStatsResponse { stats }))
     }
 
     type StreamContainerStatsStream = BoxStream<cri::StreamContainerStatsResponse>;
     async fn stream_container_stats(
         &self,
-        _: Request<cri::StreamContainerStatsRequest>,
+        request: Request<cri::StreamContainerStatsRequest>,
     ) -> Answer<Self::StreamContainerStatsStream> {
-        Err(not_built("StreamContainerStats"))
+        let stats = self.stats_of_containers(request.into_inner().filter.as_ref()).await;
+        Ok(in_parts(stats, |container_stats| cri::StreamContainerStatsResponse { container_stats }))
     }
 
     async fn pod_sandbox_stats(
         &self,
-        _: Request<cri::PodSandboxStatsRequest>,
+        request: Request<cri::PodSandboxStatsRequest>,
     ) -> Answer<cri::PodSandboxStatsResponse> {
-        Err(not_built("PodSandboxStats"))
+        let stats = self.stats_of_pod(&request.into_inner().pod_sandbox_id).await?;
+        Ok(Response::new(cri::PodSandboxStatsResponse { stats: Some(stats) }))
     }
 
     async fn list_pod_sandbox_stats(
         &self,
-        _: Request<cri::ListPodSandboxStatsRequest>,
+        request: Request<cri::ListPodSandboxStatsRequest>,
     ) -> Answer<cri::ListPodSandboxStatsResponse> {
-        Err(not_built("ListPodSandboxStats"))
+        let stats = self.stats_of_pods(request.into_inner().filter.as_ref()).await;
+        Ok(Response::new(cri::ListPodSandboxStatsResponse { stats }))
     }
 
     type StreamPodSandboxStatsStream = BoxStream<cri::StreamPodSandboxStatsResponse>;
     async fn stream_pod_sandbox_stats(
         &self,
-        _: Request<cri::StreamPodSandboxStatsRequest>,
+        request: Request<cri::StreamPodSandboxStatsRequest>,
     ) -> Answer<Self::StreamPodSandboxStatsStream> {
-        Err(not_built("StreamPodSandboxStats"))
+        let stats = self.stats_of_pods(request.into_inner().filter.as_ref()).await;
+        Ok(in_parts(stats, |pod_sandbox_stats| cri::StreamPodSandboxStatsResponse { pod_sandbox_stats }))
     }
 
     async fn checkpoint_container(
@@ -230,21 +242,22 @@ impl RuntimeService for Server {
         &self,
         _: Request<cri::GetEventsRequest>,
     ) -> Answer<Self::GetContainerEventsStream> {
-        Err(not_built("GetContainerEvents"))
+        Ok(Response::new(self.events()))
     }
 
     async fn list_metric_descriptors(
         &self,
         _: Request<cri::ListMetricDescriptorsRequest>,
     ) -> Answer<cri::ListMetricDescriptorsResponse> {
-        Err(not_built("ListMetricDescriptors"))
+        Ok(Response::new(cri::ListMetricDescriptorsResponse { descriptors: descriptors() }))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<cri::ListPodSandboxMetricsRequest>,
     ) -> Answer<cri::ListPodSandboxMetricsResponse> {
-        Err(not_built("ListPodSandboxMetrics"))
+        let pod_metrics = self.pod_metrics().await;
+        Ok(Response::new(cri::ListPodSandboxMetricsResponse { pod_metrics }))
     }
 
     type StreamPodSandboxMetricsStream = BoxStream<cri::StreamPodSandboxMetricsResponse>;
@@ -252,13 +265,17 @@ impl RuntimeService for Server {
         &self,
         _: Request<cri::StreamPodSandboxMetricsRequest>,
     ) -> Answer<Self::StreamPodSandboxMetricsStream> {
-        Err(not_built("StreamPodSandboxMetrics"))
+        let metrics = self.pod_metrics().await;
+        Ok(in_parts(metrics, |pod_sandbox_metrics| cri::StreamPodSandboxMetricsResponse {
+            pod_sandbox_metrics,
+        }))
     }
 
     async fn update_pod_sandbox_resources(
         &self,
-        _: Request<cri::UpdatePodSandboxResourcesRequest>,
+        request: Request<cri::UpdatePodSandboxResourcesRequest>,
     ) -> Answer<cri::UpdatePodSandboxResourcesResponse> {
-        Err(not_built("UpdatePodSandboxResources"))
+        self.resize_pod(request.into_inner()).await?;
+        Ok(Response::new(cri::UpdatePodSandboxResourcesResponse {}))
     }
 }

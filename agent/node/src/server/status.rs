@@ -4,6 +4,7 @@ use hartpod_proto::cri::v1 as cri;
 use serde_json::json;
 
 use super::{Server, info};
+use crate::node::Node;
 
 /// What the kubelet's generic runtime manager checks for.
 const API_VERSION: &str = "v1";
@@ -19,9 +20,13 @@ pub(super) fn version() -> cri::VersionResponse {
     }
 }
 
-pub(super) fn runtime_config() -> cri::RuntimeConfigResponse {
+pub(super) fn runtime_config(node: &Node) -> cri::RuntimeConfigResponse {
+    let driver = match node.systemd {
+        Some(_) => cri::CgroupDriver::Systemd,
+        None => cri::CgroupDriver::Cgroupfs,
+    };
     cri::RuntimeConfigResponse {
-        linux: Some(cri::LinuxRuntimeConfiguration { cgroup_driver: cri::CgroupDriver::Cgroupfs.into() }),
+        linux: Some(cri::LinuxRuntimeConfiguration { cgroup_driver: driver.into() }),
     }
 }
 
@@ -54,20 +59,12 @@ impl Server {
             "state": self.node.layout.state,
             "network": network,
             "cgroups": format!("{:?}", self.node.cgroups.mode()).to_lowercase(),
-            "cgroupDriver": "cgroupfs",
+            "cgroupDriver": if self.node.systemd.is_some() { "systemd" } else { "cgroupfs" },
             "pods": pods.len(),
             "containers": pods.iter().map(|p| p.snapshot().containers.len()).sum::<usize>(),
             "images": self.node.images.list().len(),
             "pulls": self.node.pulls.states(),
         }))
-    }
-
-    /// The kubelet tells the range of pod addresses; here the network's own configuration has it.
-    pub(super) fn update_config(&self, request: cri::UpdateRuntimeConfigRequest) {
-        let network = request.runtime_config.and_then(|c| c.network_config);
-        if let Some(cidr) = network.map(|n| n.pod_cidr).filter(|c| !c.is_empty()) {
-            tracing::info!(cidr, "the kubelet's pod address range is left to the network configuration");
-        }
     }
 }
 

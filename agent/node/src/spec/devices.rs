@@ -36,13 +36,13 @@ const NOT_HOST: [&str; 7] = ["pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts"
 /// How deep a folder of devices is followed (/dev/dri/by-path, /dev/bus/usb/001); deeper ones are not devices' places.
 const DEPTH_MAX: usize = 8;
 
-/// Looks at the device nodes asked for; may wait for the file system they are on.
+/// Looks at the device nodes asked for; a privileged container has all that are in `host_dev`, if that is given. May wait for the file system they are on.
 pub(super) fn devices_blocking(
     container: &cri::ContainerConfig,
-    host_dev: &Path,
+    host_dev: Option<&Path>,
 ) -> Result<Devices, SpecError> {
     let mut devices = Devices::default();
-    if super::security(container).privileged {
+    if let Some(host_dev) = host_dev.filter(|_| super::security(container).privileged) {
         devices.rules.push(rule(true, None, "rwm"));
         find(host_dev, Path::new("/dev"), Some(&NOT_HOST), DEPTH_MAX, &mut devices.nodes)?;
         return Ok(devices);
@@ -187,12 +187,13 @@ mod tests {
     }
 
     fn refusal(config: &cri::ContainerConfig) -> String {
-        devices_blocking(config, Path::new("/dev")).unwrap_err().to_string()
+        devices_blocking(config, Some(Path::new("/dev"))).unwrap_err().to_string()
     }
 
     #[test]
     fn a_device_gets_a_node_and_a_rule() {
-        let found = devices_blocking(&asks("/dev/null", "/dev/nothing", "rw"), Path::new("/dev")).unwrap();
+        let found =
+            devices_blocking(&asks("/dev/null", "/dev/nothing", "rw"), Some(Path::new("/dev"))).unwrap();
         let [node] = &found.nodes[..] else { panic!("{:?}", found.nodes) };
         assert_eq!(node.path(), Path::new("/dev/nothing"));
         assert_eq!((node.typ(), node.major(), node.minor()), (LinuxDeviceType::C, 1, 3));
@@ -204,7 +205,7 @@ mod tests {
 
     #[test]
     fn all_is_denied_first_and_the_usual_ones_allowed() {
-        let found = devices_blocking(&cri::ContainerConfig::default(), Path::new("/dev")).unwrap();
+        let found = devices_blocking(&cri::ContainerConfig::default(), Some(Path::new("/dev"))).unwrap();
         assert!(found.nodes.is_empty());
         let first = &found.rules[0];
         assert_eq!((first.allow(), first.typ(), first.major()), (false, None, None));
@@ -219,7 +220,7 @@ mod tests {
         std::fs::create_dir(dir.path().join("sub")).unwrap();
         std::os::unix::fs::symlink("/dev/null", dir.path().join("link")).unwrap();
         let config = asks(dir.path().to_str().unwrap(), "/dev/x", "r");
-        let found = devices_blocking(&config, Path::new("/dev")).unwrap();
+        let found = devices_blocking(&config, Some(Path::new("/dev"))).unwrap();
         assert!(found.nodes.is_empty(), "neither files nor links are devices: {:?}", found.nodes);
     }
 
@@ -228,12 +229,15 @@ mod tests {
         let security = cri::LinuxContainerSecurityContext { privileged: true, ..Default::default() };
         let linux = cri::LinuxContainerConfig { security_context: Some(security), ..Default::default() };
         let config = cri::ContainerConfig { linux: Some(linux), ..Default::default() };
-        let found = devices_blocking(&config, Path::new("/dev")).unwrap();
+        let found = devices_blocking(&config, Some(Path::new("/dev"))).unwrap();
         let has = |path: &str| found.nodes.iter().any(|n| n.path() == Path::new(path));
         assert!(has("/dev/null") && has("/dev/full"));
         assert!(!found.nodes.iter().any(|n| n.path().starts_with("/dev/pts")));
         let [all] = &found.rules[..] else { panic!("{:?}", found.rules) };
         assert!(all.allow() && all.typ().is_none());
+        // Unless the operator keeps them.
+        let kept = devices_blocking(&config, None).unwrap();
+        assert!(kept.nodes.is_empty() && !kept.rules[0].allow());
     }
 
     #[test]

@@ -3,6 +3,9 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::apparmor::AppArmorError;
+use crate::cdi::CdiError;
+
 /// A container that cannot be made as asked; becomes InvalidArgument.
 #[derive(Debug, thiserror::Error)]
 pub enum SpecError {
@@ -16,6 +19,10 @@ pub enum SpecError {
     ReadProfile { path: PathBuf, source: io::Error },
     #[error("{} is not a seccomp profile", path.display())]
     ParseProfile { path: PathBuf, source: serde_json::Error },
+    #[error(transparent)]
+    Cdi(#[from] CdiError),
+    #[error(transparent)]
+    AppArmor(#[from] AppArmorError),
     #[error("look at device {}", path.display())]
     Device { path: PathBuf, source: io::Error },
 }

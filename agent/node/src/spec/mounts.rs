@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use hartpod_proto::cri::v1 as cri;
 use oci_spec::runtime::Mount;
 
-use super::{SpecError, SpecInput};
+use super::{SpecError, SpecInput, image_volume};
 use crate::validate::Kind;
 
 /// Mounts in order, and what the root's propagation must be for them.
@@ -13,6 +13,17 @@ use crate::validate::Kind;
 pub(super) struct Mounts {
     pub(super) list: Vec<Mount>,
     pub(super) rootfs_propagation: Option<&'static str>,
+    /// Of a guest: what has to be shared with it for them.
+    pub(super) volumes: Vec<Volume>,
+}
+
+/// A bind mount of a guest's container, whose source is a path of the node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Volume {
+    pub source: PathBuf,
+    pub destination: PathBuf,
+    /// With all that is mounted below.
+    pub read_only: bool,
 }
 
 /// Files of the pod that a container sees unless the request mounts something there.
@@ -39,12 +50,19 @@ pub(super) fn mounts(input: &SpecInput<'_>, node_ipc: bool) -> Result<Mounts, Sp
     let security = super::security(input.container);
     let mut mounts = Mounts::default();
     let mut asked = Vec::new();
-    if input.kind == Kind::Guest && !input.container.mounts.is_empty() {
-        let why = "volumes cannot be had with runtime handler \"vm\" yet";
-        return Err(SpecError::unsupported("config.mounts", why));
-    }
     for (index, mount) in input.container.mounts.iter().enumerate() {
-        asked.push(volume(index, mount, &mut mounts.rootfs_propagation)?);
+        asked.push(match image_volume::image_volume(index, mount, input.image_volumes)? {
+            Some(image) => image,
+            None if input.kind == Kind::Guest => in_guest(index, mount, &mut mounts.volumes)?,
+            None => {
+                let mut volume = volume(index, mount, &mut mounts.rootfs_propagation)?;
+                if mount.selinux_relabel && input.settings.selinux.is_some() {
+                    // As others that speak OCI call it.
+                    volume.options_mut().get_or_insert_default().push("Z".to_owned());
+                }
+                volume
+            }
+        });
     }
     let taken: Vec<&Path> = asked.iter().map(|m: &Mount| m.destination().as_path()).collect();
 
@@ -97,7 +115,7 @@ fn pod_mounts(input: &SpecInput<'_>, node_ipc: bool) -> Vec<Mount> {
     list
 }
 
-fn mount(destination: &str, typ: &str, source: &str, options: &[&str]) -> Mount {
+pub(super) fn mount(destination: &str, typ: &str, source: &str, options: &[&str]) -> Mount {
     let mut mount = Mount::default();
     mount.set_destination(destination.into());
     mount.set_typ(Some(typ.to_owned()));
@@ -120,9 +138,6 @@ fn volume(
     rootfs_propagation: &mut Option<&'static str>,
 ) -> Result<Mount, SpecError> {
     let field = |name: &str| format!("config.mounts[{index}].{name}");
-    if asked.image.is_some() || !asked.image_sub_path.is_empty() {
-        return Err(SpecError::unsupported(field("image"), "image volumes are not supported yet"));
-    }
     if !asked.uid_mappings.is_empty() || !asked.gid_mappings.is_empty() {
         return Err(SpecError::unsupported(field("uidMappings"), "user namespaces are not supported yet"));
     }
@@ -146,6 +161,21 @@ fn volume(
     Ok(bind(&destination, Path::new(source), &["rbind", propagation, access]))
 }
 
+/// One mount of the request, for a guest. A source is looked at when it is shared with it.
+fn in_guest(index: usize, asked: &cri::Mount, volumes: &mut Vec<Volume>) -> Result<Mount, SpecError> {
+    let mut mount = volume(index, asked, &mut None)?;
+    if asked.propagation != cri::MountPropagation::PropagationPrivate as i32 {
+        let field = format!("config.mounts[{index}].propagation");
+        let why = "with runtime handler \"vm\" only PROPAGATION_PRIVATE: mounts do not pass between the node and a guest";
+        return Err(SpecError::unsupported(field, why));
+    }
+    let access = if asked.readonly { "ro" } else { "rw" };
+    mount.set_options(Some(["rbind", "rprivate", access].map(str::to_owned).to_vec()));
+    let (source, destination) = (PathBuf::from(&asked.host_path), mount.destination().clone());
+    volumes.push(Volume { source, destination, read_only: asked.readonly });
+    Ok(mount)
+}
+
 fn propagation(
     field: &str,
     value: i32,
@@ -166,7 +196,7 @@ fn propagation(
 }
 
 /// Where it goes: absolute, `.` and `..` resolved as text (links in the image are the pod agent's to resolve).
-fn destination(field: &str, asked: &cri::Mount) -> Result<PathBuf, SpecError> {
+pub(super) fn destination(field: &str, asked: &cri::Mount) -> Result<PathBuf, SpecError> {
     let path = Path::new(&asked.container_path);
     if !path.is_absolute() || asked.container_path.contains('\0') {
         return Err(SpecError::invalid(field, format!("{:?} is not an absolute path", asked.container_path)));

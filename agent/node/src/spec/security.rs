@@ -1,4 +1,4 @@
-//! Seccomp, AppArmor and SELinux: what the request asks for against what the node has.
+//! Seccomp, and paths that are hidden: what the request asks for against what the node has.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -14,14 +14,18 @@ const PROFILE_BYTES_MAX: u64 = 4 << 20;
 
 /// A seccomp or AppArmor profile as CRI says it, in either of its two ways.
 #[derive(Debug, PartialEq, Eq)]
-enum Profile {
+pub(super) enum Profile {
     RuntimeDefault,
     Unconfined,
     Localhost(String),
 }
 
 /// The new field wins over the deprecated text; nothing at all is `None`.
-fn profile(field: &str, new: Option<&cri::SecurityProfile>, old: &str) -> Result<Option<Profile>, SpecError> {
+pub(super) fn profile(
+    field: &str,
+    new: Option<&cri::SecurityProfile>,
+    old: &str,
+) -> Result<Option<Profile>, SpecError> {
     let Some(new) = new else {
         return match old {
             "" => Ok(None),
@@ -86,45 +90,6 @@ fn read_profile(path: &Path) -> Result<LinuxSeccomp, SpecError> {
         return Err(at(std::io::Error::new(std::io::ErrorKind::FileTooLarge, "it is larger than 4 MiB")));
     }
     serde_json::from_slice(&text).map_err(|source| SpecError::ParseProfile { path: path.to_owned(), source })
-}
-
-/// Refuses a profile that would have to be enforced: nothing here loads or enters AppArmor profiles yet.
-#[allow(deprecated)]
-pub(super) fn refuse_apparmor(
-    security: &cri::LinuxContainerSecurityContext,
-    settings: &SpecSettings,
-) -> Result<(), SpecError> {
-    const FIELD: &str = "config.linux.security_context.apparmor";
-    let why = if settings.apparmor {
-        "AppArmor profiles are not supported yet"
-    } else {
-        "AppArmor is not enabled in the kernel"
-    };
-    match profile(FIELD, security.apparmor.as_ref(), &security.apparmor_profile)? {
-        None | Some(Profile::Unconfined) => Ok(()),
-        Some(Profile::RuntimeDefault) if security.privileged => Ok(()),
-        Some(_) => Err(SpecError::unsupported(FIELD, why)),
-    }
-}
-
-/// Labels mean something only where SELinux is on. Elsewhere charts set them all the same and every runtime lets them
-/// pass; here that is told.
-pub(super) fn refuse_selinux(
-    security: &cri::LinuxContainerSecurityContext,
-    settings: &SpecSettings,
-    warnings: &mut Vec<String>,
-) -> Result<(), SpecError> {
-    let asked = security.selinux_options.as_ref().is_some_and(|o| *o != cri::SeLinuxOption::default());
-    if asked && settings.selinux {
-        return Err(SpecError::unsupported(
-            "config.linux.security_context.selinux_options",
-            "SELinux labels are not supported yet",
-        ));
-    }
-    if asked {
-        warnings.push("SELinux is not enabled in the kernel: selinux_options have no effect".to_owned());
-    }
-    Ok(())
 }
 
 /// Masked or read-only paths as the request lists them; a privileged container has none. Without a list there are none,
@@ -243,43 +208,6 @@ mod tests {
         rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, Mode::RUSR, 0).unwrap();
         assert!(matches!(of(&fifo), SpecError::ReadProfile { .. }));
         assert!(matches!(of(Path::new("p.json")), SpecError::Invalid { .. }));
-    }
-
-    #[test]
-    fn apparmor_is_refused_with_the_reason_that_holds() {
-        let asks = |apparmor, privileged| cri::LinuxContainerSecurityContext {
-            apparmor,
-            privileged,
-            ..Default::default()
-        };
-        let on = SpecSettings { apparmor: true, ..node() };
-        for (profile, settings, expected) in [
-            (None, node(), None),
-            (None, on.clone(), None),
-            (new(ProfileType::Unconfined, ""), node(), None),
-            (new(ProfileType::RuntimeDefault, ""), node(), Some("AppArmor is not enabled in the kernel")),
-            (new(ProfileType::RuntimeDefault, ""), on, Some("AppArmor profiles are not supported yet")),
-        ] {
-            let found = refuse_apparmor(&asks(profile, false), &settings).err().map(|e| e.to_string());
-            assert_eq!(found.is_some(), expected.is_some());
-            assert!(found.unwrap_or_default().ends_with(expected.unwrap_or_default()));
-        }
-        refuse_apparmor(&asks(new(ProfileType::RuntimeDefault, ""), true), &node()).unwrap();
-    }
-
-    #[test]
-    fn selinux_labels_are_refused_where_they_mean_something_and_told_elsewhere() {
-        let options = cri::SeLinuxOption { r#type: "spc_t".into(), ..Default::default() };
-        let mut security =
-            cri::LinuxContainerSecurityContext { selinux_options: Some(options), ..Default::default() };
-        let mut warnings = vec![];
-        refuse_selinux(&security, &node(), &mut warnings).unwrap();
-        assert_eq!(warnings.len(), 1);
-        let on = SpecSettings { selinux: true, ..node() };
-        assert!(refuse_selinux(&security, &on, &mut warnings).is_err());
-        security.selinux_options = Some(cri::SeLinuxOption::default());
-        refuse_selinux(&security, &on, &mut warnings).unwrap();
-        assert_eq!(warnings.len(), 1);
     }
 
     #[test]

@@ -1,12 +1,15 @@
 //! What the node offers to containers, looked up once.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use oci_spec::runtime::Capabilities;
 
 use super::capabilities::from_mask;
+use crate::apparmor::AppArmor;
 use crate::config::Config;
 use crate::open_files;
+use crate::selinux::SeLinux;
 
 /// `f_type` of a cgroup2 file system (linux/magic.h).
 const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
@@ -24,14 +27,18 @@ pub struct SpecSettings {
     pub hugetlb_controller: bool,
     /// The kernel loads seccomp filters.
     pub seccomp: bool,
-    /// AppArmor is enabled.
-    pub apparmor: bool,
-    /// SELinux is enabled.
-    pub selinux: bool,
+    /// AppArmor, where it is enabled.
+    pub apparmor: Option<Arc<AppArmor>>,
+    /// SELinux, where it is on and has a policy for containers.
+    pub selinux: Option<Arc<SeLinux>>,
     /// Soft and hard limit of open files of a container's process.
     pub open_files: (u64, u64),
     /// The host's /dev.
     pub dev: PathBuf,
+    /// Whether privileged containers have the host's devices.
+    pub privileged_devices: bool,
+    /// Where CDI files are, the folder that counts most last.
+    pub cdi_folders: Vec<PathBuf>,
 }
 
 impl Default for SpecSettings {
@@ -43,10 +50,12 @@ impl Default for SpecSettings {
             swap_controller: false,
             hugetlb_controller: false,
             seccomp: false,
-            apparmor: false,
-            selinux: false,
+            apparmor: None,
+            selinux: None,
             open_files: (1024, 524_288),
             dev: "/dev".into(),
+            privileged_devices: true,
+            cdi_folders: Vec::new(),
         }
     }
 }
@@ -71,10 +80,12 @@ impl SpecSettings {
             swap_controller: swap_is_counted(root, unified_cgroups),
             hugetlb_controller: has("hugetlb"),
             seccomp: Path::new("/proc/sys/kernel/seccomp/actions_avail").exists(),
-            apparmor: read("/sys/module/apparmor/parameters/enabled").starts_with('Y'),
-            selinux: Path::new("/sys/fs/selinux/enforce").exists(),
+            apparmor: AppArmor::detect().map(Arc::new),
+            selinux: SeLinux::detect().map(Arc::new),
             open_files: own_open_files(),
             dev: "/dev".into(),
+            privileged_devices: !config.pod.privileged_without_host_devices,
+            cdi_folders: config.cdi.spec_dirs.clone(),
         }
     }
 }

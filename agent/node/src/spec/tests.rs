@@ -54,6 +54,8 @@ impl Fixture {
             container: &self.container,
             image: &self.image,
             image_name: "docker.io/library/busybox:latest",
+            image_volumes: &[],
+            selinux_level: None,
             sandbox_id: &self.sandbox_id,
             container_id: &self.container_id,
             netns: self.netns.as_deref(),
@@ -252,13 +254,6 @@ fn a_log_without_a_log_directory_is_told() {
     fixture.sandbox.log_directory.clear();
     let plan = fixture.plan();
     assert_eq!((plan.log_path, plan.warnings.len()), (None, 1));
-}
-
-#[test]
-fn cdi_devices_are_refused() {
-    let mut fixture = Fixture::new();
-    fixture.container.cdi_devices.push(cri::CdiDevice { name: "vendor.com/gpu=0".into() });
-    assert_eq!(fixture.refusal(), "config.CDI_devices cannot be honoured: CDI is not supported yet");
 }
 
 #[test]

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use hartpod_container::cgroup::SCOPE_PREFIX;
+
 /// Below a slice, a pod and a container there may be cgroups of the container's own making: those are not ours.
 const MAX_DEPTH: usize = 8;
 /// `f_type` of a cgroup2 file system (linux/magic.h).
@@ -18,12 +20,21 @@ pub(super) fn find_blocking(root: &Path, ids: &BTreeSet<String>) -> Vec<(String,
         for (entry, name) in folders(&dir) {
             if ids.contains(&name) {
                 found.push((if path.is_empty() { "/".to_owned() } else { path.clone() }, name));
+            } else if let Some(id) = scope_of(&name).filter(|id| ids.contains(*id)) {
+                // Slices are nested by their names, so the last one says where it is.
+                let slice = path.rsplit('/').next().filter(|slice| !slice.is_empty()).unwrap_or("-.slice");
+                found.push((slice.to_owned(), id.to_owned()));
             } else if depth < MAX_DEPTH {
                 queue.push((entry, format!("{path}/{name}"), depth + 1));
             }
         }
     }
     found
+}
+
+/// The id that a scope of ours is named after.
+fn scope_of(name: &str) -> Option<&str> {
+    name.strip_prefix(SCOPE_PREFIX)?.strip_suffix(".scope")
 }
 
 fn is_cgroup2(dir: &Path) -> bool {
@@ -46,13 +57,18 @@ mod tests {
     #[test]
     fn a_cgroup_is_found_by_its_name_wherever_it_is() {
         let root = tempfile::tempdir().unwrap();
-        for path in ["unified/kubepods/pod1/aa", "unified/kubepods/pod1/bb", "unified/hartpod/cc/exec-aa"] {
+        for path in [
+            "unified/kubepods/pod1/aa",
+            "unified/kubepods/pod1/bb",
+            "unified/hartpod/cc/exec-aa",
+            "unified/a.slice/a-b.slice/cri-hartpod-dd.scope",
+        ] {
             std::fs::create_dir_all(root.path().join(path)).unwrap();
         }
         let ids = ["aa", "cc", "dd"].map(str::to_owned).into();
         let mut found = find_blocking(root.path(), &ids);
         found.sort();
-        let expected = [("/hartpod", "cc"), ("/kubepods/pod1", "aa")];
+        let expected = [("/hartpod", "cc"), ("/kubepods/pod1", "aa"), ("a-b.slice", "dd")];
         assert_eq!(found, expected.map(|(p, n)| (p.to_owned(), n.to_owned())));
     }
 }

@@ -178,13 +178,6 @@ fn linux(config: &cri::LinuxPodSandboxConfig, kind: Kind) -> Checked {
 fn cgroup_parent(text: &str) -> Checked {
     const FIELD: &str = "config.linux.cgroup_parent";
     plain_path(FIELD, text)?;
-    if text.ends_with(".slice") && !text.contains('/') {
-        let problem = format!(
-            "{text} is a systemd slice, which is not supported yet: set cgroupDriver: cgroupfs in the kubelet's \
-             configuration"
-        );
-        return Err(invalid(FIELD, problem));
-    }
     match hartpod_container::cgroup::check_parent(text) {
         Err(PathError::Parent { reason, .. }) => Err(invalid(FIELD, reason)),
         Err(PathError::Id { .. }) | Ok(()) => Ok(()),
@@ -332,7 +325,7 @@ mod tests {
         assert_eq!(parent("/kubepods/../x"), "config.linux.cgroup_parent: /kubepods/../x contains ..");
         assert_eq!(parent("/kubepods/./x"), "config.linux.cgroup_parent: has a `.` or `..` in it");
         assert_eq!(parent(&"/x".repeat(3000)), "config.linux.cgroup_parent: is longer than 1024 bytes");
-        assert!(parent("kubepods-pod1.slice").contains("is a systemd slice"));
+        assert!(parent("kubepods--pod1.slice").contains("a part between dashes is empty"));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use hartpod_container::cgroup::Leaf;
 use hartpod_container::{
     ContainerProcess, ContainerRequest, Created, Creating, Errno, LaunchError, PidNamespace, Pod, RootFs,
-    Stdio,
+    Stdio, mount_volumes,
 };
 use hartpod_logs::LogPlace;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -102,6 +102,7 @@ pub(crate) async fn create(
                 if plan.administers_network() {
                     guest::load_unasked_modules();
                 }
+                plan.volumes.map_or(Ok(()), mount_volumes)
             };
             RootFs::Disk(disk::open(disk, workshop.pod.host(), &workshop.children, prepare).await?)
         }
@@ -195,6 +196,7 @@ async fn launch(
         id: plan.id,
         spec: plan.spec,
         rootfs,
+        images: plan.images,
         user: plan.user,
         groups: plan.groups,
         pid: match (&plan.pid, &target) {

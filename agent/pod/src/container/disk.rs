@@ -54,17 +54,14 @@ pub(super) async fn open(
     root: &DiskRoot,
     host: &HostMounts,
     children: &Children,
-    prepare: impl FnOnce(),
+    prepare: impl FnOnce() -> Result<(), Failure>,
 ) -> Result<DiskMounts, DiskError> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
         .map_err(|e| DiskError::Talk(e.into()))?;
     let child = fork_role(NAME, &[host.as_fd(), theirs.as_fd()], || {
         let opened = match host.enter() {
-            Ok(()) => {
-                prepare();
-                open_disk(root)
-            }
+            Ok(()) => prepare().and_then(|()| open_disk(root)),
             Err(error) => {
                 Err(Failure::Step { step: "enter the mounts of the guest".into(), errno: error.into() })
             }
@@ -82,7 +79,7 @@ pub(super) async fn open(
     tokio::spawn(children.own(&child));
     let _no_longer = Ending(child);
     let watched = Watched::new(ours, Interest::READABLE).map_err(DiskError::Talk)?;
-    let heard = timeout(STUCK_WAIT, watched.io(Interest::READABLE, hear)).await;
+    let heard = timeout(STUCK_WAIT, watched.io(Interest::READABLE, |socket| hear(root, socket))).await;
     heard.map_err(|_| DiskError::Stuck)?.map_err(DiskError::Talk)?.map_err(DiskError::Open)
 }
 
@@ -109,7 +106,7 @@ fn tell(socket: BorrowedFd<'_>, opened: &Result<DiskMounts, Failure>) -> io::Res
     Ok(())
 }
 
-fn hear(socket: BorrowedFd<'_>) -> io::Result<Result<DiskMounts, Failure>> {
+fn hear(root: &DiskRoot, socket: BorrowedFd<'_>) -> io::Result<Result<DiskMounts, Failure>> {
     let mut text = [0; ANSWER_MAX];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -125,7 +122,7 @@ fn hear(socket: BorrowedFd<'_>) -> io::Result<Result<DiskMounts, Failure>> {
     let text = text.get(..received.bytes).filter(|text| !text.is_empty());
     let text = text.ok_or(io::ErrorKind::UnexpectedEof)?;
     let opened: Result<(), Failure> = serde_json::from_slice(text)?;
-    Ok(opened.map(|()| DiskMounts::from_fds(fds)))
+    Ok(opened.map(|()| DiskMounts::from_fds(root, fds)))
 }
 
 /// Unbinds the driver of `slot` once nothing of the disk is mounted any more, in a child.
@@ -168,15 +165,19 @@ mod tests {
         let files: Vec<_> = (0..3).map(|_| tempfile::tempfile().unwrap()).collect();
         let inode = |fd: BorrowedFd<'_>| rustix::fs::fstat(fd).unwrap().st_ino;
         let expected: Vec<_> = files.iter().map(|file| inode(file.as_fd())).collect();
-        let mounts = DiskMounts::from_fds(files.into_iter().map(Into::into).collect());
+        let root = DiskRoot { slot: Slot::new(3).unwrap(), layers: 1, volume_layers: 1 };
+        let mounts = DiskMounts::from_fds(&root, files.into_iter().map(Into::into).collect());
         tell(theirs.as_fd(), &Ok(mounts)).unwrap();
-        let heard = hear(ours.as_fd()).unwrap().unwrap();
+        let heard = hear(&root, ours.as_fd()).unwrap().unwrap();
         assert_eq!(heard.fds().map(inode).collect::<Vec<_>>(), expected);
 
         let failure = Failure::RootFs { what: "slot 4 is empty".into(), errno: Errno::NODEV };
         tell(theirs.as_fd(), &Err(failure)).unwrap();
-        assert_eq!(hear(ours.as_fd()).unwrap().unwrap_err().to_string(), "root file system: slot 4 is empty");
+        assert_eq!(
+            hear(&root, ours.as_fd()).unwrap().unwrap_err().to_string(),
+            "root file system: slot 4 is empty"
+        );
         drop(theirs);
-        assert_eq!(hear(ours.as_fd()).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(hear(&root, ours.as_fd()).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 }

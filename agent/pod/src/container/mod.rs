@@ -9,6 +9,7 @@ mod output;
 mod phase;
 mod settle;
 mod terminal;
+mod update;
 
 pub(crate) use create::{CreateError, Made, Workshop, create};
 pub(crate) use disk::{DiskError, release as release_disk};
@@ -19,10 +20,12 @@ pub(crate) use output::Output;
 pub(crate) use phase::{Event as PhaseEvent, Phase, Refused};
 pub(crate) use settle::{RemoveError, remove, settle};
 pub(crate) use terminal::Terminal;
+pub(crate) use update::{UpdateError, update};
 
+use std::cell::OnceCell;
 use std::sync::Arc;
 
-use hartpod_container::cgroup::Leaf;
+use hartpod_container::cgroup::{Leaf, Meter};
 use hartpod_container::{Child, ContainerProcess, Slot, Waiting};
 use hartpod_proto::ContainerId;
 use hartpod_proto::pod::v1::{
@@ -68,6 +71,8 @@ pub(crate) struct Container {
     pub(crate) fingerprint: u64,
     pub(crate) phase: Phase,
     pub(crate) leaf: Leaf,
+    /// Once its numbers were asked for.
+    pub(crate) meter: OnceCell<Meter>,
     pub(crate) process: Option<Arc<ContainerProcess>>,
     pub(crate) init: Init,
     pub(crate) log: Option<Log>,
@@ -90,6 +95,8 @@ pub(crate) struct Container {
     /// The creation that is under way.
     pub(crate) creation: Option<AbortHandle>,
     pub(crate) oom_watch: Option<AbortHandle>,
+    /// The update that is under way.
+    pub(crate) updating: bool,
     pub(crate) removal_running: bool,
     /// Why it could not be made; told once what was made of it is gone.
     pub(crate) creation_error: Option<CallError>,
@@ -122,6 +129,7 @@ impl Container {
             fingerprint,
             phase: Phase::Creating,
             leaf,
+            meter: OnceCell::new(),
             process: None,
             init: Init::None,
             log: None,
@@ -137,6 +145,7 @@ impl Container {
             start_error: None,
             creation: None,
             oom_watch: None,
+            updating: false,
             removal_running: false,
             creation_error: None,
             removal_error: None,

@@ -49,6 +49,11 @@ pub(crate) struct Refused {
 }
 
 impl Phase {
+    /// It has a process that uses something.
+    pub(crate) fn is_alive(self) -> bool {
+        matches!(self, Self::Created | Self::Starting | Self::Running)
+    }
+
     /// The phase after `event`.
     pub(crate) fn on(self, event: Event) -> Result<Self, Refused> {
         match (self, event) {

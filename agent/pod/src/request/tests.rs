@@ -107,7 +107,7 @@ fn a_repeated_request_is_recognised() {
 
 /// A container in a guest, whose output goes to streams.
 fn in_guest(change: impl FnOnce(&mut CreateContainerRequest)) -> Result<ContainerPlan, InvalidRequest> {
-    let disk = v1::Disk { slot: 4, layers: 2 };
+    let disk = v1::Disk { slot: 4, layers: 2, volume_layers: 0 };
     let stdio = Stdio { stdout_token: "0".repeat(32), ..Stdio::default() };
     let mut request = CreateContainerRequest {
         rootfs: Some(RootFs { kind: Some(Kind::Disk(disk)) }),
@@ -124,9 +124,9 @@ fn a_container_in_a_guest_brings_its_disk() {
     let plan = in_guest(|_| ()).unwrap();
     assert_eq!(plan.slot().map(Slot::number), Some(4));
     assert!(plan.log.is_none() && plan.tokens[0].is_some() && plan.tokens[1].is_none());
-    let slot = |slot| Some(RootFs { kind: Some(Kind::Disk(v1::Disk { slot, layers: 1 })) });
+    let slot = |slot| Some(RootFs { kind: Some(Kind::Disk(v1::Disk { slot, layers: 1, volume_layers: 0 })) });
     assert!(matches!(in_guest(|r| r.rootfs = slot(32)), Err(InvalidRequest::Slot(32))));
-    let many = Some(RootFs { kind: Some(Kind::Disk(v1::Disk { slot: 4, layers: 128 })) });
+    let many = Some(RootFs { kind: Some(Kind::Disk(v1::Disk { slot: 4, layers: 100, volume_layers: 28 })) });
     assert!(matches!(in_guest(|r| r.rootfs = many), Err(InvalidRequest::Layers(128))));
     let error = in_guest(|r| r.rootfs = overlay("base", "s")).unwrap_err().to_string();
     assert_eq!(error, "rootfs.overlay is for pods on a node");

@@ -229,7 +229,8 @@ impl Supervisor {
             return;
         }
         container.told.exit_code = exit.code;
-        container.told.finished_at = exit.at;
+        // One that is quick may be reaped before its start is noted.
+        container.told.finished_at = exit.at.max(container.told.started_at);
         if at_gate {
             container.told.message = "killed before it was started".to_owned();
         }

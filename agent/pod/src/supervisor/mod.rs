@@ -9,6 +9,8 @@ mod containers;
 mod execs;
 mod news;
 mod shutdown;
+mod stats;
+mod updates;
 
 pub(crate) use news::About;
 
@@ -96,6 +98,8 @@ pub(crate) struct Supervisor {
     shutdown: shutdown::ShutDown,
     /// Room for forwarded connections.
     forwards: Arc<Semaphore>,
+    /// Held by an update of the pod.
+    resizing: Arc<Semaphore>,
 }
 
 impl Supervisor {
@@ -123,6 +127,7 @@ impl Supervisor {
             lives: 0,
             shutdown: shutdown::ShutDown::default(),
             forwards: Arc::new(Semaphore::new(FORWARDS_MAX)),
+            resizing: Arc::new(Semaphore::new(1)),
         }
     }
 
@@ -172,6 +177,8 @@ impl Supervisor {
             Call::Signal(id, signal, reply) => {
                 let _ = reply.send(self.signal(&id, signal));
             }
+            Call::Update(id, request, reply) => self.update(&id, &request, reply),
+            Call::UpdatePod(request, reply) => self.update_pod(&request, reply),
             Call::Remove(id, reply) => self.remove(&id, reply),
             Call::StartExec(id, request, reply) => self.start_exec(&id, request, reply),
             Call::WaitExec(id, exec, reply) => self.wait_exec(&id, &exec, reply),
@@ -186,6 +193,9 @@ impl Supervisor {
                 let _ = reply.send(self.kill_exec(&id, &exec));
             }
             Call::ReopenLog(id, reply) => self.reopen_log(&id, reply),
+            Call::Stats(request, reply) => {
+                let _ = reply.send(self.stats(request.depth()));
+            }
             Call::ShutDown(reply) => self.shut_down(reply),
         }
     }

@@ -32,6 +32,8 @@ pub(crate) enum Happened {
     OomKilled,
     /// After the end of init nothing of it runs, and its log is written; in words, what is not as it should be.
     Settled(Vec<String>),
+    /// An update of it is over.
+    Updated,
     /// Its leaf is gone, or not.
     Removed(Result<(), RemoveError>),
     /// An exec runs, or could not be started.
@@ -83,6 +85,7 @@ impl Supervisor {
                 self.publish(&about.id);
             }
             Happened::Settled(odd) => self.on_settled(&about.id, odd),
+            Happened::Updated => container.updating = false,
             Happened::Removed(outcome) => self.on_removed(&about.id, outcome),
             Happened::InputEnded => container.input = None,
             Happened::ExecBegun(exec, outcome) => container.execs.begun(&exec, outcome),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use hartpod_proto::pod::v1::{
     CreateContainerRequest, NamespaceMode, Phase, RemoveContainerRequest, ReopenLogRequest,
-    SignalContainerRequest, StartContainerRequest, Stdio,
+    SignalContainerRequest, StartContainerRequest, Stdio, UpdateContainerRequest,
 };
 use tonic::Code;
 
@@ -283,4 +283,37 @@ async fn many_containers_at_once() {
     }
     agent.shut_down().await;
     assert_eq!(agent.exit_code().await, 0);
+}
+
+#[tokio::test]
+async fn limits_change_by_a_child_of_the_agent() {
+    let mut agent = Agent::with_pod(|_| {}).await;
+    agent.run(agent.shell(1, "sleep 1000")).await.unwrap();
+    let update = |number: u8, json: &str, oom_score_adj| UpdateContainerRequest {
+        container_id: id(number).to_string(),
+        resources_json: json.as_bytes().to_vec(),
+        oom_score_adj,
+    };
+    agent.client.update_container(update(1, r#"{"pids":{"limit":77}}"#, Some(333))).await.unwrap();
+    let pid = agent.state(1).await.unwrap().pid;
+    assert_eq!(fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap(), "333\n");
+    let leaf = format!("{}/{}/pids.max", agent.cgroup(), id(1));
+    let trees = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"];
+    let limit = trees.iter().find_map(|tree| fs::read_to_string(format!("{tree}{leaf}")).ok());
+    assert_eq!(limit.unwrap(), "77\n");
+    for (request, code, text) in [
+        (update(1, "{", None), Code::InvalidArgument, "resources_json"),
+        (update(1, r#"{"cpu":{"period":1}}"#, None), Code::InvalidArgument, "cpu period 1 us"),
+        (update(1, r#"{"cpu":{"cpus":"4000"}}"#, None), Code::InvalidArgument, "cpuset.cpus"),
+        (update(2, "{}", None), Code::NotFound, "is unknown"),
+    ] {
+        let error = agent.client.update_container(request).await.unwrap_err();
+        assert_eq!(error.code(), code, "{error}");
+        assert!(error.message().contains(text), "{error}");
+    }
+    signal(&mut agent, 1, 9).await.unwrap();
+    agent.until(1, exited).await;
+    let error = agent.client.update_container(update(1, "{}", None)).await.unwrap_err();
+    assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
+    agent.shut_down().await;
 }

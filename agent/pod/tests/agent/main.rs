@@ -8,5 +8,6 @@ mod execs;
 mod kit;
 mod ports;
 mod process;
+mod stats;
 mod terminals;
 mod trouble;

@@ -99,7 +99,7 @@ impl Bandwidth<'_> {
 ///
 /// The curve through minimum, default and maximum that runc 1.3.2 and crun 1.23 took over from the linear map of KEP-2254,
 /// which gave the default share a weight of 39: <https://github.com/opencontainers/cgroups/pull/20>.
-fn weight(shares: u64) -> u64 {
+pub(in crate::cgroup) fn weight(shares: u64) -> u64 {
     match shares {
         0..=2 => return 1,
         262_144.. => return 10_000,

@@ -36,7 +36,7 @@ impl Target<'_> {
         controller: &MemController,
         dir: &Path,
     ) -> Result<(), CgroupError> {
-        if let Some(swap) = swap_alone(memory) {
+        if let Some(swap) = memory.swap_alone() {
             // Absent where the kernel counts no swap. Then there is nothing to limit unless swap is on.
             if exists(&dir.join("memory.swap.max")) {
                 controller.set_memswap_limit(signed(swap)).map_err(|e| failed(dir, e))?;
@@ -98,16 +98,6 @@ impl Target<'_> {
             controller.disable_oom_killer().map_err(|e| failed(dir, e))?;
         }
         Ok(())
-    }
-}
-
-/// v2 counts swap by itself.
-fn swap_alone(memory: &Memory) -> Option<Max> {
-    match (memory.limit, memory.with_swap?) {
-        (_, Max::Unlimited) => Some(Max::Unlimited),
-        (Some(Max::At(limit)), Max::At(both)) => Some(Max::At(both.saturating_sub(limit))),
-        // With unlimited memory the sum can only mean the swap.
-        (_, swap) => Some(swap),
     }
 }
 

@@ -15,6 +15,8 @@ use cgroups_rs::fs::MaxValue;
 use cgroups_rs::fs::error::{Error as RsError, ErrorKind};
 use cgroups_rs::fs::pid::PidController;
 
+pub(super) use cpu::weight;
+
 use super::error::{CgroupError, Warning};
 use super::file;
 use super::limits::{Limits, Max};

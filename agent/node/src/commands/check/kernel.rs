@@ -96,10 +96,14 @@ pub(super) fn seccomp() -> Finding {
 
 pub(super) fn security_modules() -> Finding {
     let settings = SpecSettings::detect(&Config::default());
-    match (settings.apparmor, settings.selinux) {
-        (false, false) => Fine("neither AppArmor nor SELinux is on".to_owned()),
-        (true, _) => Warn("AppArmor is on: pods that ask for a profile are refused for now".to_owned()),
-        (_, true) => Warn("SELinux is on: pods that ask for a label are refused for now".to_owned()),
+    match (&settings.apparmor, &settings.selinux) {
+        (None, Some(_)) => Fine("SELinux".to_owned()),
+        (None, None) if Path::new("/sys/fs/selinux/enforce").exists() => {
+            Warn("SELinux is on, but there is no policy for containers (container-selinux): they are not labelled".to_owned())
+        }
+        (None, None) => Fine("neither AppArmor nor SELinux is on".to_owned()),
+        (Some(kernel), _) if kernel.has_parser() => Fine("AppArmor".to_owned()),
+        (Some(_), _) => Warn("AppArmor is on, but there is no apparmor_parser: containers are not confined by it, and those that ask for RuntimeDefault are refused".to_owned()),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
-use hartpod_cni::{Cni, CniConfig};
+use hartpod_cni::{Cni, CniConfig, NotReady};
 
 use super::super::units;
 use super::Finding::{self, Fail, Note, Ok as Fine, Warn};
@@ -78,7 +78,16 @@ pub(super) fn network(config: &Config) -> Finding {
         plugin_timeout: config.cni.plugin_timeout(),
         ..CniConfig::default()
     });
+    // With one that is no good the daemon does not start.
+    let template = match config.cni.template_blocking() {
+        Ok(template) => template,
+        Err(error) => return Fail(in_one_line(&error)),
+    };
     match cni.status() {
+        Err(NotReady::NoConf { .. }) if template.is_some() => {
+            let made = config.cni.conf_template.display();
+            Warn(format!("only pods on the node's network, until the kubelet tells the ranges for {made}"))
+        }
         Ok(name) => Fine(format!("{name}, from {}", config.cni.conf_dir.display())),
         Err(error) => Warn(format!("only pods on the node's network: {}", in_one_line(&error))),
     }

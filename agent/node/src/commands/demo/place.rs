@@ -115,6 +115,7 @@ fn config(dir: &Path) -> Config {
         },
         images: config::Images { hosts_dir: dir.join("registries"), ..config::Images::default() },
         pod: config::Pod { netns_dir: dir.join("netns"), ..config::Pod::default() },
+        metrics: config::Metrics { enabled: false, ..config::Metrics::default() },
         ..Config::default()
     }
 }

@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use hartpod_container::cgroup::{Tree, Usage};
 use hartpod_proto::cri::v1 as cri;
 
 use super::super::client::Client;
@@ -176,12 +175,9 @@ impl Steps {
     }
 
     async fn usage(&mut self, client: &Client, pod: &str, container: &str) -> anyhow::Result<()> {
-        let request = cri::ContainerStatusRequest { container_id: container.to_owned(), verbose: true };
-        let info = verbose(client.container_status(request).await?.info)?;
-        let path = info["runtimeSpec"]["linux"]["cgroupsPath"].as_str().context("its cgroup is not told")?;
-        let (parent, id) = path.rsplit_once('/').context("its cgroup is not a path")?;
-        let usage = Tree::detect(&self.place.config.cgroup.root)?.leaf(parent, id)?.usage()?;
-        self.show.fact("uses", &format!("container: {}", describe(&usage)));
+        let request = cri::ContainerStatsRequest { container_id: container.to_owned() };
+        let stats = client.container_stats(request).await?.stats.unwrap_or_default();
+        self.show.fact("uses", &format!("container: {}", describe(&stats)));
 
         let request = cri::PodSandboxStatusRequest { pod_sandbox_id: pod.to_owned(), verbose: true };
         let info = verbose(client.pod_sandbox_status(request).await?.info)?;
@@ -266,17 +262,12 @@ fn verbose(mut info: std::collections::BTreeMap<String, String>) -> anyhow::Resu
     serde_json::from_str(&text).context("the status's details are not JSON")
 }
 
-fn describe(usage: &Usage) -> String {
+fn describe(stats: &cri::ContainerStats) -> String {
+    let memory = stats.memory.as_ref().and_then(|m| m.usage_bytes).map(|n| n.value);
+    let cpu = stats.cpu.as_ref().and_then(|c| c.usage_core_nano_seconds).map(|n| n.value);
     let mut parts = Vec::new();
-    if let Some(memory) = usage.memory_bytes {
-        parts.push(format!("{} memory", show::bytes(memory)));
-    }
-    if let Some(cpu) = usage.cpu_usec {
-        parts.push(format!("{} CPU", show::time(Duration::from_micros(cpu))));
-    }
-    if let Some(pids) = usage.pids {
-        parts.push(format!("{pids} process{}", if pids == 1 { "" } else { "es" }));
-    }
+    parts.extend(memory.map(|bytes| format!("{} memory", show::bytes(bytes))));
+    parts.extend(cpu.map(|nanos| format!("{} CPU", show::time(Duration::from_nanos(nanos)))));
     if parts.is_empty() { "the kernel does not count".to_owned() } else { parts.join(", ") }
 }
 

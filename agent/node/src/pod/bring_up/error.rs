@@ -16,6 +16,8 @@ use crate::pod::files::FileError;
 use crate::pod::network::InvalidNetwork;
 use crate::pod::teardown::TearDownError;
 use crate::records::RecordError;
+use crate::spec::SpecError;
+use crate::systemd::ScopeError;
 
 /// A pod did not come up.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +32,10 @@ pub(crate) enum RunError {
     InvalidNetwork(#[source] InvalidNetwork),
     #[error("record of pod {id}")]
     Record { id: SandboxId, source: RecordError },
+    #[error(transparent)]
+    Label(SpecError),
+    #[error("label {}", path.display())]
+    LabelFile { path: PathBuf, source: io::Error },
     #[error("make {}", path.display())]
     StateDir { path: PathBuf, source: io::Error },
     #[error("files of pod {id}")]
@@ -40,6 +46,8 @@ pub(crate) enum RunError {
     Network { id: SandboxId, source: CniError },
     #[error("join the guest to the network of pod {id}")]
     Tap { id: SandboxId, source: TapError },
+    #[error("cgroup of sandbox {id}")]
+    Scope { id: SandboxId, source: ScopeError },
     #[error("start the agent of pod {id}")]
     Start { id: SandboxId, source: StartError },
     #[error(

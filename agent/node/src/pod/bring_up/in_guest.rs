@@ -58,7 +58,18 @@ async fn finish(
         let (node, info, ips) = (node.clone(), info.clone(), ips.to_vec());
         blocking(&info.id.clone(), move || request_blocking(&node, &info, tap, &ips)).await?
     };
-    set_up(node, info, &agent.client, request).await
+    set_up(node, info, &agent.client, request).await?;
+    limit(node, info, agent).await
+}
+
+/// A guest with room to grow keeps it from its pod.
+async fn limit(node: &Node, info: &PodInfo, agent: &RunningAgent) -> Result<(), RunError> {
+    let plan = info.guest.as_ref().and_then(|guest| guest.plan.as_ref());
+    let Some(inside) = plan.and_then(|plan| plan.inside.as_ref()) else { return Ok(()) };
+    let request = agent::UpdatePodRequest { resources_json: serde_json::to_vec(inside).unwrap_or_default() };
+    let answer = agent.client.update_pod(request).await.map_err(RunError::SetUp)?;
+    node.warn_of(info, answer.warnings);
+    Ok(())
 }
 
 /// The error that there was, or that the guest has ended, which it comes from then.

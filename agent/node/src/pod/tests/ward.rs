@@ -64,6 +64,7 @@ impl Ward {
             delivered: true,
             agent: Some(agent.clone()),
             word,
+            resources: None,
             containers: running.collect(),
             info,
         });
@@ -111,6 +112,7 @@ fn pod_info() -> Arc<PodInfo> {
         created_at: 1,
         netns: None,
         guest: None,
+        selinux_level: None,
     })
 }
 
@@ -128,6 +130,7 @@ fn running(node: &Node, pod: &PodInfo, id: &ContainerId, slot: u32) -> RestoredC
         log_path: None,
         cgroup_path: leaf.cgroup_path().to_owned(),
         slot: Some(slot),
+        image_volumes: Vec::new(),
     };
     let snapshot = ContainerSnapshot {
         info: Arc::new(info),
@@ -137,8 +140,9 @@ fn running(node: &Node, pod: &PodInfo, id: &ContainerId, slot: u32) -> RestoredC
         started_at: 6,
         exit: None,
         user: None,
+        resources: None,
     };
-    RestoredContainer { snapshot, leaf, delivered: true, image_use: None, dirty: false }
+    RestoredContainer { snapshot, leaf, delivered: true, image_uses: Vec::new(), dirty: false }
 }
 
 /// Stands for the VMM.

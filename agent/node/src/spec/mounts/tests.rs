@@ -173,7 +173,7 @@ fn refusals_name_the_field() {
         (readonly(true, 0), "config.mounts[0].recursive_read_only: needs readonly to be set"),
         (readonly(true, 1), "config.mounts[0].recursive_read_only: needs private propagation"),
         (readonly(false, 7), "config.mounts[0].propagation: 7 is not known"),
-        (image, "config.mounts[0].image cannot be honoured: image volumes are not supported yet"),
+        (image, "config.mounts[0].image: names no image"),
         (mapped, "config.mounts[0].uidMappings cannot be honoured: user namespaces are not supported yet"),
     ] {
         let found = refusal(mount);
@@ -187,4 +187,42 @@ fn lxcfs_may_replace_files_of_proc() {
     fixture.container.mounts.push(asks("/proc/meminfo", "/var/lib/lxcfs/proc/meminfo"));
     fixture.container.mounts.push(asks("/proc", "/proc"));
     all(&fixture, false);
+}
+
+#[test]
+fn what_a_guest_mounts_is_to_be_shared_with_it() {
+    let mut fixture = Fixture::new();
+    fixture.container.mounts.push(asks("/data", "/node/data"));
+    let read_only =
+        cri::Mount { readonly: true, recursive_read_only: true, ..asks("/etc/hosts", "/node/hosts") };
+    fixture.container.mounts.push(read_only);
+    let of = |propagation: cri::MountPropagation| {
+        let mut input = fixture.input();
+        input.kind = Kind::Guest;
+        let mut container = fixture.container.clone();
+        container.mounts[0].propagation = propagation.into();
+        mounts(&SpecInput { container: &container, ..input }, false)
+    };
+    let shared = of(cri::MountPropagation::PropagationPrivate).unwrap();
+    let volume = |source: &str, destination: &str, read_only| Volume {
+        source: source.into(),
+        destination: destination.into(),
+        read_only,
+    };
+    assert_eq!(
+        shared.volumes,
+        [volume("/node/data", "/data", false), volume("/node/hosts", "/etc/hosts", true)]
+    );
+    assert_eq!(options(at(&shared, "/data")), ["rbind", "rprivate", "rw"]);
+    assert_eq!(options(at(&shared, "/etc/hosts")), ["rbind", "rprivate", "ro"]);
+    for passing in
+        [cri::MountPropagation::PropagationHostToContainer, cri::MountPropagation::PropagationBidirectional]
+    {
+        let refused = of(passing).unwrap_err().to_string();
+        assert!(refused.contains("config.mounts[0].propagation"), "{refused}");
+    }
+    assert!(
+        all(&fixture, false).volumes.is_empty(),
+        "a container on the node takes them from where they are"
+    );
 }

@@ -1,0 +1,187 @@
+//! AppArmor: which profiles the kernel has, and one of our own.
+//!
+//! A profile is entered by the container's process at its execve (container-backend); here is what has to be there before.
+
+mod profile;
+
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
+
+pub(crate) use profile::DEFAULT_PROFILE;
+
+/// Where administrators' programs are; not in everybody's PATH.
+const PARSERS: [&str; 2] = ["/usr/sbin/apparmor_parser", "/sbin/apparmor_parser"];
+
+/// AppArmor of this node's kernel.
+#[derive(Debug)]
+pub struct AppArmor {
+    /// The list of profiles, in securityfs.
+    profiles: PathBuf,
+    parsers: Vec<PathBuf>,
+    /// Whether this daemon has loaded the default profile; held while it does.
+    loaded: Mutex<bool>,
+}
+
+/// A profile cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum AppArmorError {
+    #[error("read {}: is securityfs mounted?", path.display())]
+    Profiles { path: PathBuf, source: io::Error },
+    #[error(
+        "AppArmor is enabled, but there is no apparmor_parser to load {DEFAULT_PROFILE} with: install the package apparmor"
+    )]
+    NoParser,
+    #[error("run {}", program.display())]
+    Run { program: PathBuf, source: io::Error },
+    #[error("load {DEFAULT_PROFILE}: {} failed ({status}): {said}", program.display())]
+    Refused { program: PathBuf, status: ExitStatus, said: String },
+}
+
+impl AppArmor {
+    /// That of the running kernel, where it is enabled.
+    pub(crate) fn detect() -> Option<Self> {
+        let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled").ok()?;
+        enabled.starts_with('Y').then(|| Self {
+            profiles: "/sys/kernel/security/apparmor/profiles".into(),
+            parsers: PARSERS.map(PathBuf::from).into(),
+            loaded: Mutex::new(false),
+        })
+    }
+
+    /// Whether there is a program that loads profiles.
+    pub(crate) fn has_parser(&self) -> bool {
+        self.parser().is_some()
+    }
+
+    fn parser(&self) -> Option<&Path> {
+        self.parsers.iter().map(PathBuf::as_path).find(|path| path.exists())
+    }
+
+    /// Whether the kernel knows a profile of this name.
+    pub(crate) fn has_blocking(&self, name: &str) -> Result<bool, AppArmorError> {
+        let failed = |source| AppArmorError::Profiles { path: self.profiles.clone(), source };
+        let list = std::fs::read_to_string(&self.profiles).map_err(failed)?;
+        // "NAME (enforce)", and a name may have spaces.
+        Ok(list.lines().filter_map(|line| line.rsplit_once(" (")).any(|(known, _)| known == name))
+    }
+
+    /// Loads [`DEFAULT_PROFILE`], unless this daemon has done so and it is still there. An earlier daemon's is replaced: it may be of
+    /// another version.
+    pub(crate) fn load_default_blocking(&self) -> Result<(), AppArmorError> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if *loaded && self.has_blocking(DEFAULT_PROFILE)? {
+            return Ok(());
+        }
+        let parser = self.parser().ok_or(AppArmorError::NoParser)?;
+        load_blocking(parser, &profile::text(own_profile().as_deref(), Path::new(profile::ABI).exists()))?;
+        tracing::info!(profile = DEFAULT_PROFILE, "AppArmor profile loaded");
+        *loaded = true;
+        Ok(())
+    }
+}
+
+/// What this process runs under, if anything.
+fn own_profile() -> Option<String> {
+    let read = |path| std::fs::read_to_string(path).ok();
+    let own = read("/proc/self/attr/apparmor/current").or_else(|| read("/proc/self/attr/current"))?;
+    let own = own.trim_end_matches(['\n', '\0']);
+    let name = own.rsplit_once(" (").map_or(own, |(name, _)| name);
+    let plain = !name.is_empty() && !name.contains(['"', '\\', '\n']);
+    (plain && name != "unconfined").then(|| name.to_owned())
+}
+
+/// Replaces the profile in the kernel, without a look at the cache.
+fn load_blocking(parser: &Path, text: &str) -> Result<(), AppArmorError> {
+    let run = |source| AppArmorError::Run { program: parser.to_owned(), source };
+    let mut command = Command::new(parser);
+    command.arg("-Kr").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(run)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // A program that does not read to the end says why when it ends.
+        let _ = stdin.write_all(text.as_bytes());
+    }
+    let output = child.wait_with_output().map_err(run)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said: String = said.trim().replace('\n', "; ").chars().take(1024).collect();
+    Err(AppArmorError::Refused { program: parser.to_owned(), status: output.status, said })
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// AppArmor whose files are in `dir`: a list of profiles, and a parser that writes what it is given beside it.
+    pub(crate) fn fake(dir: &Path, profiles: &str) -> AppArmor {
+        let list = dir.join("profiles");
+        std::fs::write(&list, profiles).unwrap();
+        let parser = dir.join("parser");
+        let script = format!(
+            "#!/bin/sh\n[ \"$*\" = -Kr ] || exit 2\ncat >{0}/loaded\necho x >>{0}/count\necho 'hartpod-default (enforce)' >>{0}/profiles\n",
+            dir.display()
+        );
+        std::fs::write(&parser, script).unwrap();
+        std::fs::set_permissions(&parser, PermissionsExt::from_mode(0o755)).unwrap();
+        AppArmor { profiles: list, parsers: vec![dir.join("none"), parser], loaded: Mutex::new(false) }
+    }
+
+    #[test]
+    fn profiles_are_known_by_their_whole_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let kernel = fake(dir.path(), "one (enforce)\n/usr/bin/two words (complain)\nthree (x) (enforce)\n");
+        for (name, known) in [
+            ("one", true),
+            ("/usr/bin/two words", true),
+            ("three (x)", true),
+            ("on", false),
+            ("two words", false),
+            ("", false),
+        ] {
+            assert_eq!(kernel.has_blocking(name).unwrap(), known, "{name}");
+        }
+        std::fs::remove_file(dir.path().join("profiles")).unwrap();
+        assert!(kernel.has_blocking("one").unwrap_err().to_string().contains("is securityfs mounted?"));
+    }
+
+    #[test]
+    fn the_default_profile_is_loaded_once_and_again_when_it_was_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        // One of an earlier daemon is there.
+        let kernel = fake(dir.path(), "hartpod-default (enforce)\n");
+        let times = || std::fs::read_to_string(dir.path().join("count")).unwrap_or_default().len() / 2;
+        for expected in [1, 1] {
+            kernel.load_default_blocking().unwrap();
+            assert_eq!(times(), expected);
+        }
+        let text = std::fs::read_to_string(dir.path().join("loaded")).unwrap();
+        assert!(text.contains("profile hartpod-default ") && text.contains("deny mount,"), "{text}");
+        std::fs::write(dir.path().join("profiles"), "").unwrap();
+        kernel.load_default_blocking().unwrap();
+        assert_eq!(times(), 2);
+    }
+
+    #[test]
+    fn what_the_parser_says_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut kernel = fake(dir.path(), "");
+        std::fs::write(dir.path().join("parser"), "#!/bin/sh\necho no room >&2; exit 3\n").unwrap();
+        let error = kernel.load_default_blocking().unwrap_err().to_string();
+        assert!(error.ends_with("failed (exit status: 3): no room"), "{error}");
+        kernel.parsers.clear();
+        assert!(matches!(kernel.load_default_blocking(), Err(AppArmorError::NoParser)));
+    }
+
+    #[test]
+    fn the_daemon_may_be_confined_itself() {
+        let text = profile::text(Some("/usr/bin/hartpod"), true);
+        assert!(text.starts_with("abi <abi/3.0>,\nprofile hartpod-default"), "{text}");
+        assert!(text.contains("signal (receive) peer=\"/usr/bin/hartpod\",\n"), "{text}");
+        assert!(!profile::text(None, false).contains("abi/"));
+    }
+}

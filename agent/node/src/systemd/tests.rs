@@ -1,0 +1,187 @@
+//! Against a systemd that only writes down what it is told.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use hartpod_container::cgroup::Tree;
+
+use super::wire::{FIXED, size};
+use super::*;
+
+/// How it answers.
+#[derive(Clone, Copy)]
+enum Fake {
+    /// A job that ends like this, announced before the answer or after it.
+    Job {
+        result: &'static str,
+        early: bool,
+    },
+    Refuses(&'static str),
+    HangsUp,
+}
+
+/// Serves one connection; every call's bytes come out of the channel.
+fn serve(listener: UnixListener, fake: Fake) -> Receiver<Vec<u8>> {
+    let (sender, calls) = channel();
+    std::thread::spawn(move || {
+        let (socket, _) = listener.accept().unwrap();
+        converse(&socket, fake, &sender);
+    });
+    calls
+}
+
+fn converse(socket: &UnixStream, fake: Fake, calls: &Sender<Vec<u8>>) {
+    let mut reader = BufReader::new(socket);
+    let mut line = String::new();
+    reader.read_line(&mut line).unwrap();
+    assert_eq!(line, "\0AUTH EXTERNAL 30\r\n");
+    let mut writer = socket;
+    writer.write_all(b"OK 1234\r\n").unwrap();
+    line.clear();
+    reader.read_line(&mut line).unwrap();
+    assert_eq!(line, "BEGIN\r\n");
+    let mut message = vec![0; FIXED];
+    reader.read_exact(&mut message).unwrap();
+    let size = size(message.as_slice().try_into().unwrap()).unwrap();
+    message.resize(size, 0);
+    reader.read_exact(&mut message[FIXED..]).unwrap();
+    calls.send(message).unwrap();
+    let (answer, signal) = match fake {
+        Fake::HangsUp => return,
+        Fake::Refuses(name) => {
+            let mut body = Writer::default();
+            body.text("Unit a.scope was already loaded");
+            (message_of(3, &[(4, "s", name)], "s", body), Vec::new())
+        }
+        Fake::Job { result, .. } => {
+            let mut body = Writer::default();
+            body.text("/job/1");
+            let mut removed = Writer::default();
+            removed.bool(true);
+            for text in ["/job/1", "a.scope", result] {
+                removed.text(text);
+            }
+            (message_of(2, &[], "o", body), message_of(4, &[(3, "s", "JobRemoved")], "uoss", removed))
+        }
+    };
+    let both = match fake {
+        Fake::Job { early: true, .. } => [signal, answer],
+        _ => [answer, signal],
+    };
+    writer.write_all(&both.concat()).unwrap();
+}
+
+/// A message of systemd's.
+fn message_of(kind: u8, fields: &[(u8, &str, &str)], signature: &str, body: Writer) -> Vec<u8> {
+    wire::message(kind, 77, (kind != 4).then_some(1), fields, signature, body)
+}
+
+fn leaf(parent: &str) -> Option<Leaf> {
+    Tree::detect(Path::new("/sys/fs/cgroup")).ok()?.leaf(parent, "ab").ok()
+}
+
+fn limits(json: &str) -> Limits {
+    Limits::from_oci(&serde_json::from_str(json).unwrap()).unwrap()
+}
+
+fn contains(bytes: &[u8], wanted: &[u8]) -> bool {
+    bytes.windows(wanted.len()).any(|window| window == wanted)
+}
+
+fn systemd(dir: &Path, fake: Fake) -> (Systemd, Receiver<Vec<u8>>) {
+    let socket = dir.join("private");
+    let calls = serve(UnixListener::bind(&socket).unwrap(), fake);
+    // In the place of this program: it need not be anything but a process.
+    let program = dir.join("program");
+    std::fs::write(&program, "#!/bin/sh\nexec /bin/cat\n").unwrap();
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    (Systemd { socket, program }, calls)
+}
+
+#[test]
+fn a_scope_is_made_around_a_placeholder_with_its_limits() {
+    for early in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let (systemd, calls) = systemd(dir.path(), Fake::Job { result: "done", early });
+        let leaf = leaf("kubepods-pod1.slice").unwrap();
+        let made =
+            systemd.make_blocking(&leaf, &limits(r#"{"memory":{"limit":4096},"cpu":{"shares":1024}}"#));
+        let placeholder = made.unwrap().unwrap();
+        let call = calls.recv().unwrap();
+        for text in [
+            "StartTransientUnit",
+            "cri-hartpod-ab.scope",
+            "kubepods-pod1.slice",
+            "DefaultDependencies",
+            "Delegate",
+            "inactive-or-failed",
+            "TimeoutStopUSec",
+            "MemoryMax",
+            "CPUWeight",
+            "TasksMax",
+        ] {
+            assert!(contains(&call, text.as_bytes()), "{text}");
+        }
+        let pid = placeholder.0.id();
+        assert!(contains(&call, &pid.to_le_bytes()));
+        let folder = format!("/proc/{pid}");
+        assert!(Path::new(&folder).exists());
+        drop(placeholder);
+        assert!(!Path::new(&folder).exists(), "it is reaped");
+    }
+}
+
+#[test]
+fn what_systemd_does_not_do_is_told() {
+    for (fake, words) in [
+        (Fake::Job { result: "failed", early: false }, "ended with \"failed\""),
+        (
+            Fake::Refuses("org.freedesktop.systemd1.UnitExists"),
+            "org.freedesktop.systemd1.UnitExists: Unit a.scope was already loaded",
+        ),
+        (Fake::HangsUp, "talk to systemd"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let (systemd, _calls) = systemd(dir.path(), fake);
+        let error = systemd.make_blocking(&leaf("a.slice").unwrap(), &Limits::default()).unwrap_err();
+        let text = crate::chain(&error);
+        assert!(text.starts_with("make cri-hartpod-ab.scope in a.slice: ") && text.contains(words), "{text}");
+    }
+    let nobody = Systemd { socket: "/nonexistent".into(), program: "/bin/cat".into() };
+    let error = nobody.make_blocking(&leaf("a.slice").unwrap(), &Limits::default()).unwrap_err();
+    assert!(crate::chain(&error).contains("connect to systemd at /nonexistent"), "{error}");
+}
+
+#[test]
+fn a_leaf_below_a_path_is_no_business_of_systemds() {
+    let nobody = Systemd { socket: "/nonexistent".into(), program: "/nonexistent".into() };
+    let leaf = leaf("/kubepods/pod1").unwrap();
+    assert!(nobody.make_blocking(&leaf, &Limits::default()).unwrap().is_none());
+    nobody.set_blocking(&leaf, &limits(r#"{"pids":{"limit":5}}"#)).unwrap();
+}
+
+#[test]
+fn new_limits_are_told_for_this_boot() {
+    let dir = tempfile::tempdir().unwrap();
+    let (systemd, calls) = systemd(dir.path(), Fake::Job { result: "done", early: false });
+    systemd.set_blocking(&leaf("a.slice").unwrap(), &limits(r#"{"pids":{"limit":5}}"#)).unwrap();
+    let call = calls.recv().unwrap();
+    assert!(contains(&call, b"SetUnitProperties") && contains(&call, b"TasksMax\0\x01t\0"));
+}
+
+#[test]
+fn a_scope_that_systemd_has_forgotten_is_stopped() {
+    for (fake, fails) in [
+        (Fake::Job { result: "done", early: false }, false),
+        (Fake::Refuses("org.freedesktop.systemd1.NoSuchUnit"), false),
+        (Fake::Refuses("org.freedesktop.DBus.Error.AccessDenied"), true),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let (systemd, calls) = systemd(dir.path(), fake);
+        assert_eq!(systemd.stop_blocking(&leaf("a.slice").unwrap()).is_err(), fails);
+        let call = calls.recv().unwrap();
+        assert!(contains(&call, b"StopUnit") && contains(&call, b"cri-hartpod-ab.scope"));
+    }
+}

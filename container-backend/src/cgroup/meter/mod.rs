@@ -1,0 +1,168 @@
+//! A cgroup's numbers from files that are kept open: a sample costs one read per file, and no path is walked.
+
+mod files;
+mod numbers;
+mod v1;
+mod v2;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use rustix::fs::{Mode, OFlags, open};
+
+use self::files::{FILES, Wanted};
+use super::error::CgroupError;
+use super::file;
+use super::leaf::Leaf;
+use super::make::below;
+use super::sample::Sample;
+use super::tree::{Hierarchies, Version};
+
+/// How much of a [`Sample`] is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Depth {
+    /// CPU time alone: one file.
+    Cpu,
+    /// What CRI's statistics have.
+    Stats,
+    /// Everything that metrics have.
+    All,
+}
+
+/// The open files of one cgroup.
+///
+/// They keep what is left of a removed cgroup in the kernel's memory until they are closed, so a meter goes with its container.
+#[derive(Debug)]
+pub struct Meter {
+    path: String,
+    /// In the v2 tree.
+    unified: PathBuf,
+    files: Vec<StatFile>,
+    /// Where the huge pages' files are, which have the size in their names.
+    huge_pages: Option<(Version, PathBuf)>,
+}
+
+#[derive(Debug)]
+struct StatFile {
+    wanted: &'static Wanted,
+    version: Version,
+    path: PathBuf,
+    /// Opened by the first sample that wants it; nothing where the kernel has no such file.
+    opened: OnceLock<Option<OwnedFd>>,
+}
+
+impl Meter {
+    pub(super) fn new(hierarchies: &Hierarchies, path: &str) -> Self {
+        let files = FILES.iter().filter_map(|wanted| {
+            let (version, name, dir) = wanted.place(hierarchies)?;
+            let path = below(dir, path).join(name);
+            Some(StatFile { wanted, version, path, opened: OnceLock::new() })
+        });
+        let huge_pages = hierarchies.home(super::Controller::Hugetlb);
+        Self {
+            path: path.to_owned(),
+            unified: below(&hierarchies.unified, path),
+            files: files.collect(),
+            huge_pages: huge_pages.map(|(version, root)| (version, below(root, path))),
+        }
+    }
+
+    /// The cgroup's path below the hierarchies' roots.
+    #[must_use]
+    pub fn cgroup_path(&self) -> &str {
+        &self.path
+    }
+
+    pub(super) fn unified(&self) -> &Path {
+        &self.unified
+    }
+
+    /// Reads the numbers; nothing if the cgroup is gone. `buffer` only saves allocations.
+    ///
+    /// # Errors
+    /// When a file that exists cannot be read.
+    pub fn read(&self, depth: Depth, buffer: &mut Vec<u8>) -> Result<Option<Sample>, CgroupError> {
+        let mut sample = Sample::default();
+        let mut any = false;
+        for stat in self.files.iter().filter(|f| f.wanted.depth <= depth) {
+            let Some(text) = stat.text(buffer)? else { continue };
+            any = true;
+            match stat.version {
+                Version::V1 => v1::take(stat.wanted.what, text, &mut sample),
+                Version::V2 => v2::take(stat.wanted.what, text, &mut sample),
+            }
+        }
+        if depth == Depth::All {
+            if let Some((version, dir)) = &self.huge_pages {
+                sample.huge_pages = files::huge_pages(*version, dir);
+            }
+        }
+        Ok(any.then_some(sample))
+    }
+}
+
+impl StatFile {
+    fn text<'b>(&self, buffer: &'b mut Vec<u8>) -> Result<Option<&'b str>, CgroupError> {
+        let failed = |source: io::Error| CgroupError::Read { file: self.path.clone(), source };
+        let opened = match self.opened.get() {
+            Some(opened) => opened,
+            None => {
+                let opened = match open(&self.path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
+                    Ok(opened) => Some(opened),
+                    Err(e) if file::is_gone(&e.into()) => None,
+                    Err(e) => return Err(failed(e.into())),
+                };
+                self.opened.get_or_init(|| opened)
+            }
+        };
+        let Some(opened) = opened else { return Ok(None) };
+        match read_whole(opened, buffer) {
+            Ok(()) => Ok(std::str::from_utf8(buffer).ok()),
+            // Pressure files without accounting (psi=0) are there, and refuse.
+            Err(e) if file::is_gone(&e) || e.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(None),
+            Err(e) => Err(failed(e)),
+        }
+    }
+}
+
+/// The kernel makes an interface file's text anew at each read from its start.
+fn read_whole(file: &OwnedFd, buffer: &mut Vec<u8>) -> io::Result<()> {
+    const FIRST: usize = 4096;
+    /// No file of numbers is nearly as long.
+    const MOST: usize = 1 << 20;
+    buffer.resize(buffer.capacity().max(FIRST), 0);
+    let mut read = 0;
+    loop {
+        match rustix::io::pread(file, &mut buffer[read..], read as u64) {
+            Ok(0) => break,
+            Ok(n) => read += n,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+        if read == buffer.len() {
+            if read >= MOST {
+                break;
+            }
+            buffer.resize(read * 2, 0);
+        }
+    }
+    buffer.truncate(read);
+    Ok(())
+}
+
+impl Leaf {
+    /// A meter of the leaf; it opens nothing yet.
+    #[must_use]
+    pub fn meter(&self) -> Meter {
+        Meter::new(&self.hierarchies, &self.path)
+    }
+
+    /// A meter of the leaf's parent: of the whole pod, where the kubelet made a cgroup for each.
+    #[must_use]
+    pub fn parent_meter(&self) -> Meter {
+        let parent = self.path.rsplit_once('/').map_or("", |(parent, _)| parent);
+        Meter::new(&self.hierarchies, parent)
+    }
+}
