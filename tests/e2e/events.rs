@@ -50,14 +50,21 @@ fn told(events: &[cri::ContainerEventResponse]) -> Vec<(&str, cri::ContainerEven
 async fn a_life_is_told_in_order(lab: &Lab) -> Result<()> {
     let node = lab.node().await?;
     let mut listener = Listener::new(&node).await?;
+    // Each event is awaited before the next step: it carries the pod as it is when the event is told, which may be after later steps.
     let pod = node.pod("web").run().await?;
+    let mut events = listener.take(2).await?;
     let main = pod.container("main").sh("read x; exit 3").with(|config| config.stdin = true).create().await?;
+    events.push(listener.next().await?);
     main.start().await?;
+    events.push(listener.next().await?);
     main.stop(Duration::ZERO).await?;
+    events.push(listener.next().await?);
     main.remove().await?;
+    events.push(listener.next().await?);
     pod.stop().await?;
+    events.push(listener.next().await?);
     pod.remove().await?;
-    let events = listener.take(8).await?;
+    events.push(listener.next().await?);
     let (pod, main) = (pod.id.as_str(), main.id.as_str());
     let expected = [
         (pod, Created),

@@ -216,8 +216,10 @@ async fn the_default_profile_blocks_dangerous_calls(lab: &Lab) -> Result<()> {
         let output = main.exec(["sh", "-c", command]).await?;
         assert_ne!(output.exit_code, 0, "{command} succeeded");
     }
-    // With the capability the profile lets it through.
+    // With the capability the profile lets it through; AppArmor's, where there is one, does not.
     let admin = pod.container("admin").idle().with_security(|security| {
+        let profile = cri::security_profile::ProfileType::Unconfined.into();
+        security.apparmor = Some(cri::SecurityProfile { profile_type: profile, ..Default::default() });
         security.capabilities =
             Some(cri::Capability { add_capabilities: vec!["SYS_ADMIN".into()], ..Default::default() });
     });

@@ -10,6 +10,8 @@ const KILLED: i32 = 137;
 const UNKNOWN: i32 = 255;
 /// What containerd reports when the process never ran.
 const START_FAILED: i32 = 128;
+/// The reason of those.
+const START_ERROR: &str = "StartError";
 
 /// The end of a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +31,8 @@ impl Exit {
         let reason = match (state.oom_killed, state.exit_code) {
             (true, _) => "OOMKilled",
             (false, 0) => "Completed",
+            // The answer to its start says so too, and may come later or, to a daemon that is killed, never.
+            (false, START_FAILED) if state.started_at == 0 => START_ERROR,
             (false, _) => "Error",
         };
         Self {
@@ -41,7 +45,7 @@ impl Exit {
 
     /// Its process could not be started.
     pub(crate) fn start_failed(message: String) -> Self {
-        Self { finished_at: clock::now(), code: START_FAILED, reason: "StartError".to_owned(), message }
+        Self { finished_at: clock::now(), code: START_FAILED, reason: START_ERROR.to_owned(), message }
     }
 
     /// The daemon killed it.
@@ -78,5 +82,16 @@ mod tests {
         assert_eq!(reason(false, 7), "Error");
         assert_eq!(reason(true, 137), "OOMKilled");
         assert_eq!(reason(true, 0), "OOMKilled");
+    }
+
+    #[test]
+    fn one_that_never_ran_failed_to_start() {
+        let reason = |started_at, exit_code| {
+            Exit::reported(&pod::ContainerState { started_at, exit_code, ..Default::default() }).reason
+        };
+        assert_eq!(reason(0, 128), "StartError");
+        // A program's own code, and one that was killed at the gate.
+        assert_eq!(reason(1, 128), "Error");
+        assert_eq!(reason(0, 137), "Error");
     }
 }
