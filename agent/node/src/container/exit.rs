@@ -48,6 +48,11 @@ impl Exit {
         Self { finished_at: clock::now(), code: START_FAILED, reason: START_ERROR.to_owned(), message }
     }
 
+    /// Whether its process could not be started.
+    pub(crate) fn is_start_failure(&self) -> bool {
+        self.reason == START_ERROR
+    }
+
     /// The daemon killed it.
     pub(crate) fn killed(message: &str) -> Self {
         Self {

@@ -5,6 +5,7 @@ use hartpod_proto::ContainerId;
 use super::SandboxState;
 use super::command::Done;
 use super::resize::PodAnswer;
+use super::start::StartFailed;
 use super::task::PodTask;
 use super::update::Answer;
 use crate::records::{PodRecord, PodStage, VERSION};
@@ -17,6 +18,7 @@ pub(super) enum Deferred {
     FinishStop,
     Answer(Answer),
     AnswerPod(PodAnswer),
+    StartFailed(StartFailed),
 }
 
 impl PodTask {
@@ -47,6 +49,7 @@ impl PodTask {
                     Deferred::FinishStop => self.finish_stop(),
                     Deferred::AnswerPod(PodAnswer(reply)) => drop(reply.send(Ok(()))),
                     Deferred::Answer(Answer(reply)) => drop(reply.send(Ok(()))),
+                    Deferred::StartFailed(failed) => failed.answer(),
                 }
             }
             return;

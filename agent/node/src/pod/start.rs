@@ -8,6 +8,7 @@ use hartpod_proto::pod::v1 as agent;
 use super::SandboxState;
 use super::command::{Done, Reply};
 use super::entry::Entry;
+use super::recording::Deferred;
 use super::task::PodTask;
 use crate::agent_client::AgentError;
 use crate::clock;
@@ -24,6 +25,19 @@ pub(crate) enum StartError {
     /// The agent says what it tried and with which container.
     #[error(transparent)]
     Agent(AgentError),
+}
+
+/// The answer to a failed start, given when the container's record has it.
+#[derive(Debug)]
+pub(super) struct StartFailed {
+    reply: Reply<(), StartError>,
+    error: Arc<StartError>,
+}
+
+impl StartFailed {
+    pub(super) fn answer(self) {
+        let _ = self.reply.send(Err(self.error));
+    }
 }
 
 fn because(reason: &str) -> String {
@@ -67,29 +81,36 @@ impl PodTask {
     ) {
         let Some(entry) = self.containers.get_mut(id) else { return };
         let waiter = entry.start_waiter.take();
-        let answer = match outcome {
+        match outcome {
             Ok(state) => {
                 entry.learn(state);
                 tracing::info!(container = %id, pid = entry.pid, "container started");
-                Ok(())
+                self.publish();
+                if let Some(waiter) = waiter {
+                    let _ = waiter.send(Ok(()));
+                }
+                self.record();
             }
             Err(source) => {
                 if let AgentError::Answered { message, .. } = &source {
                     // The process never was: that says more than the exit code of what was to become it.
-                    if entry.started_at == 0 {
+                    if entry.started_at == 0 && entry.exit.as_ref().is_some_and(|exit| !exit.is_start_failure()) {
                         entry.exit = Some(Exit::start_failed(message.clone()));
                     }
                     entry.move_on(ContainerEvent::StartFailed);
                     entry.end(Exit::start_failed(message.clone()));
                     entry.dirty = true;
                 }
-                Err(Arc::new(StartError::Agent(source)))
+                self.publish();
+                match waiter {
+                    // What the status says of it now is what it says after a crash.
+                    Some(reply) => {
+                        let error = Arc::new(StartError::Agent(source));
+                        self.when_recorded(Deferred::StartFailed(StartFailed { reply, error }));
+                    }
+                    None => self.record(),
+                }
             }
-        };
-        self.publish();
-        if let Some(waiter) = waiter {
-            let _ = waiter.send(answer);
         }
-        self.record();
     }
 }

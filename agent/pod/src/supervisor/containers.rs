@@ -208,10 +208,12 @@ impl Supervisor {
                 }
             }
             Err(error) => {
+                let error = CallError::Start { id: id.clone(), source: Arc::new(error) };
+                // What the answer says: a daemon may hear of it by either.
                 container.told.message = chain(&error);
                 container.told.exit_code = START_FAILED;
                 container.told.finished_at = now_nanos();
-                container.start_error = Some(CallError::Start { id: id.clone(), source: Arc::new(error) });
+                container.start_error = Some(error);
                 self.begin_settling(id);
             }
         }
