@@ -1,4 +1,4 @@
-//! Holds `docs/cri.md` to the protocol and to the tests: each field that makes a pod or a container has a row, and each test named there exists.
+//! Holds `docs/cri.md` to the protocol and to the tests: each field that makes a pod or a container has a row, and each row names a test that exists.
 
 #![allow(clippy::unwrap_used)]
 use std::collections::BTreeSet;
@@ -69,14 +69,15 @@ fn every_field_has_one_row() {
 }
 
 #[test]
-fn every_test_that_is_named_exists() {
+fn every_row_names_a_test_that_exists() {
     let has = |file: &Path, name: &str| {
         fs::read_to_string(file).is_ok_and(|text| text.contains(&format!("fn {name}(")))
     };
     for row in rows() {
         let test = &row[3];
         let found = match test.split_once(": ") {
-            _ if test.is_empty() => true,
+            // What is not there cannot be tested.
+            _ if test.is_empty() => row[1].contains("**not yet**"),
             Some(("hartpod", name)) => {
                 sources(&root().join("agent/node/src")).iter().any(|file| has(file, name))
             }
@@ -88,7 +89,7 @@ fn every_test_that_is_named_exists() {
                 .split_once("::")
                 .is_some_and(|(module, name)| has(&root().join(format!("tests/e2e/{module}.rs")), name)),
         };
-        assert!(found, "{} names {test}, which is no test", row[0]);
+        assert!(found, "{} names `{test}`, which is no test", row[0]);
     }
 }
 
