@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::file_error::{At as _, FileError};
+
 /// Version of the format. Another one is refused rather than misread.
 const VERSION: u32 = 1;
 
@@ -73,16 +75,8 @@ impl From<Told> for Entry {
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
     /// The system refused.
-    #[error("{doing} {}", path.display())]
-    Io {
-        /// What was tried.
-        doing: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] FileError),
     /// It would be larger than what is read back.
     #[error("{} would be larger than {MAX_FILE} bytes", path.display())]
     TooLarge {
@@ -146,7 +140,8 @@ impl Cache {
         }
         let mut file = self.create(&temporary).at("create", &temporary)?;
         file.write_all(&text).at("write", &temporary)?;
-        std::fs::rename(&temporary, &path).at("rename to", &path)
+        std::fs::rename(&temporary, &path).at("rename to", &path)?;
+        Ok(())
     }
 
     /// Forgets the pod. Not having known it is fine.
@@ -192,17 +187,6 @@ impl Cache {
 
     fn path(&self, id: &str, suffix: &str) -> PathBuf {
         self.dir.join(format!("{id}{suffix}"))
-    }
-}
-
-/// Adds to an I/O error what was tried, and on which file.
-trait At<T> {
-    fn at(self, doing: &'static str, path: &Path) -> Result<T, CacheError>;
-}
-
-impl<T> At<T> for io::Result<T> {
-    fn at(self, doing: &'static str, path: &Path) -> Result<T, CacheError> {
-        self.map_err(|source| CacheError::Io { doing, path: path.to_owned(), source })
     }
 }
 

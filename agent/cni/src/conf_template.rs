@@ -12,6 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::conf::Network;
 use crate::conf_dir::{ConfDir, MAX_FILE, read_file};
 use crate::error::InvalidConf;
+use crate::file_error::{At as _, FileError};
 use crate::pod_cidrs::PodCidrs;
 use crate::template::{SyntaxError, Template, Values};
 
@@ -80,16 +81,8 @@ pub enum GenerateError {
     #[error(transparent)]
     Template(#[from] TemplateError),
     /// The folder or the file cannot be read or written.
-    #[error("{doing} {}", path.display())]
-    Io {
-        /// What was tried.
-        doing: &'static str,
-        /// With what.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] FileError),
 }
 
 /// What came of it.
@@ -159,7 +152,7 @@ impl ConfTemplate {
 }
 
 /// Survives a power loss as the old file or the new one; which of them does not matter, the kubelet tells its ranges again.
-fn write(conf_dir: &Path, file: &Path, text: &str) -> Result<(), GenerateError> {
+fn write(conf_dir: &Path, file: &Path, text: &str) -> Result<(), FileError> {
     let made = DirBuilder::new().recursive(true).mode(0o755).create(conf_dir);
     made.at("create", conf_dir)?;
     let temporary = conf_dir.join(TEMPORARY);
@@ -177,17 +170,6 @@ fn write(conf_dir: &Path, file: &Path, text: &str) -> Result<(), GenerateError> 
         // The error that led here says more.
         let _ = fs::remove_file(&temporary);
     })
-}
-
-/// Adds to an I/O error what was tried, and on which file.
-trait At<T> {
-    fn at(self, doing: &'static str, path: &Path) -> Result<T, GenerateError>;
-}
-
-impl<T> At<T> for io::Result<T> {
-    fn at(self, doing: &'static str, path: &Path) -> Result<T, GenerateError> {
-        self.map_err(|source| GenerateError::Io { doing, path: path.to_owned(), source })
-    }
 }
 
 #[cfg(test)]
@@ -292,6 +274,6 @@ mod tests {
         let template = template(dir.path(), &file, TEMPLATE).unwrap();
         fs::write(&file, "").unwrap();
         let error = template.write_blocking(&cidrs("10.1.0.0/24")).unwrap_err();
-        assert!(matches!(&error, GenerateError::Io { path, .. } if *path == file), "{error:?}");
+        assert!(matches!(&error, GenerateError::Io(FileError { path, .. }) if *path == file), "{error:?}");
     }
 }

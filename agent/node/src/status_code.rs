@@ -370,7 +370,7 @@ impl Coded for PodCidrError {
             Self::Invalid(_) => Code::InvalidArgument,
             // It was tried at the start: it is the ranges that it does not fit.
             Self::Generate(GenerateError::Template(_)) => Code::FailedPrecondition,
-            Self::Generate(GenerateError::Io { .. }) | Self::BrokenOff(_) => Code::Internal,
+            Self::Generate(GenerateError::Io(_)) | Self::BrokenOff(_) => Code::Internal,
         }
     }
 }

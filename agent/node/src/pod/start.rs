@@ -94,7 +94,9 @@ impl PodTask {
             Err(source) => {
                 if let AgentError::Answered { message, .. } = &source {
                     // The process never was: that says more than the exit code of what was to become it.
-                    if entry.started_at == 0 && entry.exit.as_ref().is_some_and(|exit| !exit.is_start_failure()) {
+                    if entry.started_at == 0
+                        && entry.exit.as_ref().is_some_and(|exit| !exit.is_start_failure())
+                    {
                         entry.exit = Some(Exit::start_failed(message.clone()));
                     }
                     entry.move_on(ContainerEvent::StartFailed);

@@ -84,13 +84,8 @@ impl Server {
         args: &mut Args<'_>,
         answer: &mut Answer<'_>,
     ) -> Result<(), Errno> {
-        Self::changeable_folder(folder)?;
         let (name, text) = (args.name()?, args.text()?);
-        {
-            let _as = As::user(header.uid, header.gid)?;
-            rustix::fs::symlinkat(text, folder, name)?;
-        }
-        self.tell_of(folder, name, answer)
+        self.make(header, folder, name, answer, || rustix::fs::symlinkat(text, folder, name))
     }
 
     /// Files, pipes and sockets: never devices, which would be the node's.
@@ -102,17 +97,13 @@ impl Server {
         answer: &mut Answer<'_>,
     ) -> Result<(), Errno> {
         let [mode, _device, _umask, _] = args.words()?;
-        Self::changeable_folder(folder)?;
         let name = args.name()?;
         let kind = FileType::from_raw_mode(mode);
         if !matches!(kind, FileType::RegularFile | FileType::Fifo | FileType::Socket) {
             return Err(Errno::PERM);
         }
-        {
-            let _as = As::user(header.uid, header.gid)?;
-            rustix::fs::mknodat(folder, name, kind, Mode::from_raw_mode(mode & MODE), 0)?;
-        }
-        self.tell_of(folder, name, answer)
+        let mode = Mode::from_raw_mode(mode & MODE);
+        self.make(header, folder, name, answer, || rustix::fs::mknodat(folder, name, kind, mode, 0))
     }
 
     pub(super) fn make_folder(
@@ -123,11 +114,23 @@ impl Server {
         answer: &mut Answer<'_>,
     ) -> Result<(), Errno> {
         let [mode, _umask] = args.words()?;
+        let (name, mode) = (args.name()?, Mode::from_raw_mode(mode & MODE));
+        self.make(header, folder, name, answer, || rustix::fs::mkdirat(folder, name, mode))
+    }
+
+    /// Makes what is to stand at a name, as the guest's user, and tells of it.
+    fn make(
+        &self,
+        header: Header,
+        folder: &Node,
+        name: &CStr,
+        answer: &mut Answer<'_>,
+        make: impl FnOnce() -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
         Self::changeable_folder(folder)?;
-        let name = args.name()?;
         {
             let _as = As::user(header.uid, header.gid)?;
-            rustix::fs::mkdirat(folder, name, Mode::from_raw_mode(mode & MODE))?;
+            make()?;
         }
         self.tell_of(folder, name, answer)
     }
