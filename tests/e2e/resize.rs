@@ -285,7 +285,7 @@ async fn takes(container: &Container, mib: u64) -> Result<bool> {
 }
 
 async fn a_guest_grows_and_shrinks_below_its_ceiling(lab: &Lab) -> Result<()> {
-    let node = lab.start(lab.node_builder()?.settings("[vm]\nresize_headroom_percent = 50\n")).await?;
+    let node = lab.node_with("[vm]\nresize_headroom_percent = 50\n").await?;
     let pod = node.pod("web").in_guest().with(|config| {
         config.linux.get_or_insert_default().resources = Some(cri::LinuxContainerResources {
             memory_limit_in_bytes: 64 * MIB,

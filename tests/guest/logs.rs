@@ -5,7 +5,7 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use hartpod_tests::eventually::{eventually, patient};
 use hartpod_tests::smaps::Memory;
 use hartpod_tests::{Lab, Need, tests};
@@ -285,12 +285,17 @@ async fn logs_that_came_and_went_leave_no_memory(lab: &Lab) -> Result<()> {
         let (lines, _) = world.run(&MANY.replace("200000", "5000"), Terminal::No).await?;
         ensure!(lines.len() == 5005, "{} lines", lines.len());
     }
-    let first = fifty_logs(&mut world, few).await?;
-    let second = fifty_logs(&mut world, few).await?;
-    eprintln!("own memory: {before:.0} KiB, after 50 logs {first:.0} KiB, after 50 more {second:.0} KiB");
+    let mut last = fifty_logs(&mut world, few).await?;
     // glibc keeps an arena for each thread that was there at a time, up to 8 per processor, and gives it to the next ones.
-    ensure!(first < before + 1024.0, "{before} KiB before, {first} KiB after");
-    // A page or two of its stack from each would be more.
-    ensure!(second < first + 300.0, "{first} KiB after the first, {second} KiB after the second");
-    shut_down(world.guest, world.pod).await
+    ensure!(last < before + 1024.0, "{before} KiB before, {last} KiB after");
+    // Which thread gets which arena is luck, so more are touched for some time; a page of each log would be 200 KiB every time.
+    for _ in 0..6 {
+        let now = fifty_logs(&mut world, few).await?;
+        eprintln!("own memory: {before:.0} KiB, {last:.0} KiB after some logs, {now:.0} KiB after 50 more");
+        if now < last + 100.0 {
+            return shut_down(world.guest, world.pod).await;
+        }
+        last = now;
+    }
+    bail!("it grows with each log: {before} KiB before, {last} KiB in the end")
 }
