@@ -16,6 +16,11 @@ pub use id::{ContainerId, SandboxId};
 
 /// The pod agent's protocol.
 pub mod pod {
+    /// Metadata of a call: the span that it is a part of (W3C Trace Context), if the daemon's caller traces it.
+    pub const TRACEPARENT: &str = "traceparent";
+    /// Metadata of the answer to such a call: microseconds that the agent took, from the request's headers to the answer.
+    pub const TOOK: &str = "hartpod-took-us";
+
     /// Version 1; agents of the previous release must be understood.
     #[allow(missing_debug_implementations, unreachable_pub, clippy::all, clippy::restriction)]
     pub mod v1 {

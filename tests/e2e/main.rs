@@ -28,6 +28,7 @@ mod mounts;
 mod namespaces;
 mod network;
 mod node_status;
+mod otel;
 mod pod_cidr;
 mod refused;
 mod repeat;
@@ -74,6 +75,7 @@ fn main() -> ExitCode {
         namespaces::TESTS,
         network::TESTS,
         node_status::TESTS,
+        otel::TESTS,
         pod_cidr::TESTS,
         refused::TESTS,
         repeat::TESTS,

@@ -229,7 +229,7 @@ async fn http(address: &str, request: &str) -> Result<(String, String)> {
     Ok((head.to_owned(), body.to_owned()))
 }
 
-async fn scrape(node: &Node) -> Result<String> {
+pub(crate) async fn scrape(node: &Node) -> Result<String> {
     let (head, body) = http(&metrics_address(node)?, "GET /metrics").await?;
     ensure!(head.starts_with("HTTP/1.1 200 "), "{head}");
     Ok(body)

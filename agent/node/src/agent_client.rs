@@ -15,11 +15,13 @@ use hartpod_proto::pod::v1 as pod;
 use hartpod_proto::pod::v1::pod_agent_client::PodAgentClient;
 use hyper_util::rt::TokioIo;
 use tokio::sync::Semaphore;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::{Endpoint, Uri};
 use tonic::{Code, Response, Status, Streaming};
 
 use stream::Service;
 pub(crate) use stream::{Door, StreamError, Token};
+
+use crate::trace::{Traced, agent_call};
 
 /// Bytes in flight per call; calls of pod/v1 are small, a runtime spec is the largest.
 const STREAM_WINDOW: u32 = 64 << 10;
@@ -64,7 +66,7 @@ pub(crate) enum AgentError {
 /// One pod's agent, as the daemon talks to it.
 #[derive(Debug, Clone)]
 pub(crate) struct AgentClient {
-    calls: PodAgentClient<Channel>,
+    calls: PodAgentClient<Traced>,
     /// Folder that holds its sockets, or its VMM's.
     dir: Arc<Path>,
     door: Door,
@@ -87,7 +89,7 @@ impl AgentClient {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .buffer_size(WAITING_CALLS)
             .connect_with_connector_lazy(connector);
-        let calls = PodAgentClient::new(channel);
+        let calls = PodAgentClient::new(Traced(channel));
         let calls = match door {
             Door::Sockets => calls,
             Door::Vsock => calls.max_decoding_message_size(GUEST_MESSAGE),
@@ -190,7 +192,8 @@ impl AgentClient {
     ) -> Result<pod::WaitExecResponse, AgentError> {
         let mut calls = self.calls.clone();
         let request = pod::WaitExecRequest { container_id: container.to_string(), exec_id: exec.to_owned() };
-        calls.wait_exec(request).await.map(Response::into_inner).map_err(|s| broken("WaitExec", &s))
+        let answer = agent_call("WaitExec", calls.wait_exec(request)).await;
+        answer.map(Response::into_inner).map_err(|s| broken("WaitExec", &s))
     }
 
     /// Kills an exec's whole process tree; one that is over is success.
@@ -229,7 +232,7 @@ async fn bounded<T>(
     after: Duration,
     answer: impl Future<Output = Result<Response<T>, Status>>,
 ) -> Result<T, AgentError> {
-    match tokio::time::timeout(after, answer).await {
+    match tokio::time::timeout(after, agent_call(call, answer)).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
         Ok(Err(status)) => Err(broken(call, &status)),
         Err(_) => Err(AgentError::TimedOut { call, after }),

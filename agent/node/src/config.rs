@@ -43,6 +43,7 @@ sections! {
         images: Images = Images::default(),
         streaming: Streaming = Streaming::default(),
         metrics: Metrics = Metrics::default(),
+        tracing: Tracing = Tracing::default(),
         cgroup: Cgroup = Cgroup::default(),
         pod: Pod = Pod::default(),
         vm: Vm = Vm::default(),
@@ -106,6 +107,15 @@ sections! {
         /// Where it is served, over plain HTTP; port 0 takes a free one. It tells names of pods and what they use: leave it on loopback unless whoever scrapes it is
         /// elsewhere.
         listen: SocketAddr = SocketAddr::from((Ipv4Addr::LOCALHOST, 9810)),
+    }
+
+    /// What calls are spent on, for OpenTelemetry.
+    Tracing {
+        /// A collector that takes OTLP over gRPC without TLS, such as http://127.0.0.1:4317. Each call of CRI is told to it with its parts, down to the agents
+        /// of pods: whoever reads it learns names of pods and messages of errors. When empty: nothing is recorded.
+        otlp_endpoint: String = String::new(),
+        /// The share of calls that are told, 0.0 to 1.0, of clients that do not trace. One that does, as the kubelet can, decides for its calls.
+        sample_ratio: f64 = 1.0,
     }
 
     /// Control groups.

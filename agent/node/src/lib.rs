@@ -47,6 +47,7 @@ mod streaming;
 mod sweep;
 mod sys;
 mod systemd;
+mod trace;
 mod trash;
 
 /// An error with its causes, on one line.

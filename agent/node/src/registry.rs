@@ -7,6 +7,7 @@ use hartpod_proto::{ContainerId, SandboxId};
 
 use crate::names::{Claim, Names, PodName, Progress};
 use crate::pod::{PodHandle, PodInfo};
+use crate::trace;
 
 /// No pod or container is meant by an id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -106,6 +107,7 @@ impl Registry {
     pub(crate) fn pod(&self, id: &str) -> Result<PodHandle, LookupError> {
         let maps = self.maps();
         let (_, handle) = one(&maps.pods, SANDBOX, id)?;
+        handle.info.note();
         Ok(handle.clone())
     }
 
@@ -115,6 +117,8 @@ impl Registry {
         let not_found = || LookupError::NotFound { what: CONTAINER, id: id.to_owned() };
         let (full, pod) = one(&maps.containers, CONTAINER, id)?;
         let handle = maps.pods.get(pod.as_str()).ok_or_else(not_found)?;
+        handle.info.note();
+        trace::note("container.id", full);
         Ok((handle.clone(), full.parse().map_err(|_| not_found())?))
     }
 }

@@ -42,6 +42,7 @@ use crate::streaming::{Sessions, SettingsError, settings_blocking};
 use crate::sweep::{Claimed, sweep};
 use crate::sys;
 use crate::systemd::{BOOTED, Systemd};
+use crate::trace::Exporter;
 use crate::trash::Trash;
 
 /// Calls are short; two threads keep the memory small and one of them free while the other is busy.
@@ -76,6 +77,8 @@ pub enum ServeError {
     ConfTemplate(#[from] TemplateError),
     #[error("metrics on {at}: set another metrics.listen, or metrics.enabled = false")]
     Metrics { at: SocketAddr, source: io::Error },
+    #[error("tracing.otlp_endpoint")]
+    Tracing(#[source] tonic::transport::Error),
     #[error("metrics")]
     OwnMetrics(#[from] prometheus::Error),
     #[error("image store")]
@@ -124,7 +127,7 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     let end = end_signal().map_err(ServeError::Signals)?;
     answer_hangups().map_err(ServeError::Signals)?;
     let collects_garbage = config.cni.gc;
-    let (socket, metrics) = (config.socket.clone(), config.metrics.clone());
+    let (socket, metrics, tracing) = (config.socket.clone(), config.metrics.clone(), config.tracing.clone());
     // Held until the end: no two daemons share a root or a state folder.
     let (_locks, listener, node, loaded, streaming) = {
         let opened = tokio::task::spawn_blocking(move || open_blocking(&config)).await??;
@@ -145,6 +148,8 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     let streaming = hartpod_streaming::Server::bind(streaming, opens).await;
     let streaming = Arc::new(streaming.inspect_err(|_| socket::unlink(&socket))?);
     let own_metrics = node.own_metrics.clone();
+    let exporter = Exporter::start(&tracing, &own_metrics).map_err(ServeError::Tracing);
+    let exporter = exporter.inspect_err(|_| socket::unlink(&socket))?;
     if metrics.enabled {
         let endpoint = Endpoint::bind(metrics.listen)
             .await
@@ -162,7 +167,7 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
         let _ = tokio::time::timeout(LAST_CALLS, streaming.stop()).await;
     });
     let serving = tonic::transport::Server::builder()
-        .layer(ObserveLayer(own_metrics))
+        .layer(ObserveLayer { own: own_metrics, tracer: exporter.as_ref().map(Exporter::tracer) })
         .layer(DeadlineLayer)
         .add_service(server.runtime_service())
         .add_service(server.image_service())
@@ -184,6 +189,9 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
         }
     };
     let _ = sessions.await;
+    if let Some(exporter) = exporter {
+        exporter.end().await;
+    }
     socket::unlink(&socket);
     served.map_err(|source| ServeError::Serve { path: socket, source })
 }

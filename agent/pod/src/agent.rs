@@ -16,6 +16,7 @@ use crate::request::Place;
 use crate::service::Service;
 use crate::stream::{self, Tokens};
 use crate::supervisor::{End, Outside, Supervisor};
+use crate::timed::Timed;
 
 /// Calls that may wait for the supervisor, which never waits for anything itself.
 const CALLS: usize = 64;
@@ -63,6 +64,7 @@ pub(crate) async fn serve(way: Way, sockets: Sockets, null: OwnedFd) -> Result<E
     let supervisor = tokio::spawn(Supervisor::new(queue, children, tokens, Outside { null, place }).run());
     let (over, is_over) = oneshot::channel::<()>();
     let service = PodAgentServer::new(Service::new(calls, prepared)).max_decoding_message_size(REQUEST_MAX);
+    let service = Timed(service);
     let server = Server::builder()
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)

@@ -27,6 +27,7 @@ mod stderr_log;
 mod stream;
 mod supervisor;
 mod sys;
+mod timed;
 
 use std::io;
 use std::process::ExitCode;

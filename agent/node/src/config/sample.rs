@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::section::Section;
-use super::{Cdi, Cgroup, Cni, Config, Images, Metrics, Pod, Streaming, Vm};
+use super::{Cdi, Cgroup, Cni, Config, Images, Metrics, Pod, Streaming, Tracing, Vm};
 
 const HEADER: &str = "\
 # hartpod's configuration: /etc/hartpod/config.toml. Every key is here with its default; a missing key or file means
@@ -21,6 +21,7 @@ pub fn render() -> Result<String, toml::ser::Error> {
     section::<Images>(&mut out, "images", &values);
     section::<Streaming>(&mut out, "streaming", &values);
     section::<Metrics>(&mut out, "metrics", &values);
+    section::<Tracing>(&mut out, "tracing", &values);
     section::<Cgroup>(&mut out, "cgroup", &values);
     section::<Pod>(&mut out, "pod", &values);
     section::<Vm>(&mut out, "vm", &values);
@@ -79,9 +80,17 @@ mod tests {
 
     #[test]
     fn every_key_has_a_comment() {
-        let keys =
-            [Cni::KEYS, Images::KEYS, Streaming::KEYS, Metrics::KEYS, Cgroup::KEYS, Pod::KEYS, Vm::KEYS]
-                .concat();
+        let keys = [
+            Cni::KEYS,
+            Images::KEYS,
+            Streaming::KEYS,
+            Metrics::KEYS,
+            Tracing::KEYS,
+            Cgroup::KEYS,
+            Pod::KEYS,
+            Vm::KEYS,
+        ]
+        .concat();
         for (key, about) in keys {
             assert!(!about.is_empty(), "{key} has no comment");
         }

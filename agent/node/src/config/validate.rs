@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use std::path::{Component, Path};
 
 use hartpod_container::cgroup;
+use tonic::codegen::http::Uri;
 
 use super::Config;
 use crate::guest;
@@ -58,6 +59,7 @@ impl Config {
         self.cni(&mut found);
         self.images(&mut found);
         self.streaming(&mut found);
+        self.tracing(&mut found);
         if self.cgroup.root != Path::new(cgroup::ROOT) {
             let root = self.cgroup.root.display().to_string();
             found.add(
@@ -130,6 +132,30 @@ impl Config {
                 found.absolute(name, path);
             }
         }
+    }
+
+    fn tracing(&self, found: &mut Findings) {
+        let (endpoint, ratio) = (&self.tracing.otlp_endpoint, self.tracing.sample_ratio);
+        if !(0.0..=1.0).contains(&ratio) {
+            found.add("tracing.sample_ratio", format!("{ratio} is not in 0.0 to 1.0"));
+        }
+        if endpoint.is_empty() {
+            return;
+        }
+        let what = match endpoint.parse::<Uri>() {
+            Ok(uri) if uri.scheme_str() == Some("https") => {
+                "asks for TLS: have a collector on this node, over http"
+            }
+            Ok(uri) if uri.scheme_str() != Some("http") || uri.port_u16().is_none() => {
+                "is not of the form http://HOST:PORT"
+            }
+            Ok(uri) if uri.path_and_query().is_some_and(|path| path != "/") => {
+                "has a path: OTLP over gRPC has none"
+            }
+            Ok(_) => return,
+            Err(_) => "is no URL",
+        };
+        found.add("tracing.otlp_endpoint", format!("{endpoint:?} {what}"));
     }
 
     fn vm(&self, found: &mut Findings) {
@@ -218,6 +244,21 @@ mod tests {
             ),
             ("[vm]\nuid_range = [9, 1]", "vm.uid_range: 9 to 1 is not within 65536 to 4294967293"),
             ("[vm]\ndefault_vcpus = 65", "vm.default_vcpus: 65 is not in 1 to 64"),
+            (
+                "[tracing]\notlp_endpoint = '127.0.0.1:4317'",
+                "tracing.otlp_endpoint: \"127.0.0.1:4317\" is not of the form http://HOST:PORT",
+            ),
+            (
+                "[tracing]\notlp_endpoint = 'https://a:4317'",
+                "tracing.otlp_endpoint: \"https://a:4317\" asks for TLS: have a collector on this node, over http",
+            ),
+            (
+                "[tracing]\notlp_endpoint = 'http://a:4318/v1/traces'",
+                "tracing.otlp_endpoint: \"http://a:4318/v1/traces\" has a path: OTLP over gRPC has none",
+            ),
+            ("[tracing]\notlp_endpoint = 'a b'", "tracing.otlp_endpoint: \"a b\" is no URL"),
+            ("[tracing]\nsample_ratio = 1.5", "tracing.sample_ratio: 1.5 is not in 0.0 to 1.0"),
+            ("[tracing]\nsample_ratio = nan", "tracing.sample_ratio: NaN is not in 0.0 to 1.0"),
             (
                 "[cgroup]\nroot = '/cgroup'",
                 "cgroup.root: \"/cgroup\" is not supported: control groups must be at /sys/fs/cgroup",

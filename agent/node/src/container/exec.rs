@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use super::exec_target::{ExecTarget, KILL_MARGIN};
 use crate::agent_client::{AgentError, StreamError, Token};
 use crate::random;
+use crate::trace::Context;
 
 /// Bytes kept of both streams together; the rest is read and dropped. The kubelet takes no message of more than 16 MiB
 /// (pkg/kubelet/cri/remote: maxMsgSize), and there is more in one than the output.
@@ -61,7 +62,7 @@ pub(crate) async fn exec_sync(
     }
     let (reply, answer) = oneshot::channel();
     // In a task of its own: a caller that hangs up must not leave the process without anybody who waits for it.
-    tokio::spawn(Exec { target, timeout }.run(args, reply));
+    tokio::spawn(Context::current().scope(Exec { target, timeout }.run(args, reply)));
     answer.await.map_err(|_| ExecError::CutOff { container })?
 }
 

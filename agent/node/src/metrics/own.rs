@@ -24,6 +24,7 @@ pub(crate) struct Own {
     plugin_seconds: HistogramVec,
     swept: IntCounterVec,
     record_errors: IntCounter,
+    spans: IntCounterVec,
 }
 
 impl Own {
@@ -74,9 +75,16 @@ impl Own {
                 "hartpod_record_errors_total",
                 "Records of pods and containers that could not be written.",
             )?,
+            spans: IntCounterVec::new(
+                Opts::new(
+                    "hartpod_trace_spans_total",
+                    "Spans for the collector of traces, by what became of them.",
+                ),
+                &["result"],
+            )?,
         };
         own.registry.register(Box::new(own.record_errors.clone()))?;
-        for collector in [&own.calls, &own.pulls, &own.plugins, &own.swept] {
+        for collector in [&own.calls, &own.pulls, &own.plugins, &own.swept, &own.spans] {
             own.registry.register(Box::new(collector.clone()))?;
         }
         own.registry.register(Box::new(own.call_seconds.clone()))?;
@@ -114,6 +122,13 @@ impl Own {
     /// The sweep found a `what` that nobody claims.
     pub(crate) fn swept(&self, what: &'static str) {
         self.swept.with_label_values(&[what]).inc();
+    }
+
+    /// `count` spans were exported, refused by the collector, failed to reach it, or dropped for want of room.
+    pub(crate) fn spans(&self, result: &'static str, count: u64) {
+        if count > 0 {
+            self.spans.with_label_values(&[result]).inc_by(count);
+        }
     }
 
     pub(crate) fn record_not_written(&self) {

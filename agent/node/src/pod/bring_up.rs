@@ -33,6 +33,7 @@ use crate::node::Node;
 use crate::records::{PodRecord, PodStage, VERSION};
 use crate::selinux::{self, SeLinux};
 use crate::spec::{pod_hostname, pod_labels_blocking};
+use crate::trace::step;
 
 /// A pod that is up.
 #[derive(Debug)]
@@ -99,7 +100,10 @@ async fn on_host(
     laps: &mut Laps,
 ) -> Result<Up, RunError> {
     // Both are awaited to their end even when one fails, so that there is something definite to undo.
-    let (netns, agent) = tokio::join!(make_netns(info), start_agent(node, info));
+    let (netns, agent) = tokio::join!(
+        step("make network namespace", make_netns(info)),
+        step("start agent", start_agent(node, info))
+    );
     let (agent, _) = agent?;
     held.agent = HeldAgent::Running(Box::new(agent.clone()), None);
     netns?;
@@ -219,7 +223,7 @@ async fn attach(
 ) -> Result<Vec<IpAddr>, RunError> {
     let Some(attachment) = attachment else { return Ok(Vec::new()) };
     let began = std::time::Instant::now();
-    let attached = node.cni.add(attachment).await;
+    let attached = step("CNI ADD", node.cni.add(attachment)).await;
     node.own_metrics.network("ADD", attached.is_ok(), began.elapsed());
     Ok(attached.map_err(|source| RunError::Network { id: info.id.clone(), source })?.ips)
 }

@@ -21,6 +21,7 @@ use super::teardown::TearDownError;
 use super::update::UpdateContainerError;
 use crate::agent_client::AgentError;
 use crate::records::PodResources;
+use crate::trace::Context;
 
 /// Errors are shared: everyone who waits for the same work hears the same.
 pub(crate) type Reply<T, E> = oneshot::Sender<Result<T, Arc<E>>>;
@@ -93,7 +94,8 @@ pub(super) enum News {
 
 #[derive(Debug)]
 pub(super) enum Message {
-    Command(Command),
-    Done(Done),
+    /// With the span that it is for.
+    Command(Context, Command),
+    Done(Context, Done),
     News(News),
 }

@@ -6,6 +6,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::command::{Command, Gone, Message, Reply};
 use super::{PodInfo, PodSnapshot};
+use crate::trace::Context;
 
 /// A pod, for everyone but its owning task.
 #[derive(Debug, Clone)]
@@ -37,6 +38,6 @@ impl PodHandle {
     /// Asks for nothing back.
     pub(crate) fn tell(&self, command: Command) {
         // A pod whose task has ended needs no telling; its reply channels are dropped, which `ask` notices.
-        let _ = self.messages.send(Message::Command(command));
+        let _ = self.messages.send(Message::Command(Context::current(), command));
     }
 }

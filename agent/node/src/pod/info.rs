@@ -11,6 +11,7 @@ use crate::guest::GuestInfo;
 use crate::names::{ConfigHash, PodName};
 use crate::records::PodResources;
 use crate::selinux::Level;
+use crate::trace;
 
 /// Parent of cgroup leaves in a guest (pod.proto).
 pub(super) const GUEST_PARENT: &str = "/pod";
@@ -63,6 +64,14 @@ impl PodInfo {
     /// See the field.
     pub(crate) fn selinux_level(&self) -> Option<&str> {
         self.selinux_level.as_ref().map(|level| level.text.as_str())
+    }
+
+    /// Says in the current span which pod it is about.
+    pub(crate) fn note(&self) {
+        trace::note("hartpod.sandbox.id", self.id.as_str());
+        trace::note("k8s.namespace.name", &self.name.namespace);
+        trace::note("k8s.pod.name", &self.name.name);
+        trace::note("k8s.pod.uid", &self.name.uid);
     }
 
     pub(crate) fn namespaces(&self) -> cri::NamespaceOption {

@@ -25,6 +25,7 @@ use crate::records::{ContainerRecord, RecordError, VERSION};
 use crate::scratch::{self, ScratchError};
 use crate::spec::{ContainerPlan, SpecError, SpecInput, container_spec_blocking};
 use crate::systemd::{Placeholder, ScopeError, destroy_leaf_blocking};
+use crate::trace::step;
 use crate::validate::{InvalidRequest, Kind};
 
 /// Where the agent of a guest writes the pod's files (pod.proto).
@@ -132,8 +133,11 @@ async fn steps(node: &Arc<Node>, making: &Making) -> Result<Made, CreateError> {
     let mut laps = Laps::start();
     let (plan, json) = {
         let (node, making) = (node.clone(), making.clone());
-        let planned = tokio::task::spawn_blocking(move || plan_blocking(&node, &making)).await;
-        planned.map_err(|source| CreateError::BrokenOff { id: id.clone(), source })??
+        let planned = async move {
+            let planned = tokio::task::spawn_blocking(move || plan_blocking(&node, &making)).await;
+            planned.map_err(|source| CreateError::BrokenOff { id: id.clone(), source })?
+        };
+        step("plan container", planned).await?
     };
     for warning in &plan.warnings {
         node.warn_once(&making.pod.id, warning);
@@ -238,7 +242,8 @@ async fn in_guest(
     let vmm = &making.agent.vmm;
     let place = Place { vmm: vmm.clone(), container: id(), slot };
     let disk = DiskImages::new(&making.image, &making.volumes);
-    guest::fill(node, place, &disk).await.map_err(|source| CreateError::Disk { id: id(), source })?;
+    let filled = step("fill disk", guest::fill(node, place, &disk)).await;
+    filled.map_err(|source| CreateError::Disk { id: id(), source })?;
     laps.note("disk");
     let process = &making.agent.process;
     if let Err(error) = guest::set_score(process.record.pid, process.pidfd(), making.oom_score) {

@@ -23,6 +23,7 @@ use crate::events::Happened;
 use crate::names::{ContainerName, Names, Progress};
 use crate::node::Node;
 use crate::records::PodResources;
+use crate::trace::Context;
 
 /// See the module.
 pub(super) struct PodTask {
@@ -89,8 +90,8 @@ impl PodTask {
                 }
             };
             let next = match message {
-                Some(Message::Command(command)) => self.on_command(command),
-                Some(Message::Done(done)) => self.on_done(done),
+                Some(Message::Command(context, command)) => context.enter(|| self.on_command(command)),
+                Some(Message::Done(context, done)) => context.enter(|| self.on_done(done)),
                 Some(Message::News(news)) => self.on_news(news),
                 // Cannot be: the task holds a sender itself.
                 None => Next::End,
@@ -238,12 +239,12 @@ impl PodTask {
         self.snapshot.send_replace(next);
     }
 
-    /// Starts work; its end comes back as a message.
+    /// Starts work, for whomever the task works just now; its end comes back as a message.
     pub(super) fn start(&self, work: impl Future<Output = Done> + Send + 'static) {
-        let sender = self.sender.clone();
+        let (sender, context) = (self.sender.clone(), Context::current());
         tokio::spawn(async move {
-            let done = work.await;
-            let _ = sender.send(Message::Done(done));
+            let done = context.clone().scope(work).await;
+            let _ = sender.send(Message::Done(context, done));
         });
     }
 }

@@ -16,6 +16,7 @@ use super::heartbeat;
 use crate::agent_client::{AgentClient, Door};
 use crate::node::Node;
 use crate::systemd::{Systemd, destroy_leaf_blocking};
+use crate::trace::step;
 
 /// For an agent on this host to shut down and be gone, before it is killed: longer than one waits for its answer to ShutDown.
 const AGENT_END: Duration = Duration::from_secs(20);
@@ -196,7 +197,7 @@ async fn destroy_leaves(systemd: Option<Systemd>, leaves: Vec<Leaf>) -> Vec<Faul
 async fn detach(node: &Node, attachment: Option<Attachment>) -> Vec<Fault> {
     let Some(attachment) = attachment else { return Vec::new() };
     let began = std::time::Instant::now();
-    let left = node.cni.del(&attachment).await;
+    let left = step("CNI DEL", node.cni.del(&attachment)).await;
     node.own_metrics.network("DEL", left.is_ok(), began.elapsed());
     if let Err(error) = left {
         // The namespace stays: DEL will be tried again, and plugins want to see it.

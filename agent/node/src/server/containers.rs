@@ -14,6 +14,7 @@ use crate::guest::GuestLog;
 use crate::pod::{Command, Gone, PodHandle};
 use crate::registry::LookupError;
 use crate::status_code::status;
+use crate::trace;
 
 impl Server {
     pub(super) async fn create(
@@ -25,6 +26,7 @@ impl Server {
         match pod.ask(|reply| Command::Create(config, reply)).await {
             Ok(Ok(id)) => {
                 let container_id = id.to_string();
+                trace::note("container.id", &container_id);
                 // As with pods: nothing is awaited from here on.
                 pod.tell(Command::CreateDelivered(id));
                 Ok(cri::CreateContainerResponse { container_id })

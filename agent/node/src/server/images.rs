@@ -14,6 +14,7 @@ use super::parts::in_parts;
 use super::{Server, image_view, info};
 use crate::clock;
 use crate::status_code::status;
+use crate::trace;
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -55,9 +56,11 @@ impl ImageService for Server {
         let reference: Reference = name.parse().map_err(|e: InvalidReference| status(&e))?;
         let auth = request.auth.map(auth_fields).unwrap_or_default();
         let auth = Auth::from_fields(auth).map_err(|e| status(&e))?;
+        trace::note("container.image.name", &reference.to_string());
         let (progress, _pull) = self.node.pulls.begin(&reference);
         let began = Instant::now();
-        let pulled = self.node.images.pull(&reference, auth, Some(progress)).await;
+        let watched = progress.subscribe();
+        let pulled = trace::layers(watched, self.node.images.pull(&reference, auth, Some(progress))).await;
         self.node.own_metrics.pulled(pulled.is_ok(), began.elapsed());
         let image = pulled.map_err(|e| status(&e))?;
         tracing::info!(image = %image.id, %reference, "image pulled");

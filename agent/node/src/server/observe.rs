@@ -1,4 +1,4 @@
-//! Counts CRI calls and how long they take.
+//! Counts CRI calls and how long they take, and begins the traces of those that are traced.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -9,23 +9,27 @@ use tonic::{Code, Status};
 use tower::{Layer, Service};
 
 use crate::metrics::Own;
+use crate::trace::{Span, Tracer};
 
 /// Adds [`Observe`] to a service.
 #[derive(Debug, Clone)]
-pub(crate) struct ObserveLayer(pub(crate) Own);
+pub(crate) struct ObserveLayer {
+    pub(crate) own: Own,
+    pub(crate) tracer: Option<Tracer>,
+}
 
 /// Counts what passes through it.
 #[derive(Debug, Clone)]
 pub(crate) struct Observe<S> {
     inner: S,
-    own: Own,
+    layer: ObserveLayer,
 }
 
 impl<S> Layer<S> for ObserveLayer {
     type Service = Observe<S>;
 
     fn layer(&self, inner: S) -> Observe<S> {
-        Observe { inner, own: self.0.clone() }
+        Observe { inner, layer: self.clone() }
     }
 }
 
@@ -43,22 +47,28 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let call = self.own.call(method(request.uri().path()));
-        let answer = self.inner.call(request);
+        let named = named(request.uri().path());
+        let call = self.layer.own.call(named.1);
+        let tracer = self.layer.tracer.as_ref();
+        let span = tracer.map_or_else(Span::none, |tracer| tracer.call(named, request.headers()));
+        let answer = span.context().enter(|| self.inner.call(request));
         Box::pin(async move {
-            let answer = answer.await;
+            let answer = span.context().scope(answer).await;
             // An error is told in the headers, where nothing else was; a stream counts as answered when it begins.
             let status = answer.as_ref().ok().and_then(|answer| Status::from_header_map(answer.headers()));
-            call.end(status.map_or("ok", |status| word(status.code())));
+            call.end(status.as_ref().map_or("ok", |status| word(status.code())));
+            span.answered(status);
             answer
         })
     }
 }
 
-/// The calls of CRI by name; whatever else somebody asks for is one.
-fn method(path: &str) -> &'static str {
-    let name = path.rsplit('/').next().unwrap_or_default();
-    METHODS.iter().copied().find(|method| *method == name).unwrap_or("unknown")
+/// Service and name of a call of CRI; whatever else somebody asks for is one.
+fn named(path: &str) -> (&'static str, &'static str) {
+    let (service, name) = path.rsplit_once('/').unwrap_or_default();
+    let known = |all: &'static [&'static str], name: &str| all.iter().copied().find(|one| *one == name);
+    let service = known(SERVICES, service.trim_start_matches('/')).unwrap_or("unknown");
+    (service, known(METHODS, name).unwrap_or("unknown"))
 }
 
 /// gRPC's codes as Go's metrics write them.
@@ -83,6 +93,8 @@ fn word(code: Code) -> &'static str {
         Code::Unauthenticated => "unauthenticated",
     }
 }
+
+const SERVICES: &[&str] = &["runtime.v1.RuntimeService", "runtime.v1.ImageService"];
 
 /// Labels are bounded by this list.
 const METHODS: &[&str] = &[
@@ -135,9 +147,10 @@ mod tests {
 
     #[test]
     fn a_method_is_one_of_cris() {
-        assert_eq!(method("/runtime.v1.RuntimeService/RunPodSandbox"), "RunPodSandbox");
-        assert_eq!(method("/runtime.v1.ImageService/PullImage"), "PullImage");
-        assert_eq!(method("/x/\"}evil{"), "unknown");
+        assert_eq!(named("/runtime.v1.RuntimeService/RunPodSandbox"), (SERVICES[0], "RunPodSandbox"));
+        assert_eq!(named("/runtime.v1.ImageService/PullImage"), (SERVICES[1], "PullImage"));
+        assert_eq!(named("/x/\"}evil{"), ("unknown", "unknown"));
+        assert_eq!(named(""), ("unknown", "unknown"));
     }
 
     #[test]

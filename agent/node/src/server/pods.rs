@@ -30,6 +30,7 @@ impl Server {
         validate::cgroup_driver(&config, driver).map_err(|e| status(&e))?;
         let info = self.new_info(&request, config)?;
         let (handle, unborn) = self.claim(info)?;
+        handle.info.note();
         let id = handle.info.id.to_string();
         // Asked before the task begins: a pod that fails at once is gone before a later question reaches it.
         let up = handle.ask(Command::AwaitUp);

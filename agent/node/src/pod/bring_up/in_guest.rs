@@ -17,6 +17,7 @@ use crate::node::Node;
 use crate::pod::last_words::{how_it_ended, ran_out_of_memory};
 use crate::pod::teardown::{HeldAgent, Holdings};
 use crate::pod::{PodInfo, RunningAgent, files, network};
+use crate::trace::step;
 
 /// For a VMM to be gone whose sockets are.
 const END: Duration = Duration::from_secs(2);
@@ -28,14 +29,14 @@ pub(super) async fn steps(
     held: &mut Holdings,
     laps: &mut Laps,
 ) -> Result<Up, RunError> {
-    make_netns(info).await?;
+    step("make network namespace", make_netns(info)).await?;
     laps.note("netns");
-    let (agent, tap) = start_agent(node, info).await?;
+    let (agent, tap) = step("start VMM", start_agent(node, info)).await?;
     held.agent = HeldAgent::Running(Box::new(agent.clone()), None);
     laps.note("start of the VMM");
     let (ips, ready) = tokio::join!(
         attach(node, info, held.attachment.as_ref()),
-        await_ready(node.clone(), info.clone(), agent.process.clone())
+        step("boot guest", await_ready(node.clone(), info.clone(), agent.process.clone()))
     );
     let ips = ips?;
     ready?;
