@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::boot::{Claims, Disk, Fd, disk_extents};
 use crate::channel;
+use crate::counts::{Counters, Counts};
 use crate::log::{LogId, LogToken, Logs};
 use crate::status::cut;
 use crate::stop::{Stop, StopSignal};
@@ -41,6 +42,8 @@ pub enum Request {
     AwaitLog { id: LogId, done: Fd },
     /// Write no more of what a container says, and close its file. Success where there is no such log.
     EndLog { id: LogId },
+    /// Tell what the guest has done.
+    Counts {},
     /// End the guest at once. What is polite is asked of the agent inside before.
     PowerOff {},
 }
@@ -50,6 +53,7 @@ pub enum Request {
 #[serde(rename_all = "snake_case")]
 pub enum Response {
     Ok {},
+    Counts(Box<Counts>),
     Error(String),
 }
 
@@ -84,6 +88,7 @@ pub struct Services<'s> {
     pub stop: &'s StopSignal,
     pub slots: &'s mut dyn Slots,
     pub logs: &'s mut Logs,
+    pub counters: &'s Counters,
 }
 
 /// Answers requests until the guest is to stop.
@@ -160,7 +165,7 @@ fn answer(connection: BorrowedFd<'_>, services: &mut Services<'_>) -> bool {
 
 fn handle(message: &[u8], fds: Vec<OwnedFd>, services: &mut Services<'_>) -> Response {
     match try_handle(message, fds, services) {
-        Ok(()) => Response::Ok {},
+        Ok(response) => response,
         // It may quote the request, and must fit a packet.
         Err(error) => Response::Error(cut(&chain(&*error)).to_owned()),
     }
@@ -170,8 +175,8 @@ fn try_handle(
     message: &[u8],
     fds: Vec<OwnedFd>,
     services: &mut Services<'_>,
-) -> Result<(), Box<dyn std::error::Error>> {
-    let Services { stop, slots, logs } = services;
+) -> Result<Response, Box<dyn std::error::Error>> {
+    let Services { stop, slots, logs, counters } = services;
     let mut claims = Claims::new(fds);
     match serde_json::from_slice(message)? {
         Request::Fill { slot, disk } => {
@@ -208,12 +213,16 @@ fn try_handle(
             claims.finish()?;
             logs.end(&id);
         }
+        Request::Counts {} => {
+            claims.finish()?;
+            return Ok(Response::Counts(Box::new(counters.read())));
+        }
         Request::PowerOff {} => {
             claims.finish()?;
             stop.request(Stop::Asked);
         }
     }
-    Ok(())
+    Ok(Response::Ok {})
 }
 
 /// An error with all its sources, in a line.

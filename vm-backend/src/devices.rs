@@ -14,6 +14,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::boot::{DeviceFiles, FIXED_SLOTS};
 use crate::bus::MmioDevice;
 use crate::control::{SlotRefused, Slots};
+use crate::counts::Counters;
 use crate::memory::GuestRam;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::blk::{Block, BlockError, BlockExtent};
@@ -27,6 +28,7 @@ use crate::virtio::{Device, Line, QUEUES, Removal, Slot, SlotError};
 pub struct Devices {
     slots: Vec<Arc<Mutex<Slot>>>,
     dialer: Option<Dialer>,
+    counters: Counters,
 }
 
 /// Why there are no devices.
@@ -89,13 +91,15 @@ impl Devices {
         ready: Ready,
         line: impl Fn(u32) -> Box<dyn Line>,
     ) -> Result<Self, DevicesError> {
+        let counters = Counters::default();
         let slots = (0..files.slots).map(|slot| {
             let kicks = kicks().map_err(|source| DevicesError::Event { source })?;
-            Ok(Arc::new(Mutex::new(Slot::new(line(slot), kicks, Arc::clone(memory)))))
+            let slot = Slot::new(line(slot), kicks, Arc::clone(memory)).counted_by(counters.clone());
+            Ok(Arc::new(Mutex::new(slot)))
         });
         let slots = slots.collect::<Result<_, _>>()?;
         let (made, dialer) = make(files, ready)?;
-        let devices = Self { slots, dialer };
+        let devices = Self { slots, dialer, counters };
         for (slot, device) in made.into_iter().enumerate() {
             if let (Some(device), Some(place)) = (device, devices.slots.get(slot)) {
                 lock(place).fill(device).map_err(|source| DevicesError::Slot { slot, source })?;
@@ -108,6 +112,12 @@ impl Devices {
     #[must_use]
     pub fn dialer(&self) -> Option<Dialer> {
         self.dialer.clone()
+    }
+
+    /// What counts for all of them.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.counters.clone()
     }
 
     /// How many slots there are.

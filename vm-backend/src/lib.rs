@@ -14,6 +14,7 @@ pub mod channel;
 pub mod command_line;
 pub mod console;
 pub mod control;
+pub mod counts;
 pub mod devices;
 pub mod guest_image;
 pub mod jail;

@@ -28,6 +28,7 @@ use crate::boot::{BootFiles, Guest, Interrupts};
 use crate::bus::{Bus, BusError};
 use crate::console::Console;
 use crate::control::{self, Services, chain};
+use crate::counts::Counters;
 use crate::devices::{Devices, DevicesError, Ready};
 use crate::jail::{self, Jail, JailError};
 use crate::log::{Logs, MAX_LOGS};
@@ -251,6 +252,7 @@ impl Hardware {
         let logs = Logs::new(self.devices.dialer());
         let mut running = Running {
             vcpus: Vec::new(),
+            counters: self.devices.counters(),
             devices: self.devices,
             logs,
             surroundings: Arc::clone(&surroundings),
@@ -277,6 +279,7 @@ struct Running {
     vcpus: Vec<Vcpu>,
     devices: Devices,
     logs: Logs,
+    counters: Counters,
     surroundings: Arc<Surroundings>,
     _vm: Vm,
 }
@@ -285,7 +288,7 @@ impl Running {
     /// They wait at the gate.
     fn start_vcpus(&mut self, vcpus: Vec<VcpuFd>) -> Result<(), MachineError> {
         for (id, vcpu) in vcpus.into_iter().enumerate() {
-            self.vcpus.push(Vcpu::start(id, vcpu, &self.surroundings)?);
+            self.vcpus.push(Vcpu::start(id, vcpu, &self.surroundings, self.counters.vcpu())?);
         }
         Ok(())
     }
@@ -294,7 +297,8 @@ impl Running {
     fn serve(&mut self, control: &OwnedFd, status: &StatusWriter) -> Exit {
         status.write(&Event::Running);
         let Surroundings { stop, console, .. } = &*self.surroundings;
-        let mut services = Services { stop, slots: &mut self.devices, logs: &mut self.logs };
+        let mut services =
+            Services { stop, slots: &mut self.devices, logs: &mut self.logs, counters: &self.counters };
         if let Err(error) = control::serve(control, &mut services) {
             stop.request(Stop::Failure(format!("serve the control socket: {error}")));
         }

@@ -52,7 +52,10 @@ impl Server {
         let thread = thread::spawn(move || {
             let mut slots = Fake::default();
             let mut logs = Logs::new(None);
-            let mut services = Services { stop: &signal, slots: &mut slots, logs: &mut logs };
+            let counters = Counters::default();
+            counters.of_device(19).requests.add(3);
+            let mut services =
+                Services { stop: &signal, slots: &mut slots, logs: &mut logs, counters: &counters };
             (serve(&listener, &mut services), slots)
         });
         Self { address, stop, thread }
@@ -189,7 +192,9 @@ fn where_nobody_can_be_accepted_nothing_spins() {
     let signal = Arc::clone(&stop);
     let thread = thread::spawn(move || {
         let (mut slots, mut logs) = (Fake::default(), Logs::new(None));
-        let mut services = Services { stop: &signal, slots: &mut slots, logs: &mut logs };
+        let counters = Counters::default();
+        let mut services =
+            Services { stop: &signal, slots: &mut slots, logs: &mut logs, counters: &counters };
         serve(&deaf, &mut services).unwrap();
         // Nanoseconds on a CPU (Documentation/scheduler/sched-stats.rst).
         let used = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
@@ -199,4 +204,17 @@ fn where_nobody_can_be_accepted_nothing_spins() {
     stop.request(Stop::Asked);
     let used = thread.join().unwrap();
     assert!(used < WATCHED / 10, "{used:?} of {WATCHED:?}");
+}
+
+#[test]
+fn what_the_guest_has_done_is_told() {
+    let server = Server::start();
+    let client = server.connect();
+    let told = ask(&client, &json!({"counts": {}}), &[]);
+    assert_eq!(told["counts"]["vsock"]["requests"], json!(3), "{told}");
+    let told: Response = serde_json::from_value(told).unwrap();
+    assert!(
+        matches!(told, Response::Counts(counts) if counts.vsock.requests == 3 && counts.net.requests == 0)
+    );
+    server.end();
 }

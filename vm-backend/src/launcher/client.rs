@@ -16,6 +16,7 @@ use super::{CONTROL_SOCKET, VSOCK_SOCKET};
 use crate::boot::{Disk, Extent, Fd};
 use crate::channel;
 use crate::control::{Request, Response};
+use crate::counts::Counts;
 use crate::log::{LogId, LogToken, NotDigits};
 use crate::status::cut;
 use crate::virtio::blk::BlockExtent;
@@ -231,6 +232,18 @@ impl Control {
         self.ask(&Request::EndLog { id: log_id(id)? }, &[])
     }
 
+    /// What the guest has done since its start, as the VMM says.
+    ///
+    /// # Errors
+    /// The VMM is of an earlier version, or does not answer.
+    pub fn counts(&self) -> Result<Counts, ClientError> {
+        match self.exchange(&Request::Counts {}, &[]).map_err(|source| ClientError::Talk { source })? {
+            Response::Counts(counts) => Ok(*counts),
+            Response::Ok {} => Err(ClientError::Talk { source: io::ErrorKind::InvalidData.into() }),
+            Response::Error(why) => Err(ClientError::Refused(cut(&why).to_owned())),
+        }
+    }
+
     /// Ends the guest at once.
     ///
     /// # Errors
@@ -242,6 +255,7 @@ impl Control {
     fn ask(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(), ClientError> {
         match self.exchange(request, fds).map_err(|source| ClientError::Talk { source })? {
             Response::Ok {} => Ok(()),
+            Response::Counts(_) => Err(ClientError::Talk { source: io::ErrorKind::InvalidData.into() }),
             Response::Error(why) => Err(ClientError::Refused(cut(&why).to_owned())),
         }
     }

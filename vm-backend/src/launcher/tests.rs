@@ -341,7 +341,12 @@ mod clients {
         let mut logs = Logs::new(Some(dialer.clone()));
         thread::scope(|scope| {
             scope.spawn(|| {
-                let services = &mut Services { stop: &stop, slots: &mut None, logs: &mut logs };
+                let services = &mut Services {
+                    stop: &stop,
+                    slots: &mut None,
+                    logs: &mut logs,
+                    counters: &Counters::default(),
+                };
                 serve(&listener, services).unwrap();
             });
             let control = Control::connect(folder.path()).unwrap();

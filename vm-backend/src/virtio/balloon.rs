@@ -3,13 +3,14 @@
 //! The balloon is never inflated (its target is 0). A driver that puts pages in all the same is answered and keeps them.
 
 use std::io;
+use std::sync::Arc;
 
 use virtio_queue::QueueT;
 use vm_memory::VolatileSlice;
 
 use super::chain::QueueError;
 use super::queue::RING_FEATURES;
-use super::worker::{Patience, Stop, Worker, take_kick};
+use super::worker::{Patience, Stop, Worker};
 use super::{ActivateError, Activation, ActiveQueue, Device, Interrupt, read_config_space, sys};
 use crate::jail::Thread;
 use crate::memory::GuestMemory;
@@ -72,7 +73,7 @@ impl Device for Balloon {
                 let queues = queues.iter_mut().zip(woken.readable).enumerate();
                 for (index, (queue, _)) in queues.filter(|(_, (_, kicked))| *kicked) {
                     let Some(queue) = queue else { continue };
-                    take_kick(&queue.kick);
+                    queue.take_kick();
                     let what = if index >= FIRST_REPORT_QUEUE { Pages::Reported } else { Pages::InBalloon };
                     while serve(what, queue, &memory, &raise)? && !stop.asked() {}
                 }
@@ -105,23 +106,27 @@ pub fn serve(
     interrupt: &Interrupt,
 ) -> Result<bool, QueueError> {
     let at_most = queue.queue.size();
+    let counters = Arc::clone(&queue.counters);
     queue.answer_some(memory, interrupt, at_most, |mut chain| {
         if pages == Pages::Reported {
-            chain.writable.slices().iter().for_each(give_back);
+            counters.from_guest.add(chain.writable.slices().iter().map(give_back).sum());
         }
         0
     })
 }
 
-/// Gives the whole pages of a range back to the host; the guest finds zeros (or what a template held) when it uses them again.
-fn give_back(range: &VolatileSlice<'_>) {
+/// Gives the whole pages of a range back to the host; the guest finds zeros (or what a template held) when it uses them again. The number of bytes.
+fn give_back(range: &VolatileSlice<'_>) -> u64 {
     let start = range.ptr_guard().as_ptr().addr();
     let skipped = start.next_multiple_of(PAGE) - start;
     let length = range.len().saturating_sub(skipped) / PAGE * PAGE;
     if let (Ok(pages), true) = (range.subslice(skipped.min(range.len()), length), length > 0) {
         // The host keeps what it does not take; the guest is none the wiser.
-        let _ = sys::give_back(&pages);
+        if sys::give_back(&pages).is_ok() {
+            return length as u64;
+        }
     }
+    0
 }
 
 #[cfg(test)]

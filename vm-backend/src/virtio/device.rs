@@ -7,6 +7,7 @@ use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Interrupt;
+use crate::counts::DeviceCounters;
 use crate::memory::GuestRam;
 
 /// A queue that the driver has made ready.
@@ -16,6 +17,8 @@ pub struct ActiveQueue {
     pub queue: Queue,
     /// Signalled when the driver has put something into it.
     pub kick: EventFd,
+    /// Of the devices of this kind.
+    pub counters: Arc<DeviceCounters>,
 }
 
 /// What a device works with from DRIVER_OK to reset.

@@ -36,7 +36,19 @@ impl ActiveQueue {
             Err(virtio_queue::Error::InvalidAvailRingIndex) => return Err(QueueError::AvailableIndex),
             Err(_) => return Err(QueueError::Ring),
         };
-        head.map(|head| Chain::walk(&self.queue, memory, head)).transpose()
+        let Some(head) = head else { return Ok(None) };
+        let chain = Chain::walk(&self.queue, memory, head)?;
+        self.counters.requests.add(1);
+        self.counters.from_guest.add(chain.readable.len());
+        Ok(Some(chain))
+    }
+
+    /// Takes the signals off its kick, so that it wakes again for later ones only.
+    pub fn take_kick(&self) {
+        // EAGAIN of a non-blocking eventfd: another kick's read took this one too.
+        if let Ok(kicks) = self.kick.read() {
+            self.counters.kicks.add(kicks);
+        }
     }
 
     /// Answers at most `at_most` chains in order: `answer` does what one asks for and says how many bytes of it were written. `true`: there
@@ -90,6 +102,7 @@ impl ActiveQueue {
             let place = GuestAddress(ring.checked_add(place).ok_or(QueueError::Ring)?);
             let element = [u32::from(*head).to_le(), written.to_le()];
             memory.write_obj(element, place).map_err(|_| QueueError::Ring)?;
+            self.counters.to_guest.add(u64::from(*written));
             next = next.wrapping_add(1);
         }
         self.queue.set_next_used(next);
@@ -109,6 +122,7 @@ impl ActiveQueue {
         let flags = GuestAddress(self.queue.avail_ring());
         let flags: u16 = memory.load(flags, Ordering::Relaxed).map_err(|_| QueueError::Ring)?;
         if u16::from_le(flags) & NO_INTERRUPT == 0 {
+            self.counters.interrupts.add(1);
             interrupt.used_buffer();
         }
         Ok(())

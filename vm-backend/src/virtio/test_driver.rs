@@ -134,7 +134,11 @@ impl DriverQueue {
         queue.try_set_used_ring_address(GuestAddress(self.used)).expect("aligned");
         queue.set_ready(true);
         assert!(queue.is_valid(&*self.memory));
-        ActiveQueue { queue, kick: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).expect("eventfd") }
+        ActiveQueue {
+            queue,
+            kick: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).expect("eventfd"),
+            counters: Arc::default(),
+        }
     }
 
     /// Where the next chain begins.

@@ -17,6 +17,7 @@ use vmm_sys_util::eventfd::EventFd;
 use self::registers::{QueueRegisters, reg, status};
 use super::queue::VERSION_1;
 use super::{Activation, ActiveQueue, Device, Interrupt, Line};
+use crate::counts::Counters;
 use crate::memory::GuestRam;
 
 /// The most queues of a device, and so the kicks of a slot: a balloon has five.
@@ -31,6 +32,7 @@ pub struct Slot {
     memory: GuestRam,
     interrupt: Arc<Interrupt>,
     kicks: [EventFd; QUEUES],
+    counters: Counters,
     device: Option<Box<dyn Device>>,
     queues: Vec<QueueRegisters>,
     status: u32,
@@ -74,6 +76,7 @@ impl Slot {
             memory,
             interrupt: Arc::new(Interrupt::new(line)),
             kicks,
+            counters: Counters::default(),
             device: None,
             queues: Vec::new(),
             status: 0,
@@ -84,6 +87,13 @@ impl Slot {
             queue_select: 0,
             generation: 0,
         }
+    }
+
+    /// The same slot, whose devices count here.
+    #[must_use]
+    pub fn counted_by(mut self, counters: Counters) -> Self {
+        self.counters = counters;
+        self
     }
 
     /// The kicks, for ioeventfds.
@@ -316,12 +326,13 @@ impl Slot {
     /// The queues as the device takes them; `None` where one of them is not wholly in guest RAM.
     fn active_queues(&self) -> Option<Vec<Option<ActiveQueue>>> {
         let queues = self.queues.iter().zip(&self.kicks);
+        let counters = self.counters.of_device(self.device.as_deref().map_or(0, Device::device_type));
         let active = queues.map(|(registers, kick)| {
             if !registers.ready {
                 return Some(None);
             }
             let queue = registers.checked(&self.memory)?;
-            Some(Some(ActiveQueue { queue, kick: kick.try_clone().ok()? }))
+            Some(Some(ActiveQueue { queue, kick: kick.try_clone().ok()?, counters: Arc::clone(&counters) }))
         });
         active.collect()
     }

@@ -185,12 +185,6 @@ impl Stop {
     }
 }
 
-/// Takes the signals off a kick, so that it wakes again for later ones only.
-pub fn take_kick(kick: &EventFd) {
-    // EAGAIN of a non-blocking eventfd: another kick's read took this one too.
-    let _ = kick.read();
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;

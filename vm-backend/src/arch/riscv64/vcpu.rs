@@ -17,6 +17,7 @@ use super::vm::{KvmError, Tried as _};
 use super::{sbi, sys};
 use crate::bus::Bus;
 use crate::console::Console;
+use crate::counts::VcpuCounters;
 use crate::jail::{self, JailError};
 use crate::memory::GuestRam;
 use crate::stop::{Stop, StopSignal};
@@ -56,7 +57,12 @@ impl Vcpu {
     ///
     /// # Errors
     /// There is no memory or thread for it, or the thread could not be confined.
-    pub fn start(id: usize, vcpu: VcpuFd, surroundings: &Arc<Surroundings>) -> Result<Self, VcpuError> {
+    pub fn start(
+        id: usize,
+        vcpu: VcpuFd,
+        surroundings: &Arc<Surroundings>,
+        counters: Arc<VcpuCounters>,
+    ) -> Result<Self, VcpuError> {
         let fd = sys::duplicate(&vcpu).tried("duplicate a vCPU's descriptor")?;
         let exit = sys::ImmediateExit::new(&fd).tried("map a vCPU's state")?;
         let surroundings = Arc::clone(surroundings);
@@ -66,7 +72,7 @@ impl Vcpu {
             move || {
                 let ended = Ended(&surroundings.stop);
                 drop(surroundings.gate.lock());
-                let stop = run(vcpu, &surroundings);
+                let stop = run(vcpu, &surroundings, &counters);
                 if let Some(stop) = stop {
                     surroundings.stop.request(stop);
                 }
@@ -120,7 +126,7 @@ pub fn stop(vcpus: Vec<Vcpu>) {
 }
 
 /// Until there is a reason to stop; `None` if another one gave it.
-fn run(mut vcpu: VcpuFd, surroundings: &Surroundings) -> Option<Stop> {
+fn run(mut vcpu: VcpuFd, surroundings: &Surroundings, counters: &VcpuCounters) -> Option<Stop> {
     enum Left {
         Nothing,
         Sbi,
@@ -129,17 +135,22 @@ fn run(mut vcpu: VcpuFd, surroundings: &Surroundings) -> Option<Stop> {
     while !surroundings.stop.is_requested() {
         let left = match vcpu.run() {
             Ok(VcpuExit::MmioRead(address, data)) => {
+                counters.mmio_read.add(1);
                 surroundings.bus.read(address, data);
                 Left::Nothing
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
+                counters.mmio_write.add(1);
                 surroundings.bus.write(address, data);
                 Left::Nothing
             }
             Ok(VcpuExit::SystemEvent(event, _)) => return Some(system_event(event)),
             Ok(VcpuExit::Unsupported(KVM_EXIT_RISCV_SBI)) => Left::Sbi,
             Ok(VcpuExit::Unsupported(KVM_EXIT_RISCV_CSR)) => Left::Csr,
-            Ok(VcpuExit::Intr) => Left::Nothing,
+            Ok(VcpuExit::Intr) => {
+                counters.interrupted.add(1);
+                Left::Nothing
+            }
             Ok(VcpuExit::FailEntry(reason, cpu)) => {
                 return Some(Stop::Failure(format!(
                     "KVM could not enter the guest on CPU {cpu}: {reason:#x}"
@@ -150,6 +161,7 @@ fn run(mut vcpu: VcpuFd, surroundings: &Surroundings) -> Option<Stop> {
             }
             Err(error) => match io::Error::from(error) {
                 e if matches!(e.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {
+                    counters.interrupted.add(1);
                     Left::Nothing
                 }
                 e => return Some(Stop::Failure(format!("run a vCPU: {e}"))),
@@ -158,12 +170,16 @@ fn run(mut vcpu: VcpuFd, surroundings: &Surroundings) -> Option<Stop> {
         match left {
             Left::Nothing => {}
             Left::Sbi => {
+                counters.sbi.add(1);
                 let call = sys::sbi_call(vcpu.get_kvm_run());
                 let answer = sbi::answer(&call, &surroundings.memory, &surroundings.console);
                 sys::answer_sbi(vcpu.get_kvm_run(), answer);
             }
             // A process in the guest that pokes at a register which only an AIA has must not be able to end the guest.
-            Left::Csr => sys::answer_csr(vcpu.get_kvm_run()),
+            Left::Csr => {
+                counters.csr.add(1);
+                sys::answer_csr(vcpu.get_kvm_run());
+            }
         }
     }
     None

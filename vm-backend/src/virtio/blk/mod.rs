@@ -15,7 +15,7 @@ use std::sync::Arc;
 pub use self::disk::{BlockExtent, Disk};
 pub use self::request::serve;
 use super::queue::RING_FEATURES;
-use super::worker::{Patience, Stop, Worker, take_kick};
+use super::worker::{Patience, Stop, Worker};
 use super::{ActivateError, Activation, Device, read_config_space, sys};
 use crate::jail::Thread;
 
@@ -135,7 +135,7 @@ impl Device for Block {
         let raise = Arc::clone(&interrupt);
         self.worker.start(interrupt, move |stop: &Stop| {
             while stop.wait([Some(sys::borrow(&queue.kick))], Patience::Forever).is_some() {
-                take_kick(&queue.kick);
+                queue.take_kick();
                 while serve(&disk, features, &mut queue, &memory, &raise)? && !stop.asked() {}
             }
             Ok(())

@@ -16,7 +16,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 pub(crate) use self::under_way::UnderWay;
 use super::queue::RING_FEATURES;
-use super::worker::{Patience, Stop, Worker, take_kick};
+use super::worker::{Patience, Stop, Worker};
 use super::{ActivateError, Activation, ActiveQueue, Device, Interrupt, read_config_space, sys};
 use crate::jail::Thread;
 use crate::memory::GuestMemory;
@@ -122,7 +122,7 @@ impl<'s> Session<'s> {
                 connected = self.hear(queues, &mut under_way)?;
             }
             for (queue, under_way) in queues.iter_mut().zip(&mut under_way) {
-                take_kick(&queue.kick);
+                queue.take_kick();
                 while self.take(queue, under_way, &mut connected)? && !stop.asked() {}
             }
             if !connected {

@@ -20,7 +20,7 @@ pub use self::transmit::transmit;
 use super::chain::QueueError;
 use super::queue::RING_FEATURES;
 use super::sys::borrow;
-use super::worker::{Patience, Stop, Worker, take_kick};
+use super::worker::{Patience, Stop, Worker};
 use super::{ActivateError, Activation, ActiveQueue, Device, Interrupt, read_config_space};
 use crate::jail::Thread;
 use crate::memory::GuestRam;
@@ -219,11 +219,11 @@ impl Link {
         let buffers = work.starved.then(|| borrow(&receive.kick));
         let woken = stop.wait([Some(borrow(&send.kick)), buffers, tap], patience)?;
         if woken.readable[0] {
-            take_kick(&send.kick);
+            send.take_kick();
             work.transmit = true;
         }
         if woken.readable[1] {
-            take_kick(&receive.kick);
+            receive.take_kick();
             work.starved = false;
             work.receive = true;
         }

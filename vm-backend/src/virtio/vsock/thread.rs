@@ -143,7 +143,9 @@ impl Rounds<'_> {
                     let Ready { readable, writable, hangup, .. } = *ready;
                     self.mux.client_is(port, Readiness { readable, writable, hangup }, now);
                 }
-                Token::Kick | Token::Stop => {}
+                // All queues of a kind count together.
+                Token::Kick => self.tx.counters.kicks.add(1),
+                Token::Stop => {}
             }
         }
         self.mux.accept(now);
