@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use hartpod_tests::client::image_spec;
-use hartpod_tests::cri;
+use hartpod_tests::{cri, metrics};
 use tonic::{Code, Status};
 
 use crate::endpoint::Endpoint;
@@ -73,6 +73,7 @@ pub(crate) const CALLS: &[&str] = &[
     "ListContainers",
     "ContainerStatus",
     "ListContainerStats",
+    "scrape of /metrics",
     "ListImages",
     "ImageStatus",
     "PullImage, present",
@@ -232,6 +233,11 @@ impl Driver<'_> {
             match self.timed("ListContainerStats", stats).await {
                 Err(status) if status.code() != Code::Unimplemented => return Err(status.into()),
                 _ => {}
+            }
+            if let Some(address) = &self.endpoint.metrics {
+                let start = Instant::now();
+                metrics::scrape(address).await?;
+                self.samples().entry("scrape of /metrics").or_default().add(start.elapsed());
             }
         }
         Ok(())

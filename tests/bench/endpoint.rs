@@ -14,6 +14,8 @@ pub(crate) struct Endpoint {
     pub(crate) client: Client,
     /// The process behind the socket.
     pub(crate) daemon: i32,
+    /// Where it serves metrics, if that is known.
+    pub(crate) metrics: Option<String>,
 }
 
 impl Endpoint {
@@ -24,6 +26,7 @@ impl Endpoint {
         let daemon = getsockopt(&stream, PeerCredentials).context("ask who serves the socket")?.pid();
         let client = Client::new(socket);
         let version = client.version(cri::VersionRequest::default()).await.context("Version")?;
-        Ok(Self { name: format!("{} {}", version.runtime_name, version.runtime_version), client, daemon })
+        let name = format!("{} {}", version.runtime_name, version.runtime_version);
+        Ok(Self { name, client, daemon, metrics: None })
     }
 }

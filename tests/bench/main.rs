@@ -32,6 +32,9 @@ struct Args {
     /// CRI socket to measure [default: a hartpod that is started for this]
     #[arg(long, value_name = "SOCKET")]
     endpoint: Option<PathBuf>,
+    /// Where that endpoint serves its metrics, e.g. 127.0.0.1:9810 [default: that of a hartpod that is started for this]
+    #[arg(long, value_name = "ADDRESS", requires = "endpoint")]
+    metrics: Option<String>,
     /// CRI socket to compare with, e.g. containerd's
     #[arg(long, value_name = "SOCKET")]
     against: Option<PathBuf>,
@@ -114,7 +117,8 @@ async fn measure(args: &Args, own: &Own) -> Result<(Figures, Option<Figures>)> {
         streams: args.streams,
     };
     let socket = args.endpoint.clone().or_else(|| own.socket());
-    let first = Endpoint::connect(&socket.unwrap_or_default()).await?;
+    let mut first = Endpoint::connect(&socket.unwrap_or_default()).await?;
+    first.metrics = args.metrics.clone().or_else(|| own.metrics());
     let second = match &args.against {
         Some(socket) => Some(Endpoint::connect(socket).await?),
         None => None,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use hartpod_tests::node::NodeBuilder;
 use hartpod_tests::registry::Registry;
-use hartpod_tests::{Node, cgroup, cni, guest};
+use hartpod_tests::{Node, cgroup, cni, guest, metrics};
 use serde_json::Value;
 use tokio::process::Command;
 
@@ -74,6 +74,10 @@ impl Own {
 
     pub(crate) fn socket(&self) -> Option<PathBuf> {
         self.node.as_ref().map(Node::socket)
+    }
+
+    pub(crate) fn metrics(&self) -> Option<String> {
+        self.node.as_ref().and_then(|node| metrics::address(node).ok())
     }
 
     /// Removes pods, processes, the bridge, cgroups and files.

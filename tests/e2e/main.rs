@@ -15,6 +15,7 @@ mod events;
 mod exec;
 mod faults;
 mod filters;
+mod guest_metrics;
 mod guests;
 mod image_volumes;
 mod images;
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         exec::TESTS,
         faults::TESTS,
         filters::TESTS,
+        guest_metrics::TESTS,
         guests::TESTS,
         image_volumes::TESTS,
         images::TESTS,

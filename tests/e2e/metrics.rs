@@ -7,9 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use hartpod_tests::eventually::within;
-use hartpod_tests::{Lab, Need, Node, Refused, cri, eventually, tests};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use hartpod_tests::{Lab, Need, Node, Refused, cri, eventually, metrics, tests};
+use tokio::io::AsyncWriteExt as _;
 use tokio::process::{Child, Command};
 
 tests![
@@ -206,33 +205,9 @@ async fn a_stopped_pod_has_none(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Where the daemon serves its metrics, as its log says.
-fn metrics_address(node: &Node) -> Result<String> {
-    let log = std::fs::read_to_string(node.log_file())?;
-    let line = log
-        .lines()
-        .rfind(|line| line.contains(" metrics at="))
-        .context("the log tells no address of metrics")?;
-    let (_, address) = line.split_once("at=").context("no address")?;
-    Ok(address.trim().to_owned())
-}
-
-/// One HTTP request; the head and the body of the answer.
-async fn http(address: &str, request: &str) -> Result<(String, String)> {
-    let mut stream = TcpStream::connect(address).await.with_context(|| format!("connect to {address}"))?;
-    stream
-        .write_all(format!("{request} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes())
-        .await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
-    let (head, body) = answer.split_once("\r\n\r\n").context("no end of the head")?;
-    Ok((head.to_owned(), body.to_owned()))
-}
-
+/// What Prometheus would get.
 pub(crate) async fn scrape(node: &Node) -> Result<String> {
-    let (head, body) = http(&metrics_address(node)?, "GET /metrics").await?;
-    ensure!(head.starts_with("HTTP/1.1 200 "), "{head}");
-    Ok(body)
+    metrics::scrape(&metrics::address(node)?).await
 }
 
 /// A real Prometheus that scrapes a node; it ends with the test.
@@ -267,7 +242,8 @@ impl Prometheus {
     async fn query(&self, query: &str) -> Result<Option<f64>> {
         let escaped: String = query.bytes().map(|b| format!("%{b:02X}")).collect();
         // It listens a moment after its start.
-        let Ok((_, body)) = http(&self.address, &format!("GET /api/v1/query?query={escaped}")).await else {
+        let Ok((_, body)) = metrics::http(&self.address, &format!("GET /api/v1/query?query={escaped}")).await
+        else {
             return Ok(None);
         };
         let Some(begin) = body.find('{') else { return Ok(None) };
@@ -287,7 +263,7 @@ async fn a_prometheus_scrapes_what_the_cgroup_says(lab: &Lab) -> Result<()> {
         .sh("dd if=/dev/zero of=/dev/shm/held bs=1M count=32; while :; do :; done")
         .run()
         .await?;
-    let prometheus = Prometheus::start(lab, &metrics_address(&node)?)?;
+    let prometheus = Prometheus::start(lab, &metrics::address(&node)?)?;
     let of_main = |name: &str| format!("{name}{{namespace=\"test\",pod=\"web\",container=\"main\"}}");
 
     let usage = of_main("container_memory_usage_bytes");
@@ -378,8 +354,8 @@ async fn calls_and_pods_are_counted(lab: &Lab) -> Result<()> {
 
 async fn only_metrics_are_served(lab: &Lab) -> Result<()> {
     let node = lab.node().await?;
-    let address = metrics_address(&node)?;
-    let head = async |request: &str| -> Result<String> { Ok(http(&address, request).await?.0) };
+    let address = metrics::address(&node)?;
+    let head = async |request: &str| -> Result<String> { Ok(metrics::http(&address, request).await?.0) };
     ensure!(head("GET /").await?.starts_with("HTTP/1.1 404 "), "{}", head("GET /").await?);
     ensure!(head("POST /metrics").await?.starts_with("HTTP/1.1 405 "), "{}", head("POST /metrics").await?);
     let answer = head("GET /metrics").await?;

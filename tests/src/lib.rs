@@ -33,6 +33,7 @@ pub mod isolation;
 pub mod lab;
 pub mod layer;
 pub mod log_file;
+pub mod metrics;
 pub mod node;
 pub mod pod;
 pub mod process;

@@ -4,6 +4,7 @@ mod collect;
 mod device;
 mod endpoint;
 mod family;
+mod guests;
 mod node_text;
 mod own;
 mod series;
@@ -39,7 +40,9 @@ mod tests {
         own.network("ADD", true, Duration::ZERO);
         own.swept("pod");
         own.record_not_written();
-        let text = own.render() + &node_text::process_blocking() + node_text::NAMES;
+        let mut text = own.render() + &node_text::process_blocking() + node_text::NAMES;
+        text.push(' ');
+        text.push_str(guests::NAMES);
         let mut told = names(&text);
         told.extend(FAMILIES.iter().map(|f| f.name));
         for (what, asked) in [("dashboard", names(DASHBOARD)), ("rules", names(RULES))] {

@@ -345,7 +345,7 @@ mod clients {
                     stop: &stop,
                     slots: &mut None,
                     logs: &mut logs,
-                    counters: &Counters::default(),
+                    counters: &crate::counts::Counters::default(),
                 };
                 serve(&listener, services).unwrap();
             });

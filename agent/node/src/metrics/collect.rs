@@ -7,7 +7,7 @@ use hartpod_container::cgroup::Depth;
 use super::device::{Devices, FileSystem};
 use super::series::{self, Series};
 use crate::node::Node;
-use crate::pod::{PodSnapshot, SandboxState, own_leaf};
+use crate::pod::{PodSnapshot, own_leaf};
 use crate::stats::{ContainerReading, PodReading, pods};
 
 /// Values of [`COMMON_LABELS`](super::family::COMMON_LABELS).
@@ -41,8 +41,8 @@ pub(crate) struct Overhead {
 
 /// Reads the numbers of every pod that is not stopped, and of its containers.
 pub(crate) async fn collect(node: &Arc<Node>) -> Vec<PodMetrics> {
-    let is_up = |pod: &Arc<PodSnapshot>| matches!(pod.state, SandboxState::Ready | SandboxState::Silent);
-    let snapshots = node.registry.pods().iter().map(|pod| pod.snapshot()).filter(is_up).collect();
+    let snapshots =
+        node.registry.pods().iter().map(|pod| pod.snapshot()).filter(|pod| pod.state.is_up()).collect();
     let read = pods(node, snapshots, Depth::All).await;
     let node = node.clone();
     let told = tokio::task::spawn_blocking(move || {
@@ -122,7 +122,7 @@ mod tests {
     use hartpod_container::cgroup::{CpuSample, MemorySample, Sample};
 
     use super::*;
-    use crate::pod::test_pod;
+    use crate::pod::{SandboxState, test_pod};
 
     fn used(memory: u64, nanos: u64) -> Sample {
         Sample {

@@ -15,6 +15,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, Semaphore};
 
+use super::guests::guests;
 use super::{collect, node_text, text};
 use crate::node::Node;
 
@@ -107,11 +108,12 @@ async fn answer(request: &Request<Incoming>, node: &Arc<Node>, scrape: &Mutex<()
 }
 
 async fn render(node: &Arc<Node>) -> String {
-    let pods = collect(node).await;
+    let (pods, guests) = tokio::join!(collect(node), guests(node));
     let snapshots: Vec<_> = node.registry.pods().iter().map(|pod| pod.snapshot()).collect();
     let process = tokio::task::spawn_blocking(node_text::process_blocking).await.unwrap_or_default();
     let mut text = text::render(&pods);
     text.push_str(&node_text::overheads(&pods));
+    text.push_str(&guests);
     text.push_str(&node_text::states(snapshots.iter().map(Arc::as_ref)));
     text.push_str(&process);
     text.push_str(&node.own_metrics.render());

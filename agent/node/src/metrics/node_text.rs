@@ -15,7 +15,7 @@ const TICKS: f64 = 100.0;
 pub(super) const NAMES: &str =
     "hartpod_pods hartpod_pod_overhead_memory_bytes hartpod_pod_overhead_cpu_seconds_total hartpod_pod_stale";
 
-fn head(text: &mut String, name: &str, kind: &str, help: &str) {
+pub(super) fn head(text: &mut String, name: &str, kind: &str, help: &str) {
     // Writing to a String cannot fail, here and below.
     let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
 }

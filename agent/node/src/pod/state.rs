@@ -49,6 +49,11 @@ pub(crate) struct Refused {
 }
 
 impl SandboxState {
+    /// Its agent runs, whether or not it answers.
+    pub(crate) fn is_up(self) -> bool {
+        matches!(self, Self::Ready | Self::Silent)
+    }
+
     /// The state after `event`, or why it cannot happen now.
     pub(crate) fn on(self, event: SandboxEvent) -> Result<Self, Refused> {
         use SandboxEvent as E;
