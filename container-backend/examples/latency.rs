@@ -125,6 +125,7 @@ fn one(pod: &Pod, pid: PodPid, n: u8, record: &mut dyn FnMut(&'static str, Durat
         user: String::new(),
         groups: GroupPolicy::Merge,
         pid: if pid == PodPid::Shared { PidNamespace::Pod } else { PidNamespace::Container },
+        bundle: None,
         stdio: stdio(),
     };
     let mut creating = pod.begin_create(request).unwrap();

@@ -60,6 +60,7 @@ impl Pod {
             user: lowered.user,
             argv: lowered.argv,
             settings: settings.clone(),
+            bundle: request.bundle,
         };
         let (gate_reader, gate) = pipe_with(PipeFlags::CLOEXEC).map_err(agent("make a gate"))?;
         let (listener, report) = report()?;
@@ -101,6 +102,7 @@ impl Pod {
             container,
             keyring: keyring(container.id.as_str())?,
             argv,
+            hook: None,
             streams,
             mailbox: mailbox.as_ref().map(Mailbox::address),
         };
@@ -297,7 +299,7 @@ fn streams(stdio: Stdio) -> Result<(StreamPlan, Option<OwnedFd>), LaunchError> {
 }
 
 /// The report pipe: the agent's end never blocks, the child's does.
-fn report() -> Result<(Listener, OwnedFd), LaunchError> {
+pub(crate) fn report() -> Result<(Listener, OwnedFd), LaunchError> {
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(agent("make a report pipe"))?;
     rustix::io::ioctl_fionbio(&reader, true).map_err(agent("make a report pipe"))?;
     Ok((Listener::new(reader), writer))

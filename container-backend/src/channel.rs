@@ -51,7 +51,9 @@ impl Channel {
                     self.handed_over = true
                 }
                 // Whoever writes now may be a tracer of P2; no frame but these can be P2's own.
-                Some(Told::Ready(_) | Told::Failed(_) | Told::HandedOver) if self.handed_over => {
+                Some(Told::AtHooks | Told::Ready(_) | Told::Failed(_) | Told::HandedOver)
+                    if self.handed_over =>
+                {
                     return Err(LaunchError::Garbled);
                 }
                 other => return Ok(other),
@@ -121,7 +123,7 @@ mod tests {
     #[test]
     fn a_traced_p2_cannot_name_another_process_or_invent_reports() {
         // P2 may write what it wants after the hand-over; the mailbox is out of its reach.
-        for lie in [RawFrame::READY, RawFrame::FAILED, RawFrame::HANDED_OVER] {
+        for lie in [RawFrame::AT_HOOKS, RawFrame::READY, RawFrame::FAILED, RawFrame::HANDED_OVER] {
             let (mut channel, writer, mut process) = channel(Some(Mailbox::new().unwrap()));
             write(&writer, &RawFrame::handed_over());
             let frame = RawFrame { bytes: [lie, 0, 0, 0, 0, 0, 0, 0, 0], len: 5 };

@@ -2,7 +2,7 @@
 //! descriptor of whatever stage it holds, and asks again when that is readable.
 //!
 //! ```text
-//! begin_create -> Creating --poll--> Created { waiting, .. } --open_gate--> Starting --poll--> Child
+//! begin_create -> Creating [--poll_hook_point, pass_hook_point-->] --poll--> Created { waiting, .. } --open_gate--> Starting --poll--> Child
 //! begin_exec   -> Execing  --poll--> Executed { child, .. }
 //! ```
 //!
@@ -71,8 +71,8 @@ pub(crate) fn agent<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) ->
 #[derive(Debug)]
 pub struct Creating {
     pipe: Arc<File>,
-    channel: Option<Channel>,
-    draft: Option<Draft>,
+    pub(crate) channel: Option<Channel>,
+    pub(crate) draft: Option<Draft>,
 }
 
 /// What is known of a container before it exists.
@@ -151,7 +151,7 @@ pub struct Executed {
 }
 
 /// A stage was polled after its end.
-const OVER: LaunchError = LaunchError::Garbled;
+pub(crate) const OVER: LaunchError = LaunchError::Garbled;
 
 impl Creating {
     pub(crate) fn new(channel: Channel, draft: Draft) -> Self {
@@ -262,7 +262,7 @@ impl Execing {
     }
 }
 
-fn failure_of(told: Told, argv0: &str) -> LaunchError {
+pub(crate) fn failure_of(told: Told, argv0: &str) -> LaunchError {
     match told {
         Told::Failed(failure) => failure.into(),
         Told::ExecFailed(errno) => {
@@ -270,7 +270,7 @@ fn failure_of(told: Told, argv0: &str) -> LaunchError {
         }
         Told::LastStage(CLONE, Errno::NOMEM) => Failure::PidNamespace.into(),
         Told::LastStage(step, errno) => Failure::Step { step: step.into(), errno }.into(),
-        Told::Ready(_) | Told::HandedOver | Told::End => LaunchError::Garbled,
+        Told::AtHooks | Told::Ready(_) | Told::HandedOver | Told::End => LaunchError::Garbled,
     }
 }
 

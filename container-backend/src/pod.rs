@@ -34,6 +34,8 @@ pub struct Pod {
     pub(crate) host: HostMounts,
     /// The agent's own mount namespace.
     pub(crate) mounts: OwnedFd,
+    /// Namespaces of the host that this process has left, for hooks.
+    pub(crate) left: Vec<OwnedFd>,
     pub(crate) holder: Option<Holder>,
     pub(crate) overlay_api: OverlayApi,
     tree: Tree,
@@ -130,6 +132,7 @@ impl Pod {
         let leaf = tree.leaf(&setup.cgroup_parent, setup.pod_id.as_str())?;
         join_leaf(&leaf, &mut warnings)?;
         let host = HostMounts::current().map_err(step("open the host's mount namespace"))?;
+        let left = namespaces_to_leave(&setup).map_err(step("open the host's namespaces"))?;
         enter_namespaces(&setup)?;
         private_root::enter(&setup)?;
         sysctl::set_all(&setup)?;
@@ -140,7 +143,7 @@ impl Pod {
         let mounts = open_namespace("self", "mnt").map_err(step("open the agent's mount namespace"))?;
         let overlay_api = OverlayApi::of_release(&rustix::system::uname().release().to_string_lossy());
         let cgroup_parent = setup.cgroup_parent;
-        Ok((Self { host, mounts, holder, overlay_api, tree, cgroup_parent, leaf }, warnings))
+        Ok((Self { host, mounts, left, holder, overlay_api, tree, cgroup_parent, leaf }, warnings))
     }
 
     /// Init of the shared pid namespace.
@@ -204,6 +207,17 @@ fn join_leaf(leaf: &Leaf, warnings: &mut Vec<String>) -> Result<(), SetUpError> 
 fn is_born_in(leaf: &Leaf) -> bool {
     let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     own.lines().any(|line| line.strip_prefix("0::") == Some(leaf.cgroup_path()))
+}
+
+/// A guest has no host to run hooks on.
+fn namespaces_to_leave(setup: &PodSetup) -> io::Result<Vec<OwnedFd>> {
+    let kinds = [
+        ("net", setup.netns.is_some()),
+        ("uts", !setup.hostname.is_empty()),
+        ("ipc", setup.ipc == IpcMode::Pod),
+    ];
+    let left = kinds.into_iter().filter(|(_, leaves)| *leaves && !setup.is_guest());
+    left.map(|(kind, _)| open_namespace("self", kind)).collect()
 }
 
 /// The pod's network, UTS and IPC namespaces; every child is born in them.

@@ -28,6 +28,7 @@ pub(crate) struct RawFrame {
 impl RawFrame {
     pub(crate) const READY: u8 = b'R';
     pub(crate) const FAILED: u8 = b'F';
+    pub(crate) const AT_HOOKS: u8 = b'N';
     pub(crate) const HANDED_OVER: u8 = b'H';
     pub(crate) const EXEC_FAILED: u8 = b'E';
     pub(crate) const SECCOMP_FAILED: u8 = b'S';
@@ -57,6 +58,8 @@ pub(crate) struct Ready {
 /// One thing that the child told.
 #[derive(Debug)]
 pub(crate) enum Told {
+    /// It waits for its hooks.
+    AtHooks,
     Ready(Ready),
     Failed(Failure),
     /// From here on it is P2 that may write.
@@ -86,6 +89,11 @@ impl Reporter {
     /// An error means that the agent is gone; there is nobody left to tell.
     pub(crate) fn ready(&mut self, ready: &Ready) -> io::Result<()> {
         self.send(RawFrame::READY, &serde_json::to_vec(ready)?)
+    }
+
+    /// As [`Self::ready`].
+    pub(crate) fn at_hooks(&mut self) -> io::Result<()> {
+        self.send(RawFrame::AT_HOOKS, &[])
     }
 
     pub(crate) fn failed(&mut self, failure: &Failure) -> io::Result<()> {
@@ -173,6 +181,7 @@ fn decode(tag: u8, payload: &[u8]) -> Result<Told, Garbled> {
     match tag {
         RawFrame::READY => serde_json::from_slice(payload).map(Told::Ready).map_err(|_| Garbled),
         RawFrame::FAILED => serde_json::from_slice(payload).map(Told::Failed).map_err(|_| Garbled),
+        RawFrame::AT_HOOKS if payload.is_empty() => Ok(Told::AtHooks),
         RawFrame::HANDED_OVER if payload.is_empty() => Ok(Told::HandedOver),
         RawFrame::EXEC_FAILED => Ok(Told::ExecFailed(errno()?)),
         RawFrame::SECCOMP_FAILED => Ok(Told::LastStage("load the seccomp profile", errno()?)),
@@ -238,6 +247,7 @@ mod tests {
             b"R\x02\0\0\0{}",
             b"F\x01\0\0\0?",
             b"H\x01\0\0\0H",
+            b"N\x01\0\0\0N",
             b"E\x03\0\0\0\x01\0\0",
         ] {
             let (mut listener, writer) = ends();

@@ -71,7 +71,7 @@ pub struct ContainerRequest<'a> {
     /// Names its cgroup leaf.
     pub id: ContainerId,
     /// Its net, ipc and uts namespaces are the pod's whatever it says; `root.path`, `hostname`, `linux.sysctl`,
-    /// `linux.cgroupsPath` and `linux.rootfsPropagation` (each mount has its own) are not used.
+    /// `hooks` (the caller runs them), `linux.cgroupsPath` and `linux.rootfsPropagation` (each mount has its own) are not used.
     pub spec: Spec,
     /// What its root file system is made of.
     pub rootfs: RootFs,
@@ -83,6 +83,9 @@ pub struct ContainerRequest<'a> {
     pub groups: GroupPolicy,
     /// Its pid namespace.
     pub pid: PidNamespace<'a>,
+    /// Folder of the host with its spec, for a container that is to stop where its hooks can see it, see
+    /// [`crate::Creating::poll_hook_point`]. The folder `rootfs` is in it, where they find its root.
+    pub bundle: Option<PathBuf>,
     /// Its standard streams; must be [`Stdio::Tty`] when the spec says `terminal`.
     pub stdio: Stdio,
 }

@@ -76,14 +76,14 @@ async fn a_device_that_cannot_be_had_is_told(lab: &Lab) -> Result<()> {
     let node = node(lab).await?;
     write(
         &lab.dir().join("cdi-low/gpu.yaml"),
-        "    hooks:\n    - {hookName: createContainer, path: /bin/true}\n",
+        "    hooks:\n    - {hookName: createContainer, path: bin/true}\n",
     )?;
     fs::write(lab.dir().join("cdi-low/broken.json"), "{")?;
     let pod = node.pod("web").run().await?;
     let before = lab.look(&node)?;
     for (name, expected) in [
         ("vendor.com/gpu=none", "no CDI device vendor.com/gpu=none; files that are no specs: "),
-        ("vendor.com/gpu=gpu0", "hooks of CDI devices are not supported"),
+        ("vendor.com/gpu=gpu0", "config.CDI_devices: createContainer hook: path bin/true is not absolute"),
         ("gpu0", "\"gpu0\" is not VENDOR/CLASS=DEVICE"),
     ] {
         let main = pod.container("main").idle().with(|config| config.cdi_devices = device(name));

@@ -17,6 +17,7 @@ mod faults;
 mod filters;
 mod guest_metrics;
 mod guests;
+mod hooks;
 mod image_volumes;
 mod images;
 mod ipv6;
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
         filters::TESTS,
         guest_metrics::TESTS,
         guests::TESTS,
+        hooks::TESTS,
         image_volumes::TESTS,
         images::TESTS,
         ipv6::TESTS,

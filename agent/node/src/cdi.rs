@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 
 use file::SpecFile;
-pub(crate) use file::{DeviceNode, Edits, Mount};
+pub(crate) use file::{DeviceNode, Edits, Hook, Mount};
 pub(crate) use name::DeviceName;
 
 /// A file larger than this is no spec.

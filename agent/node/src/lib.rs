@@ -34,6 +34,7 @@ mod network_check;
 mod network_gc;
 mod node;
 mod pod;
+mod poststop;
 mod pulls;
 mod random;
 mod records;

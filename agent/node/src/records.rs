@@ -1,12 +1,13 @@
 //! What must outlive the daemon: one small file per pod and per container.
 //!
-//! Layout below the folder: `<pod id>/pod.json`, `<pod id>/<container id>.json`. A file is replaced by rename, so it is whole
+//! Layout below the folder: `<pod id>/pod.json`, `<pod id>/<container id>.json`, and `<pod id>/<container id>.bundle` of a container with hooks. A file is replaced by rename, so it is whole
 //! after a crash of the daemon at any instruction. It is not synced on the way (an eMMC takes tens of milliseconds for that):
 //! a background task flushes the file system every few seconds while records change, so a power cut may lose the last
 //! seconds, after which nothing of those pods runs anyway.
 //!
 //! A file that cannot be understood is moved to the folder `<records>.bad` and warned about, never fatal.
 
+mod bundle;
 mod load;
 
 use std::io;
@@ -221,6 +222,7 @@ impl Records {
         container: &ContainerId,
     ) -> Result<(), RecordError> {
         self.dirty.store(true, Ordering::Relaxed);
+        self.remove_bundle_blocking(pod, container)?;
         remove_file(&self.spec_file(pod, container))?;
         remove_file(&self.container_file(pod, container))
     }
@@ -235,7 +237,10 @@ impl Records {
             Err(source) => return Err(RecordError { what: "read", path: dir, source }),
         };
         for entry in entries.flatten().filter(|e| e.file_name() != POD_FILE) {
-            remove_file(&entry.path())?;
+            match bundle::is_bundle(&entry.file_name()) {
+                true => bundle::remove(entry.path())?,
+                false => remove_file(&entry.path())?,
+            }
         }
         remove_file(&dir.join(POD_FILE))?;
         match std::fs::remove_dir(&dir) {

@@ -29,6 +29,7 @@ use crate::pod::{
     self, HeldAgent, Holdings, PodInfo, Restored, RestoredContainer, RunningAgent, SandboxState, Word,
     kill_leaves,
 };
+use crate::poststop::poststop_blocking;
 use crate::records::{ContainerRecord, LoadedPod, PodRecord};
 use crate::systemd::destroy_leaf_blocking;
 use hartpod_proto::cri::v1 as cri;
@@ -41,6 +42,8 @@ const LEAF_END: Duration = Duration::from_secs(10);
 /// waits for those that take longer.
 const FIRST_WORD: Duration = Duration::from_secs(2);
 
+/// For the hooks of a container that was being made, which the daemon's start waits for.
+const HOOKS: Duration = Duration::from_secs(10);
 /// For an agent to undo its part of a container that was being made: the rest does not depend on it.
 const HELP: Duration = Duration::from_secs(3);
 
@@ -321,6 +324,7 @@ async fn forget_container<'a>(
         if let Err(error) = node.trash.throw_blocking(&node.layout.scratch(&id)) {
             tracing::warn!(container = %id, error = %crate::chain(&error), "folder of an unfinished container stays");
         }
+        poststop_blocking(&node.records, &pod_id, &id, HOOKS);
         if let Err(error) = node.records.remove_container_blocking(&pod_id, &id) {
             tracing::warn!(container = %id, error = %crate::chain(&error), "record of an unfinished container stays");
         }

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use hartpod_container::SetUpError;
 use hartpod_container::cgroup::{CgroupError, PathError};
-use hartpod_container::{LaunchError, SetUpError};
 use hartpod_proto::ContainerId;
 use hartpod_proto::pod::v1::{
     AttachRequest, AttachResponse, ConnectRequest, ConnectResponse, CreateContainerRequest,
@@ -16,7 +16,7 @@ use hartpod_proto::pod::v1::{
 use tokio::sync::oneshot;
 
 use crate::board::Watch;
-use crate::container::{CreateError, Phase, Refused, RemoveError, UpdateError};
+use crate::container::{CreateError, Phase, Refused, RemoveError, StartError, UpdateError};
 use crate::guest::{FileError, NetworkError};
 use crate::log_writer::LogError;
 use crate::request::InvalidRequest;
@@ -102,7 +102,7 @@ pub(crate) enum CallError {
     #[error("create container {id}")]
     Create { id: ContainerId, source: Arc<CreateError> },
     #[error("start container {id}")]
-    Start { id: ContainerId, source: Arc<LaunchError> },
+    Start { id: ContainerId, source: Arc<StartError> },
     #[error("exec in container {id}")]
     Exec { id: ContainerId, source: Arc<CreateError> },
     #[error("kill exec in container {id}")]

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hartpod_container::cgroup::{LimitError, Limits};
+use hartpod_container::hooks::{self, Moment, hooks_of};
 use hartpod_container::{
     DiskRoot, GroupPolicy, IpcMode, Overlay, PodPid, PodSetup, Slot, TerminalSize, VolumeImage,
 };
@@ -26,6 +27,7 @@ use hartpod_proto::pod::v1::{
 use hartpod_proto::{ContainerId, SandboxId};
 use oci_spec::runtime::{Capability, LinuxResources, Spec};
 
+use crate::container::HookPlan;
 use crate::guest::PodFile;
 use crate::stream::{InvalidToken, Token};
 
@@ -57,6 +59,8 @@ pub(crate) enum InvalidRequest {
     NamespaceMode { field: &'static str, value: i32 },
     #[error("spec_json is not an OCI runtime spec")]
     Spec(#[source] Arc<serde_json::Error>),
+    #[error("spec_json: hooks: {0}")]
+    Hook(String),
     #[error("resources_json is not `linux.resources` of an OCI runtime spec")]
     Resources(#[source] Arc<serde_json::Error>),
     #[error("resources_json")]
@@ -272,6 +276,8 @@ pub(crate) struct ContainerPlan {
     pub(crate) tokens: [Option<Token>; 2],
     /// Where the guest's volumes are, if the container has some.
     pub(crate) volumes: Option<Slot>,
+    /// Shared with the container, whose start has some of them.
+    pub(crate) hooks: Option<Arc<HookPlan>>,
 }
 
 impl ContainerPlan {
@@ -281,7 +287,7 @@ impl ContainerPlan {
         log_directory: Option<&Path>,
         place: Place,
     ) -> Result<Self, InvalidRequest> {
-        let id = request.container_id.parse().map_err(InvalidRequest::ContainerId)?;
+        let id: ContainerId = request.container_id.parse().map_err(InvalidRequest::ContainerId)?;
         let spec: Spec = serde_json::from_slice(&request.spec_json)
             .map_err(|error| InvalidRequest::Spec(Arc::new(error)))?;
         let stdio = request.stdio.unwrap_or_default();
@@ -313,6 +319,7 @@ impl ContainerPlan {
             (path, Some(directory)) => Some(LogPlace::new(directory, Path::new(path))?),
         };
         Ok(Self {
+            hooks: hook_plan(&id, &spec, &request.bundle, place)?,
             id,
             spec,
             rootfs,
@@ -344,6 +351,23 @@ impl ContainerPlan {
             RootPlan::Disk(disk) => Some(disk.slot),
         }
     }
+}
+
+fn hook_plan(
+    id: &ContainerId,
+    spec: &Spec,
+    bundle: &str,
+    place: Place,
+) -> Result<Option<Arc<HookPlan>>, InvalidRequest> {
+    let Some(hooks) = hooks_of(spec) else { return Ok(None) };
+    only_at(Place::Host, "spec_json: hooks", place == Place::Host)?;
+    let odd =
+        Moment::ALL.iter().flat_map(|moment| moment.of(hooks)).find_map(|hook| hooks::check(hook).err());
+    if let Some(why) = odd {
+        return Err(InvalidRequest::Hook(why));
+    }
+    let bundle = absolute("bundle", bundle)?;
+    Ok(Some(Arc::new(HookPlan::new(id.clone(), spec, hooks.clone(), bundle))))
 }
 
 fn volumes(slot: u32, place: Place) -> Result<Option<Slot>, InvalidRequest> {

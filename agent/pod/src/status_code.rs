@@ -9,7 +9,7 @@ use hartpod_container::{Blame, CommandError, Errno, Failure, LaunchError, SetUpE
 use tonic::{Code, Status};
 
 use crate::call::CallError;
-use crate::container::{CreateError, DiskError, UpdateError};
+use crate::container::{CreateError, DiskError, StartError, UpdateError};
 use crate::guest::NetworkError;
 use crate::log_writer::LogError;
 
@@ -52,7 +52,7 @@ fn code(error: &CallError) -> Code {
         CallError::TooMany { .. } => Code::ResourceExhausted,
         CallError::SetUp(source) => set_up_code(source),
         CallError::Create { source, .. } | CallError::Exec { source, .. } => create_code(source),
-        CallError::Start { source, .. } => launch_code(source),
+        CallError::Start { source, .. } => start_code(source),
         CallError::Update { source, .. } | CallError::UpdatePod(source) => update_code(source),
         CallError::Reopen { source, .. } => log_code(source),
         CallError::Network(source) => network_code(source),
@@ -94,7 +94,16 @@ fn create_code(error: &CreateError) -> Code {
         CreateError::Log(source) => log_code(source),
         CreateError::OutOfMemory => Code::ResourceExhausted,
         CreateError::Disk(source) => disk_code(source),
-        CreateError::Stdio(_) | CreateError::Watch(_) | CreateError::LogWriter(_) => Code::Internal,
+        CreateError::Hook(_) | CreateError::Stdio(_) | CreateError::Watch(_) | CreateError::LogWriter(_) => {
+            Code::Internal
+        }
+    }
+}
+
+fn start_code(error: &StartError) -> Code {
+    match error {
+        StartError::Launch(source) => launch_code(source),
+        StartError::Hook(_) => Code::Internal,
     }
 }
 
@@ -167,7 +176,7 @@ mod tests {
     }
 
     fn started(failure: Failure) -> Status {
-        CallError::Start { id: id(), source: Arc::new(LaunchError::Failed(failure)) }.into()
+        CallError::Start { id: id(), source: Arc::new(LaunchError::Failed(failure).into()) }.into()
     }
 
     #[test]

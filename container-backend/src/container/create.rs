@@ -9,7 +9,7 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
@@ -27,7 +27,7 @@ use super::rootfs::{self, OverlayApi, Overlays};
 use super::settings::{ExecLabel, ProcessSettings};
 use super::streams::Streams;
 use super::user::{self, UserRequest};
-use super::{console, devices, hidden_paths, identity, limits};
+use super::{console, devices, hidden_paths, hook_point, identity, limits};
 use crate::cgroup::Leaf;
 use crate::errno::Errno;
 use crate::failure::Failure;
@@ -60,6 +60,8 @@ pub(crate) struct CreatePlan<'a> {
     pub(crate) user: UserRequest,
     pub(crate) argv: Vec<CString>,
     pub(crate) settings: ProcessSettings,
+    /// See [`crate::ContainerRequest::bundle`].
+    pub(crate) bundle: Option<PathBuf>,
 }
 
 /// Whether the container may write to its root file system.
@@ -134,11 +136,16 @@ fn run(
     start_session(&plan.keyring, plan.settings.label.as_ref())?;
     limits::set_oom_score_adj(plan.settings.oom_score_adj, &mut warnings)?;
     let own_proc = OwnProc::open(plan.settings.label.as_ref())?;
-    let mut collected = collect(plan)?;
+    let gate = File::from(gate);
+    let (mut collected, host) = collect(plan)?;
     unshare(plan)?;
     mount_root(plan, &mut collected)?;
     let (user, home, streams) = fill_root(plan, streams, &mut collected, &own_proc)?;
     drop(collected);
+    match (&plan.bundle, host) {
+        (Some(bundle), Some(host)) => hook_point::pass(&host, bundle, reporter, &gate)?,
+        _ => rustix::process::chdir(ROOTFS).map_err(step("enter the root file system"))?,
+    }
     pivot(plan.root)?;
     limits::set_rlimits(&plan.settings.rlimits, &mut warnings)?;
     let capabilities = possible_capabilities(plan.settings.capabilities, &mut warnings)?;
@@ -148,13 +155,15 @@ fn run(
     let cwd = finish::Cwd::enter(&plan.settings.cwd)?;
     let ready = Ready { user, home, warnings };
     reporter.ready(&ready).map_err(step("report"))?;
-    wait_at(gate)?;
+    wait_at(&gate)?;
+    drop(gate);
     let last = Last {
         settings: &plan.settings,
         capabilities,
         user: &ready.user,
         home: &ready.home,
         argv: &plan.argv,
+        hook: None,
         streams: &streams,
         cwd,
         way,
@@ -207,12 +216,15 @@ pub(super) fn start_session(keyring: &CString, label: Option<&ExecLabel>) -> Res
     Ok(())
 }
 
-/// Fetches what lies in other mount namespaces, and comes back.
-fn collect(plan: &CreatePlan<'_>) -> Result<Collected, Failure> {
+/// Fetches what lies in other mount namespaces, and comes back. The second value is what hooks are to see of the host.
+fn collect(plan: &CreatePlan<'_>) -> Result<(Collected, Option<OwnedFd>), Failure> {
     let mut collected = Collected::default();
-    if plan.mounts.iter().any(|mount| matches!(mount.kind, MountKind::Bind { .. })) {
+    let mut host = None;
+    let binds = plan.mounts.iter().any(|mount| matches!(mount.kind, MountKind::Bind { .. }));
+    if binds || plan.bundle.is_some() {
         plan.host.enter().map_err(step("enter the host's mount namespace"))?;
         collected = mounts::collect_binds(&plan.mounts, plan.mount_label.as_deref())?;
+        host = plan.bundle.as_ref().map(|_| hook_point::collect_host()).transpose()?;
     }
     if let PidJoin::Target { mounts, .. } = &plan.pid {
         move_into_link_name_space(*mounts, Some(LinkNameSpaceType::Mount))
@@ -221,7 +233,7 @@ fn collect(plan: &CreatePlan<'_>) -> Result<Collected, Failure> {
     }
     move_into_link_name_space(plan.agent_mounts, Some(LinkNameSpaceType::Mount))
         .map_err(step("return to the agent's mount namespace"))?;
-    Ok(collected)
+    Ok((collected, host))
 }
 
 fn mount_root(plan: &CreatePlan<'_>, collected: &mut Collected) -> Result<(), Failure> {
@@ -296,12 +308,11 @@ fn open_streams(plan: StreamPlan, root: &Root, own_proc: &OwnProc) -> Result<Str
     }
 }
 
-/// The new root becomes the only one; what this namespace has of the agent's mounts goes.
+/// The new root, which is the working folder, becomes the only one; what this namespace has of the agent's mounts goes.
 fn pivot(access: RootAccess) -> Result<(), Failure> {
     use rustix::mount::{UnmountFlags, unmount};
     use rustix::process::{chdir, pivot_root};
 
-    chdir(ROOTFS).map_err(step("enter the root file system"))?;
     // The old root ends up on top of the new one, see pivot_root(2): pivot_root(".", ".").
     pivot_root(".", ".").map_err(step("pivot_root"))?;
     unmount(".", UnmountFlags::DETACH).map_err(step("unmount the agent's mounts"))?;
@@ -342,7 +353,7 @@ fn join_pid_namespace(pid: &PidJoin<'_>, own_proc: &OwnProc) -> Result<Way, Fail
 }
 
 /// Waits for the agent's word. If the agent dies first, so does this process.
-fn wait_at(gate: OwnedFd) -> Result<(), Failure> {
+pub(super) fn wait_at(mut gate: &File) -> Result<(), Failure> {
     let mut word = [0];
-    File::from(gate).read_exact(&mut word).map_err(step("wait for the start"))
+    gate.read_exact(&mut word).map_err(step("wait for the start"))
 }

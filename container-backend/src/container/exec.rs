@@ -10,6 +10,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::create::{StreamPlan, possible_capabilities, start_session};
 use super::finish::{self, Cwd, Last, Way};
+use super::hook::HookProgram;
 use super::own_proc::OwnProc;
 use super::root::Root;
 use super::streams::Streams;
@@ -25,6 +26,8 @@ pub(crate) struct ExecPlan<'a> {
     pub(crate) container: &'a ContainerProcess,
     pub(crate) keyring: CString,
     pub(crate) argv: Vec<CString>,
+    /// It is a hook, which has a path and an environment of its own.
+    pub(crate) hook: Option<HookProgram>,
     pub(crate) streams: StreamPlan,
     /// For containers with others in their pid namespace.
     pub(crate) mailbox: Option<usize>,
@@ -71,6 +74,7 @@ fn run(plan: ExecPlan<'_>, reporter: &mut Reporter) -> Result<Infallible, Failur
         user: &container.user,
         home: &container.home,
         argv: &plan.argv,
+        hook: plan.hook.as_ref(),
         streams: &streams,
         cwd,
         way,

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use rustix::fs::Mode;
 
+use super::hook::HookProgram;
 use super::root::Root;
 use super::settings::{ExecLabel, ProcessSettings};
 use super::streams::Streams;
@@ -27,6 +28,8 @@ pub(crate) struct Last<'a> {
     pub(crate) user: &'a ResolvedUser,
     pub(crate) home: &'a str,
     pub(crate) argv: &'a [CString],
+    /// The path and the environment of a hook.
+    pub(crate) hook: Option<&'a HookProgram>,
     pub(crate) streams: &'a Streams,
     pub(crate) cwd: Cwd,
     pub(crate) way: Way,
@@ -124,8 +127,13 @@ pub(crate) fn run(
     }
     identity::assume(last.user, last.capabilities)?;
     last.cwd.enter_as_user(&settings.cwd)?;
-    let env = environment(settings, last.home, last.streams);
-    let name = last.argv.first().ok_or(CommandError::Empty)?;
+    let (name, env) = match last.hook {
+        Some(hook) => (&hook.path, hook.env.clone()),
+        None => {
+            let name = last.argv.first().ok_or(CommandError::Empty)?;
+            (name, environment(settings, last.home, last.streams))
+        }
+    };
     let path = command::find(name, &env)?;
     match &last.way {
         Way::Here => {

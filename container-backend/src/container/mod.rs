@@ -13,6 +13,8 @@ pub(crate) mod disk;
 pub(crate) mod exec;
 pub(crate) mod finish;
 pub(crate) mod hidden_paths;
+pub(crate) mod hook;
+pub(crate) mod hook_point;
 pub(crate) mod identity;
 pub(crate) mod image_volume;
 pub(crate) mod limits;

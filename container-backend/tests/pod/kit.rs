@@ -313,6 +313,7 @@ impl Agent {
             user: String::new(),
             groups: GroupPolicy::Merge,
             pid: if self.pod.holder().is_some() { PidNamespace::Pod } else { PidNamespace::Container },
+            bundle: None,
             stdio,
         }
     }

@@ -116,8 +116,6 @@ fn missing_layer() {
 
 fn unsupported() {
     let agent = agent();
-    let mut hooks = shell("true");
-    hooks["hooks"] = json!({"prestart": []});
     let mut option = shell("true");
     add(
         &mut option,
@@ -129,7 +127,6 @@ fn unsupported() {
     let mut terminal = shell("true");
     set(&mut terminal, "/process", "terminal", json!(true));
     for (spec, message) in [
-        (hooks, "the container's spec: hooks are not supported"),
         (option, "mount tmpfs on /t"),
         (fstype, "mount on /t: type `nfs` is not supported"),
         (terminal, "the container's spec: process.terminal and the standard streams disagree"),

@@ -44,7 +44,7 @@ pub(crate) struct Edits {
     #[serde(default)]
     pub(crate) mounts: Vec<Mount>,
     #[serde(default)]
-    pub(crate) hooks: Vec<serde_json::Value>,
+    pub(crate) hooks: Vec<Hook>,
     #[serde(default)]
     pub(crate) intel_rdt: Option<serde_json::Value>,
     #[serde(default)]
@@ -86,6 +86,21 @@ pub(crate) struct Mount {
     pub(crate) options: Vec<String>,
     #[serde(default, rename = "type")]
     pub(crate) typ: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Hook {
+    /// When it runs, as the OCI runtime specification calls it.
+    pub(crate) hook_name: String,
+    pub(crate) path: PathBuf,
+    #[serde(default)]
+    pub(crate) args: Vec<String>,
+    #[serde(default)]
+    pub(crate) env: Vec<String>,
+    /// Seconds.
+    #[serde(default)]
+    pub(crate) timeout: Option<i64>,
 }
 
 /// Versions of the specification, the oldest first.

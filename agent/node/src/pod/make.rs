@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hartpod_container::cgroup::{Leaf, LimitError, Limits, PathError};
+use hartpod_container::hooks::{TIMEOUT_IN_ALL, hooks_of};
 use hartpod_images::Image;
 use hartpod_proto::ContainerId;
 use hartpod_proto::pod::v1 as agent;
@@ -21,6 +22,7 @@ use crate::guest::{
 use crate::image_use::Busy;
 use crate::laps::Laps;
 use crate::node::Node;
+use crate::poststop::poststop_blocking;
 use crate::records::{ContainerRecord, RecordError, VERSION};
 use crate::scratch::{self, ScratchError};
 use crate::spec::{ContainerPlan, SpecError, SpecInput, container_spec_blocking};
@@ -147,7 +149,12 @@ async fn steps(node: &Arc<Node>, making: &Making) -> Result<Made, CreateError> {
     let answer = match making.info.slot {
         None => {
             let scope = scope(node, making, &plan).await?;
-            let made = making.agent.client.create(on_host(making, plan, json)).await;
+            let bundle = hooks_of(&plan.spec).map(|_| node.records.bundle_dir(&making.pod.id, id));
+            let request = agent::CreateContainerRequest {
+                bundle: bundle.unwrap_or_default().to_string_lossy().into_owned(),
+                ..on_host(making, plan, json)
+            };
+            let made = making.agent.client.create(request).await;
             // It has a process now, or is to end.
             drop(scope);
             made.map_err(CreateError::Agent)?
@@ -224,6 +231,11 @@ fn plan_blocking(node: &Node, making: &Making) -> Result<(ContainerPlan, Vec<u8>
         .write_container_blocking(&pod.id, &record)
         .and_then(|()| node.records.write_spec_blocking(&pod.id, &info.id, &json))
         .map_err(|source| CreateError::Record { id: id(), source })?;
+    if hooks_of(&plan.spec).is_some() {
+        node.records
+            .write_bundle_blocking(&pod.id, &info.id, &json)
+            .map_err(|source| CreateError::Record { id: id(), source })?;
+    }
     scratch::make_blocking(&node.layout.scratch(&info.id))
         .map_err(|source| CreateError::Scratch { id: id(), source })?;
     Ok((plan, json))
@@ -343,6 +355,7 @@ fn request(
         strict_groups: plan.strict_groups,
         images: Vec::new(),
         volumes_slot: 0,
+        bundle: String::new(),
     }
 }
 
@@ -373,6 +386,7 @@ async fn undo(node: Arc<Node>, making: Making) -> Option<u32> {
         if let Err(error) = node.trash.throw_blocking(&node.layout.scratch(id)) {
             tracing::warn!(container = %id, error = %crate::chain(&error), "folder of a container that failed stays");
         }
+        poststop_blocking(&node.records, &making.pod.id, id, TIMEOUT_IN_ALL);
         if let Err(error) = node.records.remove_container_blocking(&making.pod.id, id) {
             tracing::warn!(container = %id, error = %crate::chain(&error), "record of a container that failed stays");
         }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hartpod_container::cgroup::{DestroyError, Leaf};
+use hartpod_container::hooks::TIMEOUT_IN_ALL;
 use hartpod_proto::ContainerId;
 use tokio::task::JoinError;
 
@@ -21,6 +22,7 @@ use crate::container::{self, ContainerEvent, ContainerState, Exit};
 use crate::guest::{self, ControlError};
 use crate::names::Progress;
 use crate::node::Node;
+use crate::poststop::poststop_blocking;
 use crate::records::RecordError;
 use crate::scratch::ScratchError;
 use crate::systemd::destroy_leaf_blocking;
@@ -150,6 +152,7 @@ fn remove_container_blocking(
     node.trash
         .throw_blocking(&node.layout.scratch(id))
         .map_err(|source| RemoveContainerError::Scratch { id: id.clone(), source })?;
+    poststop_blocking(&node.records, &pod.id, id, TIMEOUT_IN_ALL);
     node.records
         .remove_container_blocking(&pod.id, id)
         .map_err(|source| RemoveContainerError::Record { id: id.clone(), source })

@@ -3,8 +3,9 @@
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Component, Path};
 
+use hartpod_container::hooks::{self, Moment};
 use hartpod_proto::cri::v1 as cri;
-use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, Mount, Spec};
+use oci_spec::runtime::{Hook, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, Mount, Spec};
 
 use super::SpecError;
 use crate::cdi::{self, DeviceName, DeviceNode, Edits, Registry};
@@ -66,11 +67,9 @@ fn names(container: &cri::ContainerConfig) -> Result<Vec<DeviceName>, SpecError>
 }
 
 fn refuse_unsupported(edits: &Edits) -> Result<(), SpecError> {
-    for (asked, what) in [
-        (!edits.hooks.is_empty(), "hooks"),
-        (edits.intel_rdt.is_some(), "intelRdt"),
-        (!edits.net_devices.is_empty(), "netDevices"),
-    ] {
+    for (asked, what) in
+        [(edits.intel_rdt.is_some(), "intelRdt"), (!edits.net_devices.is_empty(), "netDevices")]
+    {
         if asked {
             return Err(SpecError::unsupported(FIELD, format!("{what} of CDI devices are not supported")));
         }
@@ -97,12 +96,34 @@ fn apply(edits: &Edits, spec: &mut Spec) -> Result<(), SpecError> {
     for node in &edits.device_nodes {
         add_device(node, spec)?;
     }
+    for hook in &edits.hooks {
+        add_hook(hook, spec)?;
+    }
     for mount in &edits.mounts {
         let made = mount_of(mount)?;
         let mounts = spec.mounts_mut().get_or_insert_default();
         mounts.retain(|other| other.destination() != made.destination());
         mounts.push(made);
     }
+    Ok(())
+}
+
+fn add_hook(asked: &cdi::Hook, spec: &mut Spec) -> Result<(), SpecError> {
+    let name = &asked.hook_name;
+    let moment = Moment::ALL.into_iter().find(|moment| moment.name() == name);
+    let moment =
+        moment.ok_or_else(|| SpecError::invalid(FIELD, format!("{name:?} is not the name of a hook")))?;
+    let given = |list: &Vec<String>| Some(list.clone()).filter(|list| !list.is_empty());
+    let mut hook = Hook::default();
+    hook.set_path(asked.path.clone())
+        .set_args(given(&asked.args))
+        .set_env(given(&asked.env))
+        .set_timeout(asked.timeout);
+    hooks::check(&hook).map_err(|why| SpecError::invalid(FIELD, format!("{name} hook: {why}")))?;
+    if let Some(odd) = asked.env.iter().find(|v| v.split_once('=').is_none_or(|(key, _)| key.is_empty())) {
+        return Err(SpecError::invalid(FIELD, format!("{name} hook: env {odd:?} is not NAME=VALUE")));
+    }
+    moment.add(spec.hooks_mut().get_or_insert_default(), hook);
     Ok(())
 }
 
@@ -246,6 +267,23 @@ mod tests {
     }
 
     #[test]
+    fn hooks_of_a_file_and_of_its_devices_keep_their_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = r#"{"cdiVersion": "0.6.0", "kind": "vendor.com/gpu",
+            "containerEdits": {"hooks": [{"hookName": "createContainer", "path": "/all", "args": ["all", "-v"], "timeout": 5}]},
+            "devices": [{"name": "0", "containerEdits": {"hooks": [
+                {"hookName": "createContainer", "path": "/one", "env": ["A=b"]}, {"hookName": "poststop", "path": "/end"}]}}]}"#;
+        std::fs::write(dir.path().join("gpu.json"), text).unwrap();
+        let spec = spec(&asks(dir.path())).unwrap();
+        let hooks = serde_json::to_value(spec.hooks()).unwrap();
+        let expected = serde_json::json!({
+            "createContainer": [{"path": "/all", "args": ["all", "-v"], "timeout": 5}, {"path": "/one", "env": ["A=b"]}],
+            "poststop": [{"path": "/end"}],
+        });
+        assert_eq!(hooks, expected);
+    }
+
+    #[test]
     fn annotations_name_devices_too_and_each_counts_once() {
         let mut container = cri::ContainerConfig {
             cdi_devices: vec![cri::CdiDevice { name: "v.com/gpu=0".into() }],
@@ -270,8 +308,17 @@ mod tests {
         assert_eq!(spec(&fixture).unwrap_err(), "no CDI device vendor.com/gpu=0");
         for (edits, expected) in [
             (
-                r#""hooks": [{"hookName": "prestart", "path": "/x"}]"#,
-                "hooks of CDI devices are not supported",
+                r#""hooks": [{"hookName": "preStart", "path": "/x"}]"#,
+                "\"preStart\" is not the name of a hook",
+            ),
+            (r#""hooks": [{"hookName": "prestart", "path": "x"}]"#, "prestart hook: path x is not absolute"),
+            (
+                r#""hooks": [{"hookName": "poststop", "path": "/x", "timeout": 0}]"#,
+                "poststop hook: timeout 0 is not greater than 0",
+            ),
+            (
+                r#""hooks": [{"hookName": "poststop", "path": "/x", "env": ["A"]}]"#,
+                "poststop hook: env \"A\" is not NAME=VALUE",
             ),
             (r#""intelRdt": {}"#, "intelRdt of CDI devices are not supported"),
             (r#""netDevices": [{}]"#, "netDevices of CDI devices are not supported"),

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use hartpod_container::cgroup::Leaf;
+use hartpod_container::hooks::HookError;
 use hartpod_container::{
     ContainerProcess, ContainerRequest, Created, Creating, Errno, LaunchError, PidNamespace, Pod, RootFs,
     Stdio, mount_volumes,
@@ -39,6 +40,8 @@ pub(crate) enum CreateError {
     Disk(#[from] DiskError),
     #[error(transparent)]
     Launch(#[from] LaunchError),
+    #[error(transparent)]
+    Hook(#[from] HookError),
     #[error("the process that sets up the container was killed: its memory limit is too small to begin with")]
     OutOfMemory,
 }
@@ -192,6 +195,7 @@ async fn launch(
     target: Option<Arc<ContainerProcess>>,
     opening: Option<Opening>,
 ) -> Result<Created, CreateError> {
+    let hooks = plan.hooks.as_deref().and_then(|hooks| Some((hooks, hooks.hook_point()?)));
     let request = ContainerRequest {
         id: plan.id,
         spec: plan.spec,
@@ -205,10 +209,17 @@ async fn launch(
             (PidPlan::Node, _) => PidNamespace::Node,
             (PidPlan::Container | PidPlan::Target(_), _) => PidNamespace::Container,
         },
+        bundle: hooks.map(|(_, bundle)| bundle.to_owned()),
         stdio,
     };
-    let creating = workshop.pod.begin_create(request)?;
-    let (created, ()) = tokio::try_join!(ready(creating), opened(opening))?;
+    let mut creating = workshop.pod.begin_create(request)?;
+    let created = async {
+        if let Some((hooks, _)) = hooks {
+            hooks.at_hook_point(workshop, &mut creating).await?;
+        }
+        ready(creating).await
+    };
+    let (created, ()) = tokio::try_join!(created, opened(opening))?;
     match created.waiting.child() {
         Some(_) => Ok(created),
         None => Err(LaunchError::Died.into()),

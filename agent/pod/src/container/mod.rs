@@ -2,23 +2,27 @@
 
 mod create;
 mod disk;
+mod hooks;
 mod input;
 mod leaf;
 mod log;
 mod output;
 mod phase;
 mod settle;
+mod start;
 mod terminal;
 mod update;
 
 pub(crate) use create::{CreateError, Made, Workshop, create};
 pub(crate) use disk::{DiskError, release as release_disk};
+pub(crate) use hooks::HookPlan;
 pub(crate) use input::Input;
 pub(crate) use leaf::{emptied, oom_killed};
 pub(crate) use log::{Died, Log, LogWatch};
 pub(crate) use output::Output;
 pub(crate) use phase::{Event as PhaseEvent, Phase, Refused};
 pub(crate) use settle::{RemoveError, remove, settle};
+pub(crate) use start::{StartError, StartHooks, start};
 pub(crate) use terminal::Terminal;
 pub(crate) use update::{UpdateError, update};
 
@@ -80,6 +84,7 @@ pub(crate) struct Container {
     pub(crate) output: Option<Output>,
     /// Where its disk is, in a guest.
     pub(crate) slot: Option<Slot>,
+    pub(crate) hooks: Option<Arc<HookPlan>>,
     /// Its stdin, as long as attachers may feed it.
     pub(crate) input: Option<Input>,
     pub(crate) terminal: Option<Terminal>,
@@ -135,6 +140,7 @@ impl Container {
             log: None,
             output: None,
             slot: None,
+            hooks: None,
             input: None,
             terminal: None,
             attachers: Arc::new(Semaphore::new(ATTACHERS_MAX)),

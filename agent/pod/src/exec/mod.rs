@@ -3,5 +3,5 @@
 mod run;
 mod table;
 
-pub(crate) use run::{Begun, Stage, run};
+pub(crate) use run::{Begun, Stage, execed, remove_when_empty, run};
 pub(crate) use table::{EXECS_MAX, ExecState, Execs};

@@ -177,7 +177,7 @@ async fn launch(
         request.stdio = stdio;
         ours = pipes.0;
     }
-    let executed = ready(workshop.pod.begin_exec(container, request)?).await?;
+    let executed = execed(workshop.pod.begin_exec(container, request)?).await?;
     let exit = workshop.children.own(&executed.child);
     for warning in executed.warnings {
         warn!(warning, "an exec runs, but not in all as it should");
@@ -205,7 +205,8 @@ async fn launch(
     Ok((process, exit))
 }
 
-async fn ready(mut execing: Execing) -> Result<Executed, CreateError> {
+/// Waits for its execve.
+pub(crate) async fn execed(mut execing: Execing) -> Result<Executed, CreateError> {
     let watched = Watched::duplicate(&execing, Interest::READABLE).map_err(CreateError::watch)?;
     let poll = |_: std::os::fd::BorrowedFd<'_>| match execing.poll() {
         Ok(None) => Err(io::ErrorKind::WouldBlock.into()),
@@ -245,7 +246,7 @@ impl Pipes {
 }
 
 /// Removes the sub-leaf once nothing runs in it; the removal of its container does so too.
-async fn remove_when_empty(leaf: ExecLeaf) {
+pub(crate) async fn remove_when_empty(leaf: ExecLeaf) {
     while let Err(error) = leaf.remove() {
         let Ok(events) = leaf.open_events() else { return };
         match leaf.populated() {

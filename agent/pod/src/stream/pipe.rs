@@ -53,7 +53,7 @@ impl Pipe {
     }
 
     /// What there is to read; empty at the end, which for a terminal is the hang-up of its last slave.
-    pub(super) async fn read(&self) -> io::Result<Vec<u8>> {
+    pub(crate) async fn read(&self) -> io::Result<Vec<u8>> {
         match self.0.io(Interest::READABLE, |fd| read_some(fd, CHUNK)).await {
             Err(error) if error.raw_os_error() == Some(Errno::IO.raw_os_error()) => Ok(Vec::new()),
             outcome => outcome,

@@ -1,30 +1,27 @@
 //! Containers: calls about them, and their way from one phase to the next.
 
-use std::io;
 use std::sync::Arc;
 
-use hartpod_container::{Child, LaunchError, Starting, Waiting};
+use hartpod_container::{Child, Waiting};
 use hartpod_proto::ContainerId;
 use hartpod_proto::pod::v1::{
     CreateContainerRequest, CreateContainerResponse, RemoveContainerResponse, ReopenLogResponse,
     ResolvedUser, SignalContainerResponse, StartContainerResponse,
 };
-use tokio::io::Interest;
 use tracing::{info, warn};
 
 use super::execs::expect;
 use super::news::{About, Happened, Newsdesk};
 use super::{CONTAINERS_MAX, Supervisor};
 use crate::call::{CallError, Reply};
-use crate::children::{Children, Exit};
+use crate::children::Exit;
 use crate::clock::now_nanos;
 use crate::container::{
-    self, Container, CreateError, Init, Made, Phase, PhaseEvent, RemoveError, START_FAILED, Terminal, answer,
-    oom_killed,
+    self, Container, CreateError, Init, Made, Phase, PhaseEvent, RemoveError, START_FAILED, StartError,
+    StartHooks, Terminal, Workshop, answer, oom_killed,
 };
 use crate::request::{self, ContainerPlan, InvalidRequest, PidPlan, fingerprint};
 use crate::status_code::chain;
-use crate::sys::Watched;
 
 impl Supervisor {
     pub(super) fn create(&mut self, request: CreateContainerRequest, reply: Reply<CreateContainerResponse>) {
@@ -67,6 +64,7 @@ impl Supervisor {
         self.lives += 1;
         let mut container = Container::new(id.clone(), self.lives, fingerprint, leaf.clone());
         container.slot = plan.slot();
+        container.hooks.clone_from(&plan.hooks);
         let about = About { id: id.clone(), life: self.lives };
         let newsdesk = self.newsdesk.clone();
         let creation = tokio::spawn(async move {
@@ -143,9 +141,10 @@ impl Supervisor {
     }
 
     pub(super) fn start(&mut self, id: &ContainerId, reply: Reply<StartContainerResponse>) {
-        let (newsdesk, children) = (self.newsdesk.clone(), self.children.clone());
-        let container = match self.is_set_up().map(drop).and_then(|()| self.container_mut(id)) {
-            Ok(container) => container,
+        let (newsdesk, workshop) = (self.newsdesk.clone(), self.workshop());
+        let found = workshop.and_then(|workshop| Ok((workshop, self.container_mut(id)?)));
+        let (workshop, container) = match found {
+            Ok(found) => found,
             Err(error) => return drop(reply.send(Err(error))),
         };
         let done = match container.phase {
@@ -168,12 +167,14 @@ impl Supervisor {
         if let Init::Waiting(_) = &container.init {
             let init = std::mem::replace(&mut container.init, Init::Starting { deferred: 0 });
             if let Init::Waiting(waiting) = init {
-                tokio::spawn(pass_gate(waiting, children, newsdesk, container.about()));
+                let hooks = container.hooks.clone().zip(container.process.clone());
+                let hooks = hooks.map(|(plan, container)| StartHooks { plan, container });
+                tokio::spawn(start(workshop, waiting, hooks, newsdesk, container.about()));
             }
         }
     }
 
-    pub(super) fn on_started(&mut self, id: &ContainerId, outcome: Result<Child, LaunchError>) {
+    pub(super) fn on_started(&mut self, id: &ContainerId, outcome: Result<Child, StartError>) {
         let Some(container) = self.containers.get_mut(id) else { return };
         let event = if outcome.is_ok() { PhaseEvent::Started } else { PhaseEvent::Failed };
         if let Err(error) = container.advance(event) {
@@ -402,30 +403,22 @@ async fn tell_exit(newsdesk: Newsdesk, about: About, pid: i32, exit: impl Future
     newsdesk.tell(about, Happened::Exited { pid, exit });
 }
 
-/// Lets the waiting process go, and tells how execve went; then, if that made another process, how that one ends.
-async fn pass_gate(waiting: Waiting, children: Children, newsdesk: Newsdesk, about: About) {
-    let starting = children.starting();
-    let waiting_pid = waiting.child().map_or(0, Child::pid);
-    let outcome = match waiting.open_gate() {
-        Ok(stage) => executed(stage).await,
-        Err(error) => Err(error),
-    };
-    let replaced_by = outcome.as_ref().ok().filter(|child| child.pid() != waiting_pid);
-    let exit = replaced_by.map(|child| (child.pid(), children.own(child)));
-    drop(starting);
-    newsdesk.tell(about.clone(), Happened::Started(outcome));
-    if let Some((pid, exit)) = exit {
-        tell_exit(newsdesk, about, pid, exit).await;
+/// Starts the container, and tells how that went; then, if that made another process, how that one ends.
+async fn start(
+    workshop: Workshop,
+    waiting: Waiting,
+    hooks: Option<StartHooks>,
+    newsdesk: Newsdesk,
+    about: About,
+) {
+    match container::start(&workshop, waiting, hooks).await {
+        Err(error) => newsdesk.tell(about, Happened::Started(Err(error))),
+        Ok((child, exit)) => {
+            let pid = child.pid();
+            newsdesk.tell(about.clone(), Happened::Started(Ok(child)));
+            if let Some(exit) = exit {
+                tell_exit(newsdesk, about, pid, exit).await;
+            }
+        }
     }
-}
-
-async fn executed(mut starting: Starting) -> Result<Child, LaunchError> {
-    let unwatched = |source| LaunchError::Agent { what: "watch the start", source };
-    let watched = Watched::duplicate(&starting, Interest::READABLE).map_err(unwatched)?;
-    let poll = |_: std::os::fd::BorrowedFd<'_>| match starting.poll() {
-        Ok(None) => Err(io::ErrorKind::WouldBlock.into()),
-        Ok(Some(child)) => Ok(Ok(child)),
-        Err(error) => Ok(Err(error)),
-    };
-    watched.io(Interest::READABLE, poll).await.map_err(unwatched)?
 }
