@@ -66,9 +66,14 @@ impl PodTask {
         entry.state = entry.state.on(ContainerEvent::StartAsked).map_err(refused)?;
         entry.start_asked_at = clock::now();
         self.names.advance(&entry.info.name, id, Progress::Settled);
-        let started = id.clone();
+        let (started, is_guest) = (id.clone(), self.info.is_guest());
         self.start(async move {
-            let state = agent.start(&started).await.map(|a| a.state.unwrap_or_default());
+            let answer = agent.start(&started).await;
+            // Guests have no hooks, and what theirs say is not for the log.
+            for warning in answer.iter().flat_map(|answer| &answer.warnings).filter(|_| !is_guest) {
+                tracing::warn!(container = %started, warning, "odd but handled");
+            }
+            let state = answer.map(|answer| answer.state.unwrap_or_default());
             Done::Start(started, state)
         });
         self.containers.get_mut(id).ok_or(refused(gone))

@@ -88,15 +88,17 @@ impl HookPlan {
         self.run_all(workshop, Moment::StartContainer, place, pid, budget).await
     }
 
-    /// Those that come after it. One that fails is warned about, and the container and the others go on.
-    pub(crate) async fn after_start(&self, workshop: &Workshop, pid: i32, budget: Budget) {
+    /// Those that come after it. For one that fails there is a warning, and the container and the others go on.
+    pub(crate) async fn after_start(&self, workshop: &Workshop, pid: i32, budget: Budget) -> Vec<String> {
+        let mut warnings = Vec::new();
         let place = HookPlace::Runtime { bundle: &self.bundle };
         for (number, hook) in Moment::Poststart.of(&self.hooks).iter().enumerate() {
             let turn = Turn { moment: Moment::Poststart, number, hook, pid };
             if let Err(error) = self.run(workshop, turn, &place, budget).await {
-                warn!(container = %self.id, error = chain(&error), "a hook failed, the container goes on");
+                warnings.push(format!("the container runs on, but {}", chain(&error)));
             }
         }
+        warnings
     }
 
     async fn run_all<'a>(

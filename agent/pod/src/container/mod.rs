@@ -22,7 +22,7 @@ pub(crate) use log::{Died, Log, LogWatch};
 pub(crate) use output::Output;
 pub(crate) use phase::{Event as PhaseEvent, Phase, Refused};
 pub(crate) use settle::{RemoveError, remove, settle};
-pub(crate) use start::{StartError, StartHooks, start};
+pub(crate) use start::{StartError, StartHooks, Started, start};
 pub(crate) use terminal::Terminal;
 pub(crate) use update::{UpdateError, update};
 

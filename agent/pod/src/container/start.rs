@@ -22,6 +22,14 @@ pub(crate) enum StartError {
     Hook(#[from] HookError),
 }
 
+/// A container that runs.
+#[derive(Debug)]
+pub(crate) struct Started {
+    pub(crate) child: Child,
+    /// Odd but handled.
+    pub(crate) warnings: Vec<String>,
+}
+
 /// Hooks to run around a start.
 #[derive(Debug)]
 pub(crate) struct StartHooks {
@@ -35,7 +43,7 @@ pub(crate) async fn start(
     workshop: &Workshop,
     waiting: Waiting,
     hooks: Option<StartHooks>,
-) -> Result<(Child, Option<impl Future<Output = Exit> + use<>>), StartError> {
+) -> Result<(Started, Option<impl Future<Output = Exit> + use<>>), StartError> {
     let budget = Budget::new();
     let waiting_pid = waiting.child().map_or(0, Child::pid);
     if let Some(hooks) = &hooks {
@@ -45,10 +53,11 @@ pub(crate) async fn start(
     let child = executed(waiting.open_gate()?).await?;
     let exit = (child.pid() != waiting_pid).then(|| workshop.children.own(&child));
     drop(starting);
-    if let Some(hooks) = hooks {
-        hooks.plan.after_start(workshop, child.pid(), budget).await;
-    }
-    Ok((child, exit))
+    let warnings = match hooks {
+        Some(hooks) => hooks.plan.after_start(workshop, child.pid(), budget).await,
+        None => Vec::new(),
+    };
+    Ok((Started { child, warnings }, exit))
 }
 
 async fn executed(mut starting: Starting) -> Result<Child, LaunchError> {

@@ -52,6 +52,34 @@ fn containers_that_make_no_sense() {
     assert!(matches!(ContainerPlan::new(create(), None, Place::Host), Err(InvalidRequest::NoLogDirectory)));
 }
 
+#[test]
+fn hooks_are_for_pods_on_a_node_and_have_a_bundle() {
+    let with = |hooks: &str, bundle: &str| {
+        CreateContainerRequest {
+        spec_json: format!(
+            r#"{{"ociVersion":"1.2.0","process":{{"args":["sh"],"cwd":"/","user":{{"uid":0,"gid":0}}}},"hooks":{hooks}}}"#
+        )
+        .into_bytes(),
+        bundle: bundle.to_owned(),
+        log_path: String::new(),
+        ..create()
+    }
+    };
+    let plan = |hooks, bundle, place| ContainerPlan::new(with(hooks, bundle), None, place);
+    let hooks = r#"{"createRuntime":[{"path":"/x"}]}"#;
+    let at = |hooks, bundle| plan(hooks, bundle, Place::Host).unwrap().hooks;
+    assert_eq!(at(hooks, "/b").unwrap().hook_point(), Some(Path::new("/b")));
+    assert_eq!(at(r#"{"poststart":[{"path":"/x"}]}"#, "/b").unwrap().hook_point(), None);
+    assert!(at(r#"{"poststart":[]}"#, "").is_none());
+    let refused = |hooks, bundle| plan(hooks, bundle, Place::Host).unwrap_err().to_string();
+    assert_eq!(refused(hooks, ""), "bundle: `` is not an absolute path");
+    assert_eq!(refused(r#"{"poststop":[{"path":"x"}]}"#, "/b"), "spec_json: hooks: path x is not absolute");
+    let disk = v1::root_fs::Kind::Disk(v1::Disk { slot: 4, layers: 1, volume_layers: 0 });
+    let in_guest = CreateContainerRequest { rootfs: Some(RootFs { kind: Some(disk) }), ..with(hooks, "/b") };
+    let refused = ContainerPlan::new(in_guest, None, Place::Guest).unwrap_err().to_string();
+    assert_eq!(refused, "spec_json: hooks is for pods on a node");
+}
+
 fn exec() -> StartExecRequest {
     StartExecRequest {
         exec_id: "e-1".to_owned(),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hartpod_container::{Child, Waiting};
+use hartpod_container::Waiting;
 use hartpod_proto::ContainerId;
 use hartpod_proto::pod::v1::{
     CreateContainerRequest, CreateContainerResponse, RemoveContainerResponse, ReopenLogResponse,
@@ -18,7 +18,7 @@ use crate::children::Exit;
 use crate::clock::now_nanos;
 use crate::container::{
     self, Container, CreateError, Init, Made, Phase, PhaseEvent, RemoveError, START_FAILED, StartError,
-    StartHooks, Terminal, Workshop, answer, oom_killed,
+    StartHooks, Started, Terminal, Workshop, answer, oom_killed,
 };
 use crate::request::{self, ContainerPlan, InvalidRequest, PidPlan, fingerprint};
 use crate::status_code::chain;
@@ -161,7 +161,7 @@ impl Supervisor {
         };
         match done {
             Ok(None) => container.on_started.push(reply),
-            Ok(state) => return drop(reply.send(Ok(StartContainerResponse { state }))),
+            Ok(state) => return drop(reply.send(Ok(StartContainerResponse { state, warnings: Vec::new() }))),
             Err(error) => return drop(reply.send(Err(error))),
         }
         if let Init::Waiting(_) = &container.init {
@@ -174,7 +174,7 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn on_started(&mut self, id: &ContainerId, outcome: Result<Child, StartError>) {
+    pub(super) fn on_started(&mut self, id: &ContainerId, outcome: Result<Started, StartError>) {
         let Some(container) = self.containers.get_mut(id) else { return };
         let event = if outcome.is_ok() { PhaseEvent::Started } else { PhaseEvent::Failed };
         if let Err(error) = container.advance(event) {
@@ -184,7 +184,7 @@ impl Supervisor {
         match outcome {
             // A removal came in between; it has the leaf to kill by.
             _ if container.phase == Phase::Removing => {}
-            Ok(child) => {
+            Ok(Started { child, warnings }) => {
                 // The process at the gate was but the maker of this one if their numbers differ.
                 let early_exit = early_exit.filter(|_| child.pid() == container.told.pid);
                 container.run(child);
@@ -200,7 +200,7 @@ impl Supervisor {
                     newsdesk.tell(about, Happened::OomKilled);
                 });
                 container.oom_watch = Some(watch.abort_handle());
-                let response = StartContainerResponse { state: container.state() };
+                let response = StartContainerResponse { state: container.state(), warnings };
                 answer(&mut container.on_started, &Ok(response));
                 info!(container = %id, pid, "started");
                 self.publish(id);
@@ -273,7 +273,7 @@ impl Supervisor {
         container.settled(odd);
         let outcome = match &container.start_error {
             Some(error) => Err(error.clone()),
-            None => Ok(StartContainerResponse { state: container.state() }),
+            None => Ok(StartContainerResponse { state: container.state(), warnings: Vec::new() }),
         };
         answer(&mut container.on_started, &outcome);
         self.publish(id);
@@ -413,9 +413,9 @@ async fn start(
 ) {
     match container::start(&workshop, waiting, hooks).await {
         Err(error) => newsdesk.tell(about, Happened::Started(Err(error))),
-        Ok((child, exit)) => {
-            let pid = child.pid();
-            newsdesk.tell(about.clone(), Happened::Started(Ok(child)));
+        Ok((started, exit)) => {
+            let pid = started.child.pid();
+            newsdesk.tell(about.clone(), Happened::Started(Ok(started)));
             if let Some(exit) = exit {
                 tell_exit(newsdesk, about, pid, exit).await;
             }

@@ -1,6 +1,5 @@
 //! What tasks tell the supervisor.
 
-use hartpod_container::Child;
 use hartpod_proto::ContainerId;
 use hartpod_proto::pod::v1::WaitExecResponse;
 use tokio::sync::mpsc;
@@ -9,7 +8,7 @@ use tracing::debug;
 use super::Supervisor;
 use crate::call::CallError;
 use crate::children::Exit;
-use crate::container::{CreateError, Made, RemoveError, StartError};
+use crate::container::{CreateError, Made, RemoveError, StartError, Started};
 use crate::exec::Begun;
 
 /// Which container news are of; its id alone could be that of a later one.
@@ -25,7 +24,7 @@ pub(crate) enum Happened {
     /// The container waits for its start, or could not be made.
     Made(Result<Box<Made>, CreateError>),
     /// execve succeeded or not.
-    Started(Result<Child, StartError>),
+    Started(Result<Started, StartError>),
     /// A process that is, or was, its init has ended.
     Exited { pid: i32, exit: Exit },
     /// The kernel killed a process of it for want of memory.
