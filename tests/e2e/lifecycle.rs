@@ -26,6 +26,7 @@ tests![
     removing_a_pod_that_runs_removes_all_of_it,
     what_a_container_leaves_running_ends_with_it,
     a_memory_hog_is_reported_as_oom_killed needs Need::MemoryController,
+    a_pods_limit_that_kills_a_container_is_named needs Need::MemoryController,
     containers_share_the_pod_one_after_the_other,
 ];
 
@@ -390,6 +391,26 @@ async fn a_memory_hog_is_reported_as_oom_killed(lab: &Lab) -> Result<()> {
     });
     let status = hog.run().await?.exited().await?;
     assert_eq!((status.exit_code, status.reason.as_str()), (137, "OOMKilled"));
+    let expected = "killed for want of memory: its memory limit was reached (cgroup /";
+    assert!(status.message.starts_with(expected) && status.message.contains(&status.id), "{status:?}");
+    Ok(())
+}
+
+async fn a_pods_limit_that_kills_a_container_is_named(lab: &Lab) -> Result<()> {
+    let node = lab.node().await?;
+    let pod = node.pod("web").run().await?;
+    if pod.is_guest() {
+        // The limit of a guest's pod is what it boots with.
+        return Ok(());
+    }
+    let cgroup = pod.cgroup.clone().context("the pod has no cgroup")?;
+    cgroup.limit_memory(48 << 20)?;
+    let neighbour = pod.container("neighbour").idle().run().await?;
+    let status = pod.container("hog").sh("exec tail /dev/zero").run().await?.exited().await?;
+    assert_eq!((status.exit_code, status.reason.as_str()), (137, "OOMKilled"));
+    let expected = format!("the memory limit of cgroup {}, which it shares, was reached", cgroup.path());
+    assert!(status.message.contains(&expected), "{status:?}");
+    assert_eq!(neighbour.state().await?, cri::ContainerState::ContainerRunning);
     Ok(())
 }
 

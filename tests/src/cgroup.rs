@@ -5,7 +5,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 const ROOT: &str = "/sys/fs/cgroup";
 
@@ -83,6 +83,29 @@ impl PodCgroup {
             let procs = dir.join("cgroup.procs");
             fs::write(&procs, pid.to_string()).with_context(|| format!("write {}", procs.display()))?;
         }
+        Ok(())
+    }
+
+    /// Limits memory, and swap with it, as the kubelet does.
+    pub fn limit_memory(&self, bytes: u64) -> Result<()> {
+        let files = [
+            ("memory.limit_in_bytes", bytes),
+            ("memory.memsw.limit_in_bytes", bytes),
+            ("memory.max", bytes),
+            ("memory.swap.max", 0),
+        ];
+        let mut limited = false;
+        for root in hierarchies()? {
+            for (file, value) in files {
+                let file = root.join(self.path.trim_start_matches('/')).join(file);
+                if file.exists() {
+                    fs::write(&file, value.to_string())
+                        .with_context(|| format!("write {}", file.display()))?;
+                    limited = true;
+                }
+            }
+        }
+        ensure!(limited, "no hierarchy limits memory");
         Ok(())
     }
 

@@ -414,6 +414,27 @@ fn the_oom_killer_is_noticed_and_counted() {
     assert!(!hog.wait().success());
     watch.clear().expect("clear");
     assert!(leaf.oom_kills().expect("count") >= 1);
+    let cgroup = leaf.cgroup_path().to_owned();
+    assert_eq!(leaf.oom_limit().expect("limit"), OomLimit::Own { cgroup });
+    leaf.destroy_blocking(soon()).expect("destroy");
+    assert_eq!(fixture.left(), Vec::<PathBuf>::new());
+}
+
+/// Needs the memory controller too.
+#[test]
+fn a_limit_above_is_told_from_the_leafs_own() {
+    let fixture = Fixture::new();
+    let leaf = fixture.leaf("c1");
+    leaf.create(&Limits::default()).expect("create");
+    leaf.parent()
+        .apply(&limits(r#"{"memory":{"limit":16777216,"swap":16777216}}"#), super::apply::When::Update)
+        .expect("limit");
+    let mut hog = Gated::spawn("exec tail /dev/zero");
+    leaf.add_pid(hog.pid()).expect("add");
+    hog.go();
+    assert!(!hog.wait().success());
+    assert!(leaf.oom_kills().expect("count") >= 1);
+    assert_eq!(leaf.oom_limit().expect("limit"), OomLimit::Shared { cgroup: fixture.parent.clone() });
     leaf.destroy_blocking(soon()).expect("destroy");
     assert_eq!(fixture.left(), Vec::<PathBuf>::new());
 }

@@ -194,13 +194,31 @@ impl Container {
         }
         // The watch may not have had its turn yet. Where this cannot be read there is nothing to tell.
         self.told.oom_killed |= self.leaf.oom_kills().is_ok_and(|kills| kills > 0);
+        if self.told.oom_killed {
+            self.tell_limit();
+        }
         self.told.pid = 0;
         for text in odd {
             warn!(container = %self.id, text, "odd end of a container");
-            let separator = if self.told.message.is_empty() { "" } else { "; " };
-            self.told.message = format!("{}{separator}{text}", self.told.message);
+            self.add_message(&text);
         }
         self.process = None;
+    }
+
+    /// Whose memory limit it was that a process of it was killed for.
+    fn tell_limit(&mut self) {
+        match self.leaf.oom_limit() {
+            Ok(limit) => self.add_message(&format!("killed for want of memory: {limit}")),
+            Err(error) => {
+                warn!(container = %self.id, %error, "it cannot be told whose memory limit was reached")
+            }
+        }
+    }
+
+    fn add_message(&mut self, text: &str) {
+        let separator = if self.told.message.is_empty() { "" } else { "; " };
+        self.told.message.push_str(separator);
+        self.told.message.push_str(text);
     }
 
     /// Lets go of everything but what a removal needs, and of everybody who waits for what will not come any more.
