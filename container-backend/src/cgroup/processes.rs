@@ -1,7 +1,11 @@
 //! The processes of a cgroup, and what they hold open.
 
 use std::fs;
+use std::mem::MaybeUninit;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, RawDir, open, readlinkat_raw};
 
 use super::file;
 use super::meter::Meter;
@@ -12,6 +16,8 @@ const MOST_PROCESSES: usize = 4096;
 const MOST_FILES: u64 = 65_536;
 /// Cgroups below it: execs, and what a container with a cgroup tree of its own makes.
 const MOST_CGROUPS: usize = 1024;
+/// What the names of sockets in /proc/PID/fd begin with.
+const SOCKET: &[u8; 7] = b"socket:";
 
 /// What the processes of a cgroup, and of those below it, have.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -63,7 +69,10 @@ pub fn open_files_limit(pid: i32) -> Option<u64> {
 }
 
 fn below(dir: &Path) -> impl Iterator<Item = PathBuf> {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    // A cgroup has two links, and one for each below it: most have none, and many files.
+    let has_some = fs::metadata(dir).is_ok_and(|metadata| metadata.nlink() != 2);
+    let dir = has_some.then_some(dir);
+    let entries = dir.map(fs::read_dir).into_iter().flatten().flatten().flatten();
     entries.filter(|entry| entry.file_type().is_ok_and(|t| t.is_dir())).map(|entry| entry.path())
 }
 
@@ -81,13 +90,22 @@ impl Counts {
             return;
         }
         // One that has ended meanwhile has no files.
-        for entry in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let Ok(files) = open(format!("/proc/{pid}/fd"), flags, Mode::empty()) else { return };
+        let mut entries = [MaybeUninit::uninit(); 2048];
+        let mut entries = RawDir::new(&files, &mut entries);
+        while let Some(Ok(entry)) = entries.next() {
+            if entry.file_name().to_bytes().starts_with(b".") {
+                continue;
+            }
             self.files += 1;
             if self.files > MOST_FILES {
                 return;
             }
-            let is_socket = |target: PathBuf| target.as_os_str().as_encoded_bytes().starts_with(b"socket:");
-            self.sockets += u64::from(fs::read_link(entry.path()).is_ok_and(is_socket));
+            // The rest of the name is of no interest.
+            let mut target = [MaybeUninit::uninit(); SOCKET.len()];
+            let target = readlinkat_raw(&files, entry.file_name(), &mut target);
+            self.sockets += u64::from(target.is_ok_and(|(target, _)| *target == *SOCKET));
         }
     }
 }
@@ -95,6 +113,34 @@ impl Counts {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn open_files_and_sockets_of_a_process_are_counted() {
+        let own = rustix::process::getpid().as_raw_nonzero().to_string();
+        let count = || {
+            let mut counts = Counts::default();
+            counts.add(&own);
+            counts
+        };
+        let pair = std::os::unix::net::UnixStream::pair().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        let counts = count();
+        // Tests that run beside this one open and close files as well.
+        assert!(counts.processes == 1 && counts.sockets >= 2 && counts.files > counts.sockets, "{counts:?}");
+        drop((pair, file));
+        let mut gone = Counts::default();
+        gone.add("0");
+        assert_eq!((gone.processes, gone.files), (1, 0));
+    }
+
+    #[test]
+    fn a_cgroup_without_others_below_is_not_listed() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(below(dir.path()).count(), 0);
+        fs::create_dir(dir.path().join("exec")).unwrap();
+        assert_eq!(below(dir.path()).collect::<Vec<_>>(), [dir.path().join("exec")]);
+        assert_eq!(below(Path::new("/none")).count(), 0);
+    }
 
     #[test]
     fn the_limit_of_open_files_is_the_soft_one() {

@@ -3,8 +3,6 @@
 use std::path::Path;
 
 use super::Depth;
-use crate::cgroup::file;
-use crate::cgroup::sample::HugePageSample;
 use crate::cgroup::tree::{Controller, Hierarchies, Version};
 
 /// What is read from a file.
@@ -91,24 +89,4 @@ impl Wanted {
         let name = if version == Version::V1 { self.v1 } else { self.v2 };
         (!name.is_empty()).then_some((version, name, root))
     }
-}
-
-/// Their files have the size in the name, and are few.
-pub(super) fn huge_pages(version: Version, dir: &Path) -> Vec<HugePageSample> {
-    let usage_file = if version == Version::V1 { ".usage_in_bytes" } else { ".current" };
-    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
-    let number = |name: &str| file::read_if_there(&dir.join(name)).ok()??.trim().parse().ok();
-    let sizes = entries.filter_map(|entry| {
-        let name = entry.ok()?.file_name().into_string().ok()?;
-        let size = name.strip_prefix("hugetlb.")?.strip_suffix(usage_file)?;
-        if size.contains('.') {
-            // hugetlb.2MB.rsvd.current: what is reserved.
-            return None;
-        }
-        let peak = number(&format!("hugetlb.{size}.max_usage_in_bytes"));
-        Some(HugePageSample { size: size.to_owned(), usage: number(&name)?, peak })
-    });
-    let mut sizes: Vec<_> = sizes.collect();
-    sizes.sort_by(|a, b| a.size.cmp(&b.size));
-    sizes
 }

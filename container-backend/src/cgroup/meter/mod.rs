@@ -1,6 +1,7 @@
 //! A cgroup's numbers from files that are kept open: a sample costs one read per file, and no path is walked.
 
 mod files;
+mod huge_pages;
 mod numbers;
 mod v1;
 mod v2;
@@ -13,6 +14,7 @@ use std::sync::OnceLock;
 use rustix::fs::{Mode, OFlags, open};
 
 use self::files::{FILES, Wanted};
+use self::huge_pages::HugePageFiles;
 use super::error::CgroupError;
 use super::file;
 use super::leaf::Leaf;
@@ -42,6 +44,8 @@ pub struct Meter {
     files: Vec<StatFile>,
     /// Where the huge pages' files are, which have the size in their names.
     huge_pages: Option<(Version, PathBuf)>,
+    /// Opened by the first sample that wants them: sizes neither come nor go.
+    huge_page_files: OnceLock<Vec<HugePageFiles>>,
 }
 
 #[derive(Debug)]
@@ -66,6 +70,7 @@ impl Meter {
             unified: below(&hierarchies.unified, path),
             files: files.collect(),
             huge_pages: huge_pages.map(|(version, root)| (version, below(root, path))),
+            huge_page_files: OnceLock::new(),
         }
     }
 
@@ -96,7 +101,8 @@ impl Meter {
         }
         if depth == Depth::All {
             if let Some((version, dir)) = &self.huge_pages {
-                sample.huge_pages = files::huge_pages(*version, dir);
+                let files = self.huge_page_files.get_or_init(|| huge_pages::open_all(*version, dir));
+                sample.huge_pages = files.iter().filter_map(|files| files.read(buffer)).collect();
             }
         }
         Ok(any.then_some(sample))
@@ -127,29 +133,22 @@ impl StatFile {
     }
 }
 
-/// The kernel makes an interface file's text anew at each read from its start.
+/// The kernel makes an interface file's text anew at each read from its start, as a whole: so a read that leaves room has all of it.
 fn read_whole(file: &OwnedFd, buffer: &mut Vec<u8>) -> io::Result<()> {
     const FIRST: usize = 4096;
     /// No file of numbers is nearly as long.
     const MOST: usize = 1 << 20;
-    buffer.resize(buffer.capacity().max(FIRST), 0);
-    let mut read = 0;
+    buffer.clear();
+    buffer.reserve(FIRST);
     loop {
-        match rustix::io::pread(file, &mut buffer[read..], read as u64) {
-            Ok(0) => break,
-            Ok(n) => read += n,
+        let (read, room) = (buffer.len(), buffer.capacity() - buffer.len());
+        match rustix::io::pread(file, rustix::buffer::spare_capacity(buffer), read as u64) {
+            Ok(n) if n < room || buffer.len() >= MOST => return Ok(()),
+            Ok(_) => buffer.reserve(buffer.len()),
             Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(e.into()),
         }
-        if read == buffer.len() {
-            if read >= MOST {
-                break;
-            }
-            buffer.resize(read * 2, 0);
-        }
     }
-    buffer.truncate(read);
-    Ok(())
 }
 
 impl Leaf {
