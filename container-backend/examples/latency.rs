@@ -88,6 +88,7 @@ fn measure(layers_dir: &Path, containers_dir: &Path, pid: PodPid, containers: u8
         shm_size: 0,
         sysctls: BTreeMap::new(),
         mount_label: String::new(),
+        users: None,
     };
     let begin = Instant::now();
     let (pod, _) = Pod::set_up(setup).unwrap();

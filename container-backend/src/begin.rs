@@ -8,7 +8,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::cgroup::{Leaf, Limits};
-use crate::channel::Channel;
+use crate::channel::{Channel, Successor};
 use crate::container::create::{self, CgroupNamespace, CreatePlan, PidJoin, RootAccess, StreamPlan};
 use crate::container::exec::{self, ExecPlan};
 use crate::container::image_volume::ImageLayers;
@@ -19,6 +19,7 @@ use crate::container::{console, devices, rootfs};
 use crate::container_process::ContainerProcess;
 use crate::failure::CommandError;
 use crate::failure::Failure;
+use crate::id_maps::IdMaps;
 use crate::launch::{Creating, Draft, DraftPid, Execing, LaunchError, agent};
 use crate::pod::Pod;
 use crate::report::Listener;
@@ -27,6 +28,7 @@ use crate::request::{
 };
 use crate::sys::clone::{self, Birth};
 use crate::sys::mailbox::Mailbox;
+use crate::user_namespace::UserNamespace;
 
 impl Pod {
     /// Starts making a container: its cgroup leaf is there when this returns, all else is done by a child that the
@@ -38,6 +40,12 @@ impl Pod {
         let settings = ProcessSettings::from_oci(&request.spec)?;
         let pid = JoinedPid::new(self, &request.pid)?;
         let lowered = Lowered::new(&request)?;
+        check_users(self.users.as_deref(), &request.spec)?;
+        if self.users.is_some() && request.bundle.is_some() {
+            // They expect the host's mounts around the container's root, which is of no use without rights on the node.
+            let why = "createRuntime, createContainer and prestart hooks are not supported in pods with a user namespace";
+            return Err(LaunchError::Spec { why: why.into() });
+        }
         let leaf = self.container_leaf(&request.id)?;
         let warnings = make_leaf(&leaf, &request.spec)?;
         let (streams, console) = streams(request.stdio)?;
@@ -48,6 +56,7 @@ impl Pod {
             keyring: keyring(request.id.as_str())?,
             rootfs: request.rootfs,
             overlay_api: self.overlay_api,
+            users: self.users.as_deref(),
             mounts: lowered.mounts,
             images: lowered.images,
             devices: devices::plan(request.spec.linux().as_ref().and_then(|linux| linux.devices().as_ref())),
@@ -65,7 +74,7 @@ impl Pod {
         let (gate_reader, gate) = pipe_with(PipeFlags::CLOEXEC).map_err(agent("make a gate"))?;
         let (listener, report) = report()?;
         let cgroup = leaf.open_unified()?;
-        let birth = Birth { new_pid: matches!(pid, JoinedPid::Own), cgroup: Some(cgroup.as_fd()) };
+        let birth = Birth { new_pid: matches!(pid, JoinedPid::Own(None)), cgroup: Some(cgroup.as_fd()) };
         let child = clone::fork(&birth, || create::main(&plan, streams, report, gate_reader))
             .map_err(agent("clone the container's process"))?;
         let draft = Draft {
@@ -75,11 +84,12 @@ impl Pod {
             argv0: lowered.argv0,
             own_cgroup_namespace: lowered.cgroup_namespace == CgroupNamespace::Private,
             pid: pid.draft(),
+            users: self.users.clone(),
             gate,
             warnings,
         };
         drop(plan);
-        Ok(Creating::new(Channel::new(listener, child, console, pid.into_mailbox()), draft))
+        Ok(Creating::new(Channel::new(listener, child, console, pid.into_successor()), draft))
     }
 
     /// Starts one more process in a running container, in a cgroup sub-leaf of its own
@@ -112,13 +122,15 @@ impl Pod {
         let child =
             clone::fork(&birth, || exec::main(plan, report)).map_err(agent("clone the exec's process"))?;
         let argv0 = request.args.into_iter().next().unwrap_or_default();
-        Ok(Execing::new(Channel::new(listener, child, console, mailbox), argv0))
+        let successor = mailbox.map_or(Successor::Nobody, Successor::Program);
+        Ok(Execing::new(Channel::new(listener, child, console, successor), argv0))
     }
 }
 
 /// The pid namespace of a new container, and what it takes to get there.
 enum JoinedPid<'a> {
-    Own,
+    /// Its own; with a user namespace, by a process that is told of in the mailbox.
+    Own(Option<Mailbox>),
     Node,
     Pod(Arc<OwnedFd>, Mailbox),
     Target(Arc<OwnedFd>, &'a ContainerProcess, Mailbox),
@@ -128,7 +140,7 @@ impl<'a> JoinedPid<'a> {
     fn new(pod: &Pod, wanted: &PidNamespace<'a>) -> Result<Self, LaunchError> {
         let mailbox = || Mailbox::new().map_err(agent("make a mailbox"));
         Ok(match wanted {
-            PidNamespace::Container => Self::Own,
+            PidNamespace::Container => Self::Own(pod.users.as_ref().map(|_| mailbox()).transpose()?),
             PidNamespace::Node => Self::Node,
             PidNamespace::Pod => {
                 let none = || LaunchError::Spec { why: "the pod has no pid namespace to share".into() };
@@ -144,7 +156,7 @@ impl<'a> JoinedPid<'a> {
 
     fn join(&self) -> PidJoin<'_> {
         match self {
-            Self::Own => PidJoin::Own,
+            Self::Own(mailbox) => PidJoin::Own { mailbox: mailbox.as_ref().map(Mailbox::address) },
             Self::Node => PidJoin::Node,
             Self::Pod(namespace, mailbox) => {
                 PidJoin::Pod { namespace: namespace.as_fd(), mailbox: mailbox.address() }
@@ -159,18 +171,34 @@ impl<'a> JoinedPid<'a> {
 
     fn draft(&self) -> DraftPid {
         match self {
-            Self::Own => DraftPid::Own,
+            Self::Own(_) => DraftPid::Own,
             Self::Node => DraftPid::Node,
             Self::Pod(namespace, _) | Self::Target(namespace, ..) => DraftPid::Joined(Arc::clone(namespace)),
         }
     }
 
-    fn into_mailbox(self) -> Option<Mailbox> {
+    fn into_successor(self) -> Successor {
         match self {
-            Self::Own | Self::Node => None,
-            Self::Pod(_, mailbox) | Self::Target(_, _, mailbox) => Some(mailbox),
+            Self::Own(None) | Self::Node => Successor::Nobody,
+            Self::Own(Some(mailbox)) => Successor::Init(mailbox),
+            Self::Pod(_, mailbox) | Self::Target(_, _, mailbox) => Successor::Program(mailbox),
         }
     }
+}
+
+/// The spec's user namespace is the pod's, which is there already.
+fn check_users(pod: Option<&UserNamespace>, spec: &Spec) -> Result<(), LaunchError> {
+    let linux = spec.linux().as_ref();
+    let (uids, gids) =
+        (linux.and_then(|l| l.uid_mappings().as_ref()), linux.and_then(|l| l.gid_mappings().as_ref()));
+    let asked = IdMaps::from_oci(uids, gids).map_err(|error| LaunchError::Spec {
+        why: format!("linux.uidMappings and linux.gidMappings: {error}"),
+    })?;
+    if asked.as_ref() == pod.map(UserNamespace::maps) {
+        return Ok(());
+    }
+    let why = "linux.uidMappings and linux.gidMappings are not those of the pod's user namespace";
+    Err(LaunchError::Spec { why: why.into() })
 }
 
 /// What the child needs of the spec beside the process settings.

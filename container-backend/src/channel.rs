@@ -18,9 +18,33 @@ pub(crate) struct Channel {
     child: Option<Child>,
     /// Where a terminal arrives.
     console: Option<OwnedFd>,
-    /// Where the number of the process that takes over arrives; only with a shared pid namespace.
-    mailbox: Option<Mailbox>,
+    successor: Successor,
     handed_over: bool,
+}
+
+/// Which process comes after the one that was cloned, and where its number arrives.
+#[derive(Debug)]
+pub(crate) enum Successor {
+    /// None.
+    Nobody,
+    /// One that makes the rest of the container, reports and executes: init of a pid namespace that a user namespace owns, so that only a
+    /// process in that could clone it.
+    Init(Mailbox),
+    /// One that does nothing but execute, in a pid namespace with others in it.
+    Program(Mailbox),
+}
+
+impl Successor {
+    fn mailbox(&self) -> Option<&Mailbox> {
+        match self {
+            Self::Nobody => None,
+            Self::Init(mailbox) | Self::Program(mailbox) => Some(mailbox),
+        }
+    }
+
+    fn adopt(&self) -> Option<io::Result<Child>> {
+        self.mailbox().and_then(Mailbox::get).map(Child::adopt)
+    }
 }
 
 impl Channel {
@@ -28,9 +52,9 @@ impl Channel {
         listener: Listener,
         child: Child,
         console: Option<OwnedFd>,
-        mailbox: Option<Mailbox>,
+        successor: Successor,
     ) -> Self {
-        Self { listener, child: Some(child), console, mailbox, handed_over: false }
+        Self { listener, child: Some(child), console, successor, handed_over: false }
     }
 
     /// What to poll.
@@ -47,7 +71,9 @@ impl Channel {
         loop {
             let told = self.listener.next().map_err(agent("read the report"))?;
             match told.map_err(|_| LaunchError::Garbled)? {
-                Some(Told::HandedOver) if !self.handed_over && self.mailbox.is_some() => {
+                Some(Told::HandedOver)
+                    if !self.handed_over && matches!(self.successor, Successor::Program(_)) =>
+                {
                     self.handed_over = true
                 }
                 // Whoever writes now may be a tracer of P2; no frame but these can be P2's own.
@@ -56,9 +82,23 @@ impl Channel {
                 {
                     return Err(LaunchError::Garbled);
                 }
+                Some(Told::Ready(ready)) => {
+                    self.meet_init()?;
+                    return Ok(Some(Told::Ready(ready)));
+                }
                 other => return Ok(other),
             }
         }
+    }
+
+    /// From its report on the init stands for the container. The process that cloned it is reaped as an orphan.
+    fn meet_init(&mut self) -> Result<(), LaunchError> {
+        if matches!(self.successor, Successor::Init(_)) {
+            let init = self.successor.adopt().ok_or(LaunchError::Died)?;
+            self.child = Some(init.map_err(agent("take over the container's process"))?);
+            self.successor = Successor::Nobody;
+        }
+        Ok(())
     }
 
     /// The terminal, which was sent before the report that is being handled.
@@ -69,16 +109,19 @@ impl Channel {
     /// The process that runs the program, once every writing end of the report is closed without a failure.
     pub(crate) fn finish(mut self) -> Result<Child, LaunchError> {
         let child = self.child.take().ok_or(LaunchError::Died)?;
-        let Some(mailbox) = self.mailbox.take() else { return Ok(child) };
+        let successor = std::mem::replace(&mut self.successor, Successor::Nobody);
+        if matches!(successor, Successor::Nobody) {
+            return Ok(child);
+        }
         // P1 is gone or about to go; it is reaped as an orphan.
-        let pid = mailbox.get().filter(|_| self.handed_over).ok_or(LaunchError::Died)?;
-        Child::adopt(pid).map_err(agent("take over the container's process"))
+        let program = successor.adopt().filter(|_| self.handed_over).ok_or(LaunchError::Died)?;
+        program.map_err(agent("take over the container's process"))
     }
 }
 
 impl Drop for Channel {
     fn drop(&mut self) {
-        let late = self.mailbox.as_ref().and_then(Mailbox::get).and_then(|pid| Child::adopt(pid).ok());
+        let late = self.successor.adopt().and_then(Result::ok);
         for child in [self.child.take(), late].into_iter().flatten() {
             // It may have died already.
             let _ = child.signal(libc::SIGKILL);
@@ -97,13 +140,13 @@ mod tests {
     use crate::report::RawFrame;
 
     /// A channel to a child that sleeps, and the writing end of its report.
-    fn channel(mailbox: Option<Mailbox>) -> (Channel, OwnedFd, std::process::Child) {
+    fn channel(successor: Successor) -> (Channel, OwnedFd, std::process::Child) {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
         rustix::io::ioctl_fionbio(&reader, true).unwrap();
         let process = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
         let pid = i32::try_from(process.id()).unwrap();
         let pidfd = pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap();
-        (Channel::new(Listener::new(reader), Child::new(pid, pidfd), None, mailbox), writer, process)
+        (Channel::new(Listener::new(reader), Child::new(pid, pidfd), None, successor), writer, process)
     }
 
     fn write(writer: &OwnedFd, frame: &RawFrame) {
@@ -124,7 +167,7 @@ mod tests {
     fn a_traced_p2_cannot_name_another_process_or_invent_reports() {
         // P2 may write what it wants after the hand-over; the mailbox is out of its reach.
         for lie in [RawFrame::AT_HOOKS, RawFrame::READY, RawFrame::FAILED, RawFrame::HANDED_OVER] {
-            let (mut channel, writer, mut process) = channel(Some(Mailbox::new().unwrap()));
+            let (mut channel, writer, mut process) = channel(Successor::Program(Mailbox::new().unwrap()));
             write(&writer, &RawFrame::handed_over());
             let frame = RawFrame { bytes: [lie, 0, 0, 0, 0, 0, 0, 0, 0], len: 5 };
             write(&writer, &frame);
@@ -136,7 +179,7 @@ mod tests {
 
     #[test]
     fn an_end_without_a_successor_is_a_death() {
-        let (mut channel, writer, mut process) = channel(Some(Mailbox::new().unwrap()));
+        let (mut channel, writer, mut process) = channel(Successor::Program(Mailbox::new().unwrap()));
         write(&writer, &RawFrame::handed_over());
         drop(writer);
         wait_for_the_end(&mut channel);
@@ -155,7 +198,7 @@ mod tests {
 
     #[test]
     fn a_channel_that_is_dropped_kills_its_child_and_one_that_finished_does_not() {
-        let (mut kept, writer, mut process) = channel(None);
+        let (mut kept, writer, mut process) = channel(Successor::Nobody);
         drop(writer);
         wait_for_the_end(&mut kept);
         let child = kept.finish().unwrap();

@@ -8,6 +8,7 @@ use hartpod_proto::ContainerId;
 use crate::cgroup::Leaf;
 use crate::container::settings::ProcessSettings;
 use crate::request::ResolvedUser;
+use crate::user_namespace::UserNamespace;
 
 /// Namespaces (by descriptors taken at its start, so that nothing it does later can redirect an exec), cgroup leaf and
 /// process settings of a container.
@@ -18,6 +19,8 @@ pub struct ContainerProcess {
     pub(crate) settings: ProcessSettings,
     pub(crate) user: ResolvedUser,
     pub(crate) home: String,
+    /// The pod's, which owns the namespaces below; `None`: the node's.
+    pub(crate) users: Option<Arc<UserNamespace>>,
     pub(crate) mounts: OwnedFd,
     /// `None`: the host's.
     pub(crate) cgroup_namespace: Option<OwnedFd>,
@@ -46,6 +49,8 @@ impl ContainerProcess {
 
     pub(crate) fn namespaces(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let optional = [self.cgroup_namespace.as_ref(), self.pid_namespace.as_deref()];
-        [self.mounts.as_fd()].into_iter().chain(optional.into_iter().flatten().map(AsFd::as_fd))
+        let users = self.users.as_ref().map(|users| users.as_fd());
+        let all = optional.into_iter().flatten().map(AsFd::as_fd).chain(users);
+        [self.mounts.as_fd()].into_iter().chain(all)
     }
 }

@@ -30,6 +30,29 @@ pub enum Failure {
         /// `shared`, or `shared or slave`.
         wanted: String,
     },
+    /// A mount that is to show its files with other ids, but cannot.
+    #[error(
+        "mount of {} on {}: show it with the ids of a user namespace, which its file system may be unable to do",
+        .source_path.display(),
+        .destination.display()
+    )]
+    Ids {
+        /// Path on the host.
+        source_path: PathBuf,
+        /// Path in the container.
+        destination: PathBuf,
+        /// `INVAL` when the file system cannot.
+        #[source]
+        errno: Errno,
+    },
+    /// A mount's own maps of ids make no sense.
+    #[error("mount on {}: {problem}", .destination.display())]
+    IdMap {
+        /// Path in the container.
+        destination: PathBuf,
+        /// What is wrong with them.
+        problem: String,
+    },
     /// A volume's source cannot be given a SELinux label.
     #[error("relabel {}: {what}", .source_path.display())]
     Relabel {
@@ -179,6 +202,14 @@ pub enum UserError {
         /// As given.
         text: String,
     },
+    /// It, or its group or one of its additional groups, is not in the pod's user namespace.
+    #[error("{which} {id} has no id on the node: the pod's user namespace does not map it")]
+    Unmapped {
+        /// `user` or `group`.
+        which: String,
+        /// As it is inside.
+        id: u32,
+    },
     /// /etc/passwd or /etc/group of the image is not a plain file of a sane size.
     #[error("the image's {file}: {why}")]
     BadFile {
@@ -247,6 +278,8 @@ impl Failure {
             Self::Command(_) | Self::PidNamespace => Blame::Missing,
             Self::Propagation { .. }
             | Self::ForbiddenMountPoint { .. }
+            | Self::IdMap { .. }
+            | Self::Ids { errno: Errno::INVAL, .. }
             | Self::MountOption { .. }
             | Self::MountType { .. }
             | Self::User(_) => Blame::Request,
@@ -255,6 +288,7 @@ impl Failure {
             | Self::Path { errno: Errno::NOTDIR, .. }
             | Self::ImageVolume { errno: Errno::NOENT | Errno::NOTDIR | Errno::LOOP, .. } => Blame::Request,
             Self::MountSource { errno, .. }
+            | Self::Ids { errno, .. }
             | Self::MountPoint { errno, .. }
             | Self::Mount { errno, .. }
             | Self::RootFs { errno, .. }

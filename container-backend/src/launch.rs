@@ -21,6 +21,7 @@ use crate::errno::Errno;
 use crate::failure::{CommandError, Failure};
 use crate::report::{CLONE, Told};
 use crate::request::ResolvedUser;
+use crate::user_namespace::UserNamespace;
 
 /// Why a container was not made, or a program not executed.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +85,7 @@ pub(crate) struct Draft {
     pub(crate) argv0: String,
     pub(crate) own_cgroup_namespace: bool,
     pub(crate) pid: DraftPid,
+    pub(crate) users: Option<Arc<UserNamespace>>,
     pub(crate) gate: OwnedFd,
     pub(crate) warnings: Vec<String>,
 }
@@ -182,6 +184,7 @@ impl Creating {
             settings: draft.settings,
             user: ready.user.clone(),
             home: ready.home,
+            users: draft.users,
             mounts: namespace("mnt")?,
             cgroup_namespace: draft.own_cgroup_namespace.then(|| namespace("cgroup")).transpose()?,
             pid_namespace: match draft.pid {

@@ -34,6 +34,7 @@ mod failure;
 mod hook;
 pub mod hooks;
 mod host_mounts;
+mod id_maps;
 mod launch;
 pub mod launcher;
 mod mount;
@@ -44,6 +45,7 @@ mod request;
 mod role;
 pub mod seccomp;
 mod sys;
+mod user_namespace;
 mod virtio_slot;
 mod volume_device;
 mod volume_tree;
@@ -56,6 +58,7 @@ pub use errno::Errno;
 pub use failure::{Blame, CommandError, Failure, UserError};
 pub use hook::{HookPlace, HookPoint, HookRequest};
 pub use host_mounts::HostMounts;
+pub use id_maps::{IdMapError, IdMaps, IdRange};
 pub use launch::{Created, Creating, Execing, Executed, LaunchError, Starting, Waiting};
 pub use pod::{Pod, SetUpError};
 pub use request::{
@@ -63,6 +66,7 @@ pub use request::{
     PodSetup, ResolvedUser, RootFs, Stdio, TerminalSize, VolumeImage, VolumeLayers,
 };
 pub use role::fork_role;
+pub use user_namespace::{UserNamespace, UserNamespaceError};
 pub use virtio_slot::{Disk, Slot, SlotError};
 pub use volume_device::mount_volumes;
 pub use volume_tree::VolumeTree;

@@ -1,6 +1,7 @@
 //! This process as the agent of one pod.
 
 mod holder;
+mod owned_namespaces;
 pub(crate) mod private_root;
 mod sysctl;
 
@@ -8,6 +9,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use hartpod_proto::ContainerId;
 use rustix::process::DumpableBehavior;
@@ -20,6 +22,7 @@ use crate::failure::Failure;
 use crate::host_mounts::HostMounts;
 use crate::request::{IpcMode, PodPid, PodSetup};
 use crate::sys::exec;
+use crate::user_namespace::{UserNamespace, UserNamespaceError};
 use holder::Holder;
 
 /// The agent must outlive what it looks after; the same as containerd gives its shims.
@@ -38,6 +41,8 @@ pub struct Pod {
     pub(crate) left: Vec<OwnedFd>,
     pub(crate) holder: Option<Holder>,
     pub(crate) overlay_api: OverlayApi,
+    /// The pod's own, which owns all of its namespaces; the agent is not in it.
+    pub(crate) users: Option<Arc<UserNamespace>>,
     tree: Tree,
     cgroup_parent: String,
     leaf: Leaf,
@@ -69,6 +74,25 @@ pub enum SetUpError {
         /// What the kernel said.
         #[source]
         source: io::Error,
+    },
+    /// The pod's user namespace.
+    #[error("user namespace of the pod")]
+    UserNamespace(#[from] UserNamespaceError),
+    /// The file system of a folder has no mounts with ids of their own (Linux 5.12 and later, by file system).
+    #[error("show {} with the ids of the pod's user namespace", .path.display())]
+    Ids {
+        /// On the host.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The process that makes the pod's IPC and UTS namespaces.
+    #[error("the pod's namespaces")]
+    Namespaces {
+        /// What it said.
+        #[source]
+        failure: Failure,
     },
     /// A folder that the containers are made from.
     #[error("folder {}", .path.display())]
@@ -133,17 +157,17 @@ impl Pod {
         join_leaf(&leaf, &mut warnings)?;
         let host = HostMounts::current().map_err(step("open the host's mount namespace"))?;
         let left = namespaces_to_leave(&setup).map_err(step("open the host's namespaces"))?;
-        enter_namespaces(&setup)?;
-        private_root::enter(&setup)?;
+        let users = enter_namespaces(&setup)?;
+        private_root::enter(&setup, users.as_deref())?;
         sysctl::set_all(&setup)?;
         let holder = match setup.pid {
-            PodPid::Shared => Some(holder::start()?),
+            PodPid::Shared => Some(holder::start(users.as_deref())?),
             PodPid::PerContainer => None,
         };
         let mounts = open_namespace("self", "mnt").map_err(step("open the agent's mount namespace"))?;
         let overlay_api = OverlayApi::of_release(&rustix::system::uname().release().to_string_lossy());
         let cgroup_parent = setup.cgroup_parent;
-        Ok((Self { host, mounts, left, holder, overlay_api, tree, cgroup_parent, leaf }, warnings))
+        Ok((Self { host, mounts, left, holder, overlay_api, users, tree, cgroup_parent, leaf }, warnings))
     }
 
     /// Init of the shared pid namespace.
@@ -220,24 +244,29 @@ fn namespaces_to_leave(setup: &PodSetup) -> io::Result<Vec<OwnedFd>> {
     left.map(|(kind, _)| open_namespace("self", kind)).collect()
 }
 
-/// The pod's network, UTS and IPC namespaces; every child is born in them.
-fn enter_namespaces(setup: &PodSetup) -> Result<(), SetUpError> {
-    if let Some(path) = &setup.netns {
-        enter_network(path).map_err(|source| SetUpError::NetworkNamespace { path: path.clone(), source })?;
-    }
+/// The pod's network, UTS and IPC namespaces; every child is born in them. And the user namespace that owns them, which children enter when they
+/// are ready to be without rights on the node.
+fn enter_namespaces(setup: &PodSetup) -> Result<Option<Arc<UserNamespace>>, SetUpError> {
+    let users = match (&setup.netns, &setup.users) {
+        (Some(path), maps) => {
+            let failed = |source: io::Error| SetUpError::NetworkNamespace { path: path.clone(), source };
+            let network = fs::File::open(path).map_err(failed)?;
+            move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
+                .map_err(|errno| failed(errno.into()))?;
+            maps.clone().map(|maps| UserNamespace::of_network(network.as_fd(), maps)).transpose()?
+        }
+        (None, maps) => maps.clone().map(UserNamespace::make).transpose()?,
+    };
     let mut flags = UnshareFlags::empty();
     flags.set(UnshareFlags::NEWUTS, !setup.hostname.is_empty());
     flags.set(UnshareFlags::NEWIPC, setup.ipc == IpcMode::Pod);
-    if !flags.is_empty() {
-        exec::unshare(flags).map_err(step("make namespaces"))?;
+    match &users {
+        None if flags.is_empty() => {}
+        Some(users) => owned_namespaces::enter(users, flags, setup)?,
+        None => exec::unshare(flags).map_err(step("make namespaces"))?,
     }
     if !setup.hostname.is_empty() {
         rustix::system::sethostname(setup.hostname.as_bytes()).map_err(step("set the host name"))?;
     }
-    Ok(())
-}
-
-fn enter_network(path: &Path) -> io::Result<()> {
-    let namespace = fs::File::open(path)?;
-    Ok(move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?)
+    Ok(users.map(Arc::new))
 }

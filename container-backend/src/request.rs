@@ -9,6 +9,7 @@ use oci_spec::runtime::Spec;
 
 use crate::container::disk::DiskMounts;
 use crate::container_process::ContainerProcess;
+use crate::id_maps::IdMaps;
 
 /// How this process becomes the agent of a pod. Paths are the host's.
 #[derive(Debug, Clone)]
@@ -35,6 +36,8 @@ pub struct PodSetup {
     pub sysctls: BTreeMap<String, String>,
     /// SELinux label of the pod's /dev/shm; empty for none.
     pub mount_label: String,
+    /// Ids of the pod's user namespace, which owns its network namespace; `None`: the node's. Not in a guest.
+    pub users: Option<IdMaps>,
 }
 
 impl PodSetup {

@@ -46,6 +46,7 @@ mod streaming_ports;
 mod streaming_tls;
 mod systemd;
 mod told;
+mod userns;
 mod volumes;
 
 use std::process::ExitCode;
@@ -94,6 +95,7 @@ fn main() -> ExitCode {
         streaming_ports::TESTS,
         streaming_tls::TESTS,
         told::TESTS,
+        userns::TESTS,
         systemd::TESTS,
         volumes::TESTS,
     ];

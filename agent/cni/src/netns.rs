@@ -6,13 +6,13 @@
 
 use std::fs::{DirBuilder, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
 };
@@ -44,9 +44,33 @@ pub fn create_blocking(path: &Path) -> Result<(), NetnsError> {
     if is_netns_blocking(path) {
         return Ok(());
     }
+    keep_blocking(path, || {
+        unshare(CloneFlags::CLONE_NEWNET)
+            .map_err(|e| NetnsError::new("make a network namespace for", path, e.into()))
+    })
+}
+
+/// As [`create_blocking`], for a network namespace that the caller has made: `lo` is brought up, and it is kept at `path`.
+///
+/// # Errors
+/// The step that failed. The file is removed again then.
+pub fn pin_blocking(path: &Path, namespace: BorrowedFd<'_>) -> Result<(), NetnsError> {
+    keep_blocking(path, || {
+        setns(namespace, CloneFlags::CLONE_NEWNET)
+            .map_err(|e| NetnsError::new("enter the network namespace for", path, e.into()))
+    })
+}
+
+/// Keeps the network namespace that `enter` takes a thread into.
+fn keep_blocking(
+    path: &Path,
+    enter: impl FnOnce() -> Result<(), NetnsError> + Send,
+) -> Result<(), NetnsError> {
     create_file(path)?;
     let made = std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, || make(path));
+        let thread = std::thread::Builder::new()
+            .name("netns".to_owned())
+            .spawn_scoped(scope, || enter().and_then(|()| bind(path)));
         let thread = thread.map_err(|source| NetnsError::new("start a thread for", path, source))?;
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     });
@@ -124,10 +148,8 @@ fn create_file(path: &Path) -> Result<(), NetnsError> {
     opened.map(drop).map_err(|e| NetnsError::new("create", path, e))
 }
 
-/// Puts the calling thread into a new network namespace and binds that to `path`.
-fn make(path: &Path) -> Result<(), NetnsError> {
-    unshare(CloneFlags::CLONE_NEWNET)
-        .map_err(|e| NetnsError::new("make a network namespace for", path, e.into()))?;
+/// Binds the calling thread's network namespace to `path`.
+fn bind(path: &Path) -> Result<(), NetnsError> {
     loopback_up().map_err(|e| NetnsError::new("bring lo up for", path, e))?;
     let none: Option<&str> = None;
     mount(Some("/proc/thread-self/ns/net"), path, none, MsFlags::MS_BIND, none)

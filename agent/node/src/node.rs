@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use hartpod_cni::{Cni, ConfTemplate};
+use hartpod_container::UserNamespaceError;
 use hartpod_container::cgroup::{Leaf, Limits, PathError, Tree, Update, UpdateError, Warning};
 use hartpod_images::ImageStore;
 use hartpod_proto::{ContainerId, SandboxId};
@@ -112,6 +113,8 @@ pub(crate) struct Node {
     pub(crate) spec_settings: SpecSettings,
     /// Of guests.
     pub(crate) guest_spec_settings: SpecSettings,
+    /// Whether pods can have user namespaces, or why not.
+    pub(crate) user_namespaces: Result<(), Arc<UserNamespaceError>>,
     /// Guards the texts that were warned about; held for one look-up.
     pub(crate) warned: Mutex<HashSet<String>>,
 }

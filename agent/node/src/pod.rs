@@ -37,7 +37,7 @@ pub(crate) use bring_up::{RunError, own_leaf};
 pub(crate) use command::{Command, Gone};
 pub(crate) use entry::{RestoredContainer, cgroup_path, container_name, log_path};
 pub(crate) use handle::PodHandle;
-pub(crate) use info::{PodInfo, pod_name, uses_host_network};
+pub(crate) use info::{PodInfo, namespaces, pod_name, uses_host_network};
 pub(crate) use last_words::last_words_blocking;
 pub(crate) use lost_agent::kill_leaves;
 pub(crate) use make::CreateError;

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hartpod_cni::{Cni, CniConfig, TemplateError};
+use hartpod_container::UserNamespace;
 use hartpod_container::cgroup::{DetectError, Mode, Tree};
 use hartpod_images::{ImageStore, ImagesConfig, OpenError};
 use sd_notify::NotifyState;
@@ -245,6 +246,7 @@ fn open_blocking(config: &Config) -> Result<Opened, ServeError> {
         trash: Arc::new(Trash::new(layout.trash())),
         warned: Mutex::default(),
         spec_settings: SpecSettings::detect(config),
+        user_namespaces: UserNamespace::probe_blocking(&config.root).map_err(Arc::new),
         guest_spec_settings: SpecSettings::of_guests(),
         records,
         layout,

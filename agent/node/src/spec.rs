@@ -268,7 +268,7 @@ fn spec(
         }
         Kind::Guest => devices::in_guest(input.container)?,
     };
-    let mounts = mounts::mounts(input, namespaces.node_ipc)?;
+    let mounts = mounts::mounts(input, namespaces)?;
     let hostname = pod_hostname(input.sandbox);
     let filter = security::seccomp_blocking(security, input.settings, || {
         let held = process.capabilities().as_ref().and_then(|c| c.bounding().clone());
@@ -288,6 +288,8 @@ fn spec(
         .set_devices(Some(devices.nodes).filter(|d| !d.is_empty()))
         .set_seccomp(filter)
         .set_rootfs_propagation(mounts.rootfs_propagation.map(str::to_owned))
+        .set_uid_mappings(namespaces.users.as_ref().map(|maps| mounts::to_oci(maps.uids())))
+        .set_gid_mappings(namespaces.users.as_ref().map(|maps| mounts::to_oci(maps.gids())))
         .set_masked_paths(security::proc_paths("masked_paths", security, &security.masked_paths)?)
         .set_readonly_paths(security::proc_paths("readonly_paths", security, &security.readonly_paths)?);
 

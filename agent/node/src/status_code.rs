@@ -167,7 +167,9 @@ impl Coded for RunError {
             Self::SetUp(source) => source.code(),
             Self::Label(source) => spec(source),
             Self::Left { error, .. } => error.code(),
-            Self::NotUp { .. } => Code::FailedPrecondition,
+            Self::NotUp { .. } | Self::NoUserNamespaces(_) | Self::UserNamespace { .. } => {
+                Code::FailedPrecondition
+            }
             Self::OutOfMemory { .. } => Code::ResourceExhausted,
             Self::Files { source, .. } if source.is_the_requests_fault() => Code::InvalidArgument,
             Self::NoId(_)

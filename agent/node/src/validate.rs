@@ -6,6 +6,7 @@ mod cgroup_driver;
 mod container;
 mod sandbox;
 mod sysctl;
+mod user_namespace;
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path};
@@ -13,6 +14,7 @@ use std::path::{Component, Path};
 pub(crate) use cgroup_driver::{Driver, cgroup_driver};
 pub use container::container;
 pub use sandbox::{Kind, sandbox};
+pub(crate) use user_namespace::{id_maps, user_namespace};
 
 /// A request that cannot be honoured; becomes InvalidArgument.
 #[derive(Debug, thiserror::Error)]

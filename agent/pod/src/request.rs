@@ -15,7 +15,8 @@ use std::sync::Arc;
 use hartpod_container::cgroup::{LimitError, Limits};
 use hartpod_container::hooks::{self, Moment, hooks_of};
 use hartpod_container::{
-    DiskRoot, GroupPolicy, IpcMode, Overlay, PodPid, PodSetup, Slot, TerminalSize, VolumeImage,
+    DiskRoot, GroupPolicy, IdMapError, IdMaps, IdRange, IpcMode, Overlay, PodPid, PodSetup, Slot,
+    TerminalSize, VolumeImage,
 };
 use hartpod_logs::{InvalidPlace, LogPlace};
 use hartpod_netlink::Interface;
@@ -119,6 +120,10 @@ pub(crate) enum InvalidRequest {
     FileSize { name: String, size: usize },
     #[error("files: {name} has mode {mode:#o}, which has more than permission bits")]
     FileMode { name: String, mode: u32 },
+    #[error(transparent)]
+    IdMap(#[from] IdMapError),
+    #[error("ipc is NODE, but the pod has a user namespace, which does not own the node's")]
+    NodeIpc,
     #[error("{field}: {count} are more than {most}")]
     TooMany { field: &'static str, count: usize, most: usize },
 }
@@ -187,6 +192,7 @@ impl PodPlan {
             ] {
                 only_at(Place::Host, field, value.is_empty())?;
             }
+            only_at(Place::Host, "uids", request.uids.is_empty() && request.gids.is_empty())?;
             if request.cgroup_parent.is_empty() {
                 request.cgroup_parent = GUEST_CGROUP.to_owned();
             }
@@ -210,6 +216,10 @@ impl PodPlan {
             NamespaceMode::Pod => PodPid::Shared,
             NamespaceMode::Container | NamespaceMode::Node | NamespaceMode::Target => PodPid::PerContainer,
         };
+        let users = id_maps(&request.uids, &request.gids)?;
+        if users.is_some() && ipc == IpcMode::Node {
+            return Err(InvalidRequest::NodeIpc);
+        }
         let optional = |field, path: &str| {
             if path.is_empty() { Ok(None) } else { absolute(field, path).map(Some) }
         };
@@ -234,9 +244,22 @@ impl PodPlan {
                 shm_size: request.shm_size,
                 sysctls: request.sysctls.into_iter().collect(),
                 mount_label: request.mount_label,
+                users,
             },
         })
     }
+}
+
+fn id_maps(uids: &[v1::IdRange], gids: &[v1::IdRange]) -> Result<Option<IdMaps>, InvalidRequest> {
+    if uids.is_empty() && gids.is_empty() {
+        return Ok(None);
+    }
+    let ranges = |list: &[v1::IdRange]| -> Vec<IdRange> {
+        let range =
+            |r: &v1::IdRange| IdRange { container: r.container_id, host: r.host_id, length: r.length };
+        list.iter().map(range).collect()
+    };
+    Ok(Some(IdMaps::new(ranges(uids), ranges(gids))?))
 }
 
 /// Which pid namespace a container gets.

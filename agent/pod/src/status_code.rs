@@ -68,13 +68,16 @@ fn code(error: &CallError) -> Code {
 fn set_up_code(error: &SetUpError) -> Code {
     match error {
         SetUpError::ForeignSysctl { .. } | SetUpError::CgroupName(_) => Code::InvalidArgument,
-        SetUpError::NetworkNamespace { .. } | SetUpError::Folder { .. } | SetUpError::Sysctl { .. } => {
-            Code::FailedPrecondition
-        }
+        SetUpError::NetworkNamespace { .. }
+        | SetUpError::Folder { .. }
+        | SetUpError::Ids { .. }
+        | SetUpError::UserNamespace(_)
+        | SetUpError::Sysctl { .. } => Code::FailedPrecondition,
         SetUpError::Threads { .. }
         | SetUpError::Cgroups(_)
         | SetUpError::Cgroup(_)
         | SetUpError::Holder { .. }
+        | SetUpError::Namespaces { .. }
         | SetUpError::Step { .. } => Code::Internal,
     }
 }

@@ -20,23 +20,25 @@ use super::devices::DevicePlan;
 use super::finish::{self, Last, Way};
 use super::image_volume::{self, ImageLayers};
 use super::mount_plan::{MOUNT_ATTR_RDONLY, MountKind, MountPlan};
-use super::mounts::{self, Collected, Context, ProcSource};
+use super::mounts::{self, Apart, Collected, Context, ProcSource};
 use super::own_proc::{self, OwnProc};
 use super::root::{PointKind, Root};
 use super::rootfs::{self, OverlayApi, Overlays};
 use super::settings::{ExecLabel, ProcessSettings};
-use super::streams::Streams;
+use super::streams::{Streams, give_to_root};
 use super::user::{self, UserRequest};
 use super::{console, devices, hidden_paths, hook_point, identity, limits};
 use crate::cgroup::Leaf;
 use crate::errno::Errno;
 use crate::failure::Failure;
 use crate::host_mounts::HostMounts;
+use crate::mount;
 use crate::pod::private_root::ROOTFS;
 use crate::report::{Ready, Reporter};
 use crate::request::{ResolvedUser, RootFs, TerminalSize};
 use crate::sys::mount_attr::{self, MountAttr, Reach};
-use crate::sys::{exec, keyring, process};
+use crate::sys::{clone, exec, keyring, process};
+use crate::user_namespace::UserNamespace;
 
 /// All that the child needs to know, lowered by the agent.
 pub(crate) struct CreatePlan<'a> {
@@ -47,6 +49,8 @@ pub(crate) struct CreatePlan<'a> {
     pub(crate) keyring: CString,
     pub(crate) rootfs: RootFs,
     pub(crate) overlay_api: OverlayApi,
+    /// The pod's user namespace, if it has one.
+    pub(crate) users: Option<&'a UserNamespace>,
     pub(crate) mounts: Vec<MountPlan>,
     pub(crate) images: Vec<ImageLayers>,
     pub(crate) devices: Vec<DevicePlan>,
@@ -82,8 +86,8 @@ pub(crate) enum CgroupNamespace {
 
 /// Which pid namespace the program runs in.
 pub(crate) enum PidJoin<'a> {
-    /// This process is init of it.
-    Own,
+    /// This process is init of it; in a user namespace one that it clones, and tells of in the mailbox.
+    Own { mailbox: Option<usize> },
     /// The host's.
     Node,
     /// The pod's.
@@ -124,6 +128,7 @@ pub(crate) fn main(plan: &CreatePlan<'_>, streams: StreamPlan, report: OwnedFd, 
     }
 }
 
+/// With all rights on the node: what comes from there, and what only these rights can make. In a user namespace the rest is done without any.
 fn run(
     plan: &CreatePlan<'_>,
     streams: StreamPlan,
@@ -132,14 +137,68 @@ fn run(
 ) -> Result<Infallible, Failure> {
     let mut warnings = Vec::new();
     keep_only(plan, &streams, reporter, &gate)?;
+    // What is made from here on has exactly the modes that are asked for; the program gets its own umask at the end.
+    rustix::process::umask(Mode::empty());
     join_v1(&plan.leaf)?;
-    start_session(&plan.keyring, plan.settings.label.as_ref())?;
     limits::set_oom_score_adj(plan.settings.oom_score_adj, &mut warnings)?;
-    let own_proc = OwnProc::open(plan.settings.label.as_ref())?;
     let gate = File::from(gate);
     let (mut collected, host) = collect(plan)?;
-    unshare(plan)?;
+    let own = own_namespaces(plan);
+    unshare(if plan.users.is_some() { UnshareFlags::NEWNS } else { own })?;
     mount_root(plan, &mut collected)?;
+    let Some(users) = plan.users else {
+        return inside(plan, Begun { streams, collected, host, gate, warnings }, reporter);
+    };
+    // A hard limit is raised with rights on the node alone.
+    limits::set_rlimits(&plan.settings.rlimits, &mut warnings)?;
+    enter_users(Some(users), &streams)?;
+    let begun = Begun { streams, collected, host, gate, warnings };
+    let PidJoin::Own { mailbox: Some(mailbox) } = plan.pid else {
+        return in_user_namespace(plan, begun, reporter);
+    };
+    clone::fork_init_sibling(mailbox, || match in_user_namespace(plan, begun, reporter) {
+        Ok(never) => match never {},
+        Err(failure) => {
+            // An error means that the agent is gone.
+            let _ = reporter.failed(&failure);
+            1
+        }
+    })
+    .map_err(step("clone into a new pid namespace"))?;
+    process::exit_now(0)
+}
+
+/// What the second half of the making begins with.
+struct Begun {
+    streams: StreamPlan,
+    collected: Collected,
+    /// What hooks are to see of the host.
+    host: Option<OwnedFd>,
+    gate: File,
+    warnings: Vec<String>,
+}
+
+/// In mounts of the user namespace's own: the copy that it makes of the agent's shows the same, and can be neither changed nor taken apart.
+fn in_user_namespace(
+    plan: &CreatePlan<'_>,
+    begun: Begun,
+    reporter: &mut Reporter,
+) -> Result<Infallible, Failure> {
+    unshare(own_namespaces(plan))?;
+    if let Some(apart) = &begun.collected.apart {
+        let failed = |errno| Failure::RootFs { what: "attach the root file system".into(), errno };
+        let point = rustix::fs::open(ROOTFS, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+        let point = point.map_err(|e| failed(e.into()))?;
+        mount::attach(&apart.root, point).map_err(failed)?;
+    }
+    inside(plan, begun, reporter)
+}
+
+/// From the filling of the root file system on.
+fn inside(plan: &CreatePlan<'_>, begun: Begun, reporter: &mut Reporter) -> Result<Infallible, Failure> {
+    let Begun { streams, mut collected, host, gate, mut warnings } = begun;
+    start_session(&plan.keyring, plan.settings.label.as_ref())?;
+    let own_proc = OwnProc::open(plan.settings.label.as_ref())?;
     let (user, home, streams) = fill_root(plan, streams, &mut collected, &own_proc)?;
     drop(collected);
     match (&plan.bundle, host) {
@@ -147,7 +206,9 @@ fn run(
         _ => rustix::process::chdir(ROOTFS).map_err(step("enter the root file system"))?,
     }
     pivot(plan.root)?;
-    limits::set_rlimits(&plan.settings.rlimits, &mut warnings)?;
+    if plan.users.is_none() {
+        limits::set_rlimits(&plan.settings.rlimits, &mut warnings)?;
+    }
     let capabilities = possible_capabilities(plan.settings.capabilities, &mut warnings)?;
     let way = join_pid_namespace(&plan.pid, &own_proc)?;
     let label_file = own_proc.into_label_file();
@@ -171,6 +232,17 @@ fn run(
     finish::run(&last, label_file, reporter)
 }
 
+/// Leaves the rights on the node behind; what of the agent's the container is to own is given to its root before.
+pub(super) fn enter_users(users: Option<&UserNamespace>, streams: &StreamPlan) -> Result<(), Failure> {
+    let Some(users) = users else { return Ok(()) };
+    let root = users.root().map_err(step("find the root of the user namespace"))?;
+    if let StreamPlan::Three(fds) = streams {
+        let given = fds.iter().try_for_each(|fd| give_to_root(fd.as_fd(), root));
+        given.map_err(step("hand over the standard streams"))?;
+    }
+    users.enter().map_err(step("enter the user namespace"))
+}
+
 fn step<E: Into<Errno>>(step: &'static str) -> impl FnOnce(E) -> Failure {
     move |e| Failure::Step { step: step.into(), errno: e.into() }
 }
@@ -185,11 +257,12 @@ fn keep_only(
     let mut keep: Vec<BorrowedFd<'_>> = (0..3).map(process::standard_stream).collect();
     keep.extend([reporter.pipe().as_fd(), gate.as_fd(), plan.host.as_fd(), plan.agent_mounts]);
     keep.extend(streams.fds().iter().map(AsFd::as_fd));
+    keep.extend(plan.users.map(AsFd::as_fd));
     if let RootFs::Disk(disk) = &plan.rootfs {
         keep.extend(disk.fds());
     }
     match &plan.pid {
-        PidJoin::Own | PidJoin::Node => {}
+        PidJoin::Own { .. } | PidJoin::Node => {}
         PidJoin::Pod { namespace, .. } => keep.push(*namespace),
         PidJoin::Target { namespace, mounts, .. } => keep.extend([*namespace, *mounts]),
     }
@@ -210,10 +283,7 @@ pub(super) fn join_v1(leaf: &Leaf) -> Result<(), Failure> {
 pub(super) fn start_session(keyring: &CString, label: Option<&ExecLabel>) -> Result<(), Failure> {
     rustix::process::setsid().map_err(step("start a session"))?;
     own_proc::with_key_label(label, || keyring::join_session(keyring))
-        .map_err(step("start a session keyring"))?;
-    // What is made from here on has exactly the modes that are asked for; the program gets its own umask at the end.
-    rustix::process::umask(Mode::empty());
-    Ok(())
+        .map_err(step("start a session keyring"))
 }
 
 /// Fetches what lies in other mount namespaces, and comes back. The second value is what hooks are to see of the host.
@@ -223,7 +293,7 @@ fn collect(plan: &CreatePlan<'_>) -> Result<(Collected, Option<OwnedFd>), Failur
     let binds = plan.mounts.iter().any(|mount| matches!(mount.kind, MountKind::Bind { .. }));
     if binds || plan.bundle.is_some() {
         plan.host.enter().map_err(step("enter the host's mount namespace"))?;
-        collected = mounts::collect_binds(&plan.mounts, plan.mount_label.as_deref())?;
+        collected = mounts::collect_binds(&plan.mounts, plan.mount_label.as_deref(), plan.users)?;
         host = plan.bundle.as_ref().map(|_| hook_point::collect_host()).transpose()?;
     }
     if let PidJoin::Target { mounts, .. } = &plan.pid {
@@ -241,15 +311,37 @@ fn mount_root(plan: &CreatePlan<'_>, collected: &mut Collected) -> Result<(), Fa
         RootFs::Overlay(overlay) => rootfs::Parts::of_folders(overlay)?,
         RootFs::Disk(disk) => disk.attach()?,
     };
-    let overlays = Overlays { api: plan.overlay_api, label: plan.mount_label.as_deref() };
+    let label = plan.mount_label.as_deref();
+    let overlays = Overlays { api: plan.overlay_api, label };
+    let Some(users) = plan.users else {
+        image_volume::make_all(&plan.mounts, &plan.images, overlays, collected)?;
+        return rootfs::mount_overlay(&parts, (0, 0), overlays);
+    };
+    let devices = if brings_devices(plan) { Vec::new() } else { devices::make_apart(&plan.devices)? };
     image_volume::make_all(&plan.mounts, &plan.images, overlays, collected)?;
-    rootfs::mount_overlay(&parts, overlays)
+    let owner = users.root().map_err(step("find the root of the user namespace"))?;
+    rootfs::mount_overlay(&parts, owner, overlays)?;
+    collected.make_kernel_views(&plan.mounts, label)?;
+    let root = mount::clone_of(ROOTFS, false)
+        .map_err(|errno| Failure::RootFs { what: "copy the root file system".into(), errno })?;
+    collected.apart = Some(Apart { root, devices });
+    Ok(())
 }
 
-fn unshare(plan: &CreatePlan<'_>) -> Result<(), Failure> {
+fn own_namespaces(plan: &CreatePlan<'_>) -> UnshareFlags {
     let mut flags = UnshareFlags::NEWNS;
     flags.set(UnshareFlags::NEWCGROUP, plan.cgroup_namespace == CgroupNamespace::Private);
+    flags
+}
+
+fn unshare(flags: UnshareFlags) -> Result<(), Failure> {
     exec::unshare(flags).map_err(step("make namespaces"))
+}
+
+/// A /dev of the host's comes complete.
+fn brings_devices(plan: &CreatePlan<'_>) -> bool {
+    let dev = plan.mounts.iter().rev().find(|mount| mount.destination == Path::new("/dev"));
+    dev.is_some_and(|mount| matches!(mount.kind, MountKind::Bind { .. }))
 }
 
 /// Everything below the new root, from its users to its masks.
@@ -262,8 +354,11 @@ fn fill_root(
     let root = Root::open(ROOTFS).map_err(step("open the root file system"))?;
     // By the image's own files: a volume over /etc/passwd does not change who the container runs as.
     let (user, home) = user::resolve(&root, &plan.user)?;
+    if let Some(users) = plan.users {
+        user::check_mapped(&user, users.maps())?;
+    }
     let proc = match plan.pid {
-        PidJoin::Own | PidJoin::Node => ProcSource::Own,
+        PidJoin::Own { .. } | PidJoin::Node => ProcSource::Own,
         PidJoin::Pod { .. } => ProcSource::Pod,
         PidJoin::Target { .. } => ProcSource::Target,
     };
@@ -275,10 +370,11 @@ fn fill_root(
     };
     let label = plan.mount_label.as_deref();
     mounts::attach_all(Context { root: &root, proc, cgroups, label }, &plan.mounts, collected)?;
-    // A /dev of the host's comes complete.
-    let dev = plan.mounts.iter().rev().find(|mount| mount.destination == Path::new("/dev"));
-    if !dev.is_some_and(|mount| matches!(mount.kind, MountKind::Bind { .. })) {
-        devices::make(&root, &plan.devices)?;
+    if !brings_devices(plan) {
+        match &collected.apart {
+            Some(apart) => devices::attach(&root, &plan.devices, &apart.devices)?,
+            None => devices::make(&root, &plan.devices)?,
+        }
         devices::link(&root)?;
     }
     let streams = open_streams(streams, &root, own_proc)?;
@@ -342,7 +438,7 @@ pub(super) fn possible_capabilities(
 /// Children are born in the namespace from now on, this process stays where it is.
 fn join_pid_namespace(pid: &PidJoin<'_>, own_proc: &OwnProc) -> Result<Way, Failure> {
     let (namespace, mailbox) = match pid {
-        PidJoin::Own | PidJoin::Node => return Ok(Way::Here),
+        PidJoin::Own { .. } | PidJoin::Node => return Ok(Way::Here),
         PidJoin::Pod { namespace, mailbox } | PidJoin::Target { namespace, mailbox, .. } => {
             (*namespace, *mailbox)
         }

@@ -1,16 +1,18 @@
 //! Device nodes and the usual links of /dev.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, Uid, chmodat, chownat, makedev, mknodat, symlinkat, unlinkat,
+    AtFlags, FileType, Gid, Mode, OFlags, Uid, chmodat, chownat, makedev, mknodat, symlinkat, unlinkat,
 };
 
 use super::root::{PointKind, Root};
 use crate::errno::Errno;
 use crate::failure::Failure;
+use crate::mount;
+use crate::pod::private_root::ROOTFS;
 
 /// One node to make.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,6 +94,37 @@ pub(crate) fn make(root: &Root, plan: &[DevicePlan]) -> Result<(), Failure> {
         if let Some((_, folder)) = &last {
             make_one(folder, name, device).map_err(failed)?;
         }
+    }
+    Ok(())
+}
+
+/// Makes the nodes where nobody inside can, for a container in a user namespace, which gets copies of them: as on the node, so it has no more
+/// rights to them than their owners and modes on the node give. They cover [`ROOTFS`], on which the root file system is mounted next.
+pub(crate) fn make_apart(plan: &[DevicePlan]) -> Result<Vec<OwnedFd>, Failure> {
+    let failed = |errno| Failure::Device { path: "/dev".into(), errno };
+    let shelf = mount::new("tmpfs", "devices", &[("mode", Some("700"))]).map_err(failed)?;
+    let point = rustix::fs::open(ROOTFS, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| failed(e.into()))?;
+    mount::attach(&shelf, &point).map_err(failed)?;
+    let copy = |(number, device): (usize, &DevicePlan)| {
+        let name = number.to_string();
+        make_one(&shelf, name.as_ref(), device)?;
+        mount::clone_at(shelf.as_fd(), &name, false)
+    };
+    let copied = plan
+        .iter()
+        .enumerate()
+        .map(|device| copy(device).map_err(|errno| Failure::Device { path: device.1.path.clone(), errno }));
+    copied.collect()
+}
+
+/// Puts what [`make_apart`] has made in its places.
+pub(crate) fn attach(root: &Root, plan: &[DevicePlan], nodes: &[OwnedFd]) -> Result<(), Failure> {
+    for (device, node) in plan.iter().zip(nodes) {
+        let point = root.resolve_or_make(&device.path, PointKind::File);
+        point
+            .and_then(|point| mount::attach(node, point))
+            .map_err(|errno| Failure::Device { path: device.path.clone(), errno })?;
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::create::{StreamPlan, possible_capabilities, start_session};
+use super::create::{StreamPlan, enter_users, possible_capabilities, start_session};
 use super::finish::{self, Cwd, Last, Way};
 use super::hook::HookProgram;
 use super::own_proc::OwnProc;
@@ -56,9 +56,10 @@ fn run(plan: ExecPlan<'_>, reporter: &mut Reporter) -> Result<Infallible, Failur
     let settings = &container.settings;
     keep_only(&plan, reporter)?;
     super::create::join_v1(&container.leaf)?;
-    start_session(&plan.keyring, settings.label.as_ref())?;
     limits::set_oom_score_adj(settings.oom_score_adj, &mut warnings)?;
     limits::set_rlimits(&settings.rlimits, &mut warnings)?;
+    enter_users(container.users.as_deref(), &plan.streams)?;
+    start_session(&plan.keyring, settings.label.as_ref())?;
     let capabilities = possible_capabilities(settings.capabilities, &mut warnings)?;
     let own_proc = OwnProc::open(settings.label.as_ref())?;
     let way = enter(&plan, &own_proc)?;

@@ -6,7 +6,8 @@ use oci_spec::runtime::Mount;
 
 use crate::errno::Errno;
 use crate::failure::Failure;
-use crate::sys::mount_attr::MountAttr;
+use crate::id_maps::IdMaps;
+use crate::sys::mount_attr::{MountAttr, Reach};
 
 /// One mount to make.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +18,15 @@ pub(crate) struct MountPlan {
     pub(crate) attr: MountAttr,
     /// For it and all below it (`rro` and the like, and propagation).
     pub(crate) tree_attr: MountAttr,
+    /// What ids of its files are shown as.
+    pub(crate) ids: Option<MountIds>,
+}
+
+/// Maps of a mount's own, which need not be the pod's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct MountIds {
+    pub(crate) maps: IdMaps,
+    pub(crate) reach: Reach,
 }
 
 /// What is mounted.
@@ -126,7 +136,11 @@ impl MountPlan {
                 MountKind::New { fstype, source, options: std::mem::take(&mut parsed.data) }
             }
         };
-        let plan = Self { destination, kind, attr: parsed.attr, tree_attr: parsed.tree_attr };
+        let ids = match kind {
+            MountKind::Bind { .. } => mount_ids(mount, &mut parsed)?,
+            _ => None,
+        };
+        let plan = Self { destination, kind, attr: parsed.attr, tree_attr: parsed.tree_attr, ids };
         match parsed.data.into_iter().next() {
             Some((option, _)) => Err(Failure::MountOption {
                 fstype: plan.fstype().into(),
@@ -136,6 +150,20 @@ impl MountPlan {
             None => Ok(plan),
         }
     }
+}
+
+/// Maps of the mount's own. As in runc, mounts below it are left as they are unless `ridmap` is asked for.
+fn mount_ids(mount: &Mount, parsed: &mut Parsed) -> Result<Option<MountIds>, Failure> {
+    let maps = IdMaps::from_oci(mount.uid_mappings().as_ref(), mount.gid_mappings().as_ref());
+    let maps = maps.map_err(|error| Failure::IdMap {
+        destination: mount.destination().clone(),
+        problem: error.to_string(),
+    })?;
+    Ok(maps.map(|maps| {
+        parsed.take_flag("idmap");
+        let reach = if parsed.take_flag("ridmap") { Reach::Tree } else { Reach::One };
+        MountIds { maps, reach }
+    }))
 }
 
 // linux/mount.h
@@ -310,5 +338,20 @@ mod tests {
         assert_eq!(error.to_string(), "mount on /data: type `nfs` is not supported");
         assert!(plan("bind", "relative", "/data", &["rbind"]).is_err());
         assert!(plan("bind", "/v", "/data", &["idmap"]).is_err());
+    }
+
+    #[test]
+    fn a_mount_may_have_maps_of_its_own() {
+        let plan = |options: &[&str], uids: u32| {
+            let json = serde_json::json!({"destination": "/d", "type": "bind", "source": "/v", "options": options,
+                "uidMappings": [{"containerID": 0, "hostID": 9, "size": uids}],
+                "gidMappings": [{"containerID": 0, "hostID": 7, "size": 1}]});
+            MountPlan::from_oci(&serde_json::from_value(json).unwrap())
+        };
+        let ids = plan(&["rbind"], 1).unwrap().ids.unwrap();
+        assert_eq!((ids.maps.root(), ids.reach), (Some((9, 7)), Reach::One));
+        assert_eq!(plan(&["rbind", "ridmap"], 1).unwrap().ids.unwrap().reach, Reach::Tree);
+        let error = plan(&["rbind"], 0).unwrap_err().to_string();
+        assert_eq!(error, "mount on /d: uids[0]: the length is 0");
     }
 }

@@ -6,14 +6,16 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 use super::cgroup_mount::CgroupTree;
-use super::mount_plan::{MOUNT_ATTR_RDONLY, MountKind, MountPlan, NewFs};
+use super::mount_plan::{MOUNT_ATTR_RDONLY, MountIds, MountKind, MountPlan, NewFs};
 use super::relabel;
 use super::root::{PointKind, Root, is_procfs, kind_of};
 use crate::errno::Errno;
 use crate::failure::Failure;
+use crate::id_maps::IdMaps;
 use crate::mount;
 use crate::pod::private_root::{POD_PROC, SHM};
 use crate::sys::mount_attr::{self, MountAttr, Reach};
+use crate::user_namespace::UserNamespace;
 
 /// Where the container's /proc comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,11 +34,25 @@ pub(crate) struct Collected {
     /// One per mount of the plan; `None` for what is made in the container's own namespace.
     binds: Vec<Option<OwnedFd>>,
     proc: Option<OwnedFd>,
+    /// Of a container in a user namespace: the root file system, and the nodes of its devices.
+    pub(crate) apart: Option<Apart>,
+}
+
+/// What only a process with rights on the node can make.
+#[derive(Debug)]
+pub(crate) struct Apart {
+    pub(crate) root: OwnedFd,
+    pub(crate) devices: Vec<OwnedFd>,
 }
 
 /// Copies the sources of all bind mounts. Call it in the host's mount namespace; it may block as long as the host's file
 /// systems do.
-pub(crate) fn collect_binds(plan: &[MountPlan], label: Option<&str>) -> Result<Collected, Failure> {
+pub(crate) fn collect_binds(
+    plan: &[MountPlan],
+    label: Option<&str>,
+    users: Option<&UserNamespace>,
+) -> Result<Collected, Failure> {
+    let mut shown = ShownIds { pod: users, others: Vec::new() };
     let binds = plan
         .iter()
         .map(|mount| match &mount.kind {
@@ -44,12 +60,41 @@ pub(crate) fn collect_binds(plan: &[MountPlan], label: Option<&str>) -> Result<C
                 if let Some(label) = label.filter(|_| *relabel) {
                     relabel::relabel(source, label)?;
                 }
-                collect_bind(mount, source, *recursive).map(Some)
+                let tree = collect_bind(mount, source, *recursive)?;
+                if let Some(ids) = &mount.ids {
+                    shown.apply(&tree, ids).map_err(|errno| Failure::Ids {
+                        source_path: source.clone(),
+                        destination: mount.destination.clone(),
+                        errno,
+                    })?;
+                }
+                Ok::<_, Failure>(Some(tree))
             }
             _ => Ok(None),
         })
         .collect::<Result<_, _>>()?;
-    Ok(Collected { binds, proc: None })
+    Ok(Collected { binds, ..Collected::default() })
+}
+
+/// User namespaces whose ids mounts show: the pod's, as a rule, or such as exist for that alone.
+struct ShownIds<'a> {
+    pod: Option<&'a UserNamespace>,
+    others: Vec<UserNamespace>,
+}
+
+impl ShownIds<'_> {
+    fn apply(&mut self, tree: &OwnedFd, ids: &MountIds) -> Result<(), Errno> {
+        if self.of(&ids.maps).is_none() {
+            let made = UserNamespace::make(ids.maps.clone()).map_err(|error| error.errno())?;
+            self.others.push(made);
+        }
+        let users = self.of(&ids.maps).ok_or(Errno::INVAL)?;
+        mount_attr::map_ids(tree.as_fd(), ids.reach, users.as_fd())
+    }
+
+    fn of(&self, maps: &IdMaps) -> Option<&UserNamespace> {
+        self.pod.into_iter().chain(&self.others).find(|users| users.maps() == maps)
+    }
 }
 
 fn collect_bind(plan: &MountPlan, source: &Path, recursive: bool) -> Result<OwnedFd, Failure> {
@@ -104,6 +149,29 @@ impl Collected {
             self.binds.resize_with(number + 1, || None);
         }
         self.binds[number] = Some(tree);
+    }
+
+    /// Makes what the root of a user namespace could not: file systems whose contents are those of namespaces that this process is in, and
+    /// that the kernel would make for it only where it sees all of another one.
+    pub(crate) fn make_kernel_views(
+        &mut self,
+        plan: &[MountPlan],
+        label: Option<&str>,
+    ) -> Result<(), Failure> {
+        for (number, mount) in plan.iter().enumerate() {
+            let MountKind::New { fstype: fstype @ (NewFs::Sysfs | NewFs::Mqueue), source, options } =
+                &mount.kind
+            else {
+                continue;
+            };
+            let failed = |errno| Failure::Mount {
+                fstype: fstype.name().into(),
+                destination: mount.destination.clone(),
+                errno,
+            };
+            self.put(number, new_file_system(*fstype, source, options, label).map_err(failed)?);
+        }
+        Ok(())
     }
 
     /// Copies the target container's /proc. Call it in that container's mount namespace.
@@ -162,18 +230,27 @@ fn attach_one(
             ProcSource::Target => target_proc.take().ok_or(Errno::NOENT).map_err(failed)?,
         },
         (MountKind::Cgroup, _) => return super::cgroup_mount::attach(context, plan).map_err(failed),
-        (MountKind::New { fstype, source, options }, _) => {
-            let mut options: Vec<_> =
-                options.iter().map(|(key, value)| (key.as_str(), value.as_deref())).collect();
-            if let (Some(label), NewFs::Devpts | NewFs::Mqueue | NewFs::Tmpfs) = (context.label, fstype) {
-                options.push(("context", Some(label)));
-            }
-            mount::new(fstype.name(), source, &options).map_err(failed)?
+        (MountKind::New { .. }, Some(tree)) => tree,
+        (MountKind::New { fstype, source, options }, None) => {
+            new_file_system(*fstype, source, options, context.label).map_err(failed)?
         }
     };
     let point = mount_point(context.root, plan, tree.as_fd())?;
     set_attributes(plan, tree.as_fd()).map_err(failed)?;
     mount::attach(&tree, &point).map_err(failed)
+}
+
+fn new_file_system(
+    fstype: NewFs,
+    source: &str,
+    options: &[(String, Option<String>)],
+    label: Option<&str>,
+) -> Result<OwnedFd, Errno> {
+    let mut options: Vec<_> = options.iter().map(|(key, value)| (key.as_str(), value.as_deref())).collect();
+    if let (Some(label), NewFs::Devpts | NewFs::Mqueue | NewFs::Tmpfs) = (label, fstype) {
+        options.push(("context", Some(label)));
+    }
+    mount::new(fstype.name(), source, &options)
 }
 
 /// Attributes go on before the mount is attached, so it is never there without them.

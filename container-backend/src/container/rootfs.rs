@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{AtFlags, CWD, Mode, mkdirat, symlinkat};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, Uid, mkdirat, symlinkat};
 use rustix::mount::{FsOpenFlags, MountFlags, fsconfig_set_flag, fsconfig_set_string, fsopen};
 
 use crate::errno::Errno;
@@ -29,10 +29,14 @@ pub(crate) enum OverlayApi {
 impl OverlayApi {
     /// What this kernel has, by its release, e.g. `6.1.0-13-amd64`.
     pub(crate) fn of_release(release: &str) -> Self {
-        let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
-        let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-        if version >= (6, 7) { Self::Append } else { Self::OneOption }
+        if version_of(release) >= (6, 7) { Self::Append } else { Self::OneOption }
     }
+}
+
+/// The first two numbers of a kernel's release.
+pub(crate) fn version_of(release: &str) -> (u32, u32) {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 /// How overlays are mounted.
@@ -66,12 +70,19 @@ impl Parts {
 ///
 /// It is `volatile`: what a container writes into its root does not outlive a power loss (kubelet makes a new container), so
 /// neither fsync nor the unmount at its end waits for the disk.
-pub(crate) fn mount_overlay(parts: &Parts, overlays: Overlays<'_>) -> Result<(), Failure> {
+///
+/// `owner` is whose the root folder is, on the node.
+pub(crate) fn mount_overlay(parts: &Parts, owner: (u32, u32), overlays: Overlays<'_>) -> Result<(), Failure> {
     let scratch = &parts.scratch;
     let failed = |what: String| move |errno: Errno| Failure::RootFs { what, errno };
     let (upper, work) = (format!("{scratch}/upper"), format!("{scratch}/work"));
     for folder in [&upper, &work] {
         make_folder(folder).map_err(failed(format!("make folder {folder}")))?;
+    }
+    if owner != (0, 0) {
+        let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
+        rustix::fs::chown(&upper, Some(uid), Some(gid))
+            .map_err(|e| failed(format!("give folder {upper} to the pod's root"))(e.into()))?;
     }
     // The kernel wants the top layer first.
     let layers: Vec<String> = parts.layers.iter().rev().cloned().collect();

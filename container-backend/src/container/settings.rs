@@ -68,9 +68,7 @@ impl ProcessSettings {
 
 fn refuse_unsupported(spec: &Spec, process: &Process) -> Result<(), LaunchError> {
     let linux = spec.linux().as_ref();
-    let user_namespace = linux.is_some_and(|l| l.uid_mappings().is_some() || l.gid_mappings().is_some());
     let unsupported = [
-        (user_namespace, "linux.uidMappings and linux.gidMappings"),
         (linux.is_some_and(|l| l.intel_rdt().is_some()), "linux.intelRdt"),
         (linux.is_some_and(|l| l.personality().is_some()), "linux.personality"),
         (linux.is_some_and(|l| l.memory_policy().is_some()), "linux.memoryPolicy"),

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{FileType, Uid, fchown, fstat};
+use rustix::fs::{FileType, Gid, Uid, fchown, fstat};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 use crate::errno::Errno;
@@ -42,6 +42,15 @@ impl Streams {
     pub(crate) fn is_terminal(&self) -> bool {
         matches!(self, Self::Terminal(_))
     }
+}
+
+/// Gives a pipe or socket of the agent's to the root of a user namespace, who could not take it once it has no rights on the node.
+pub(crate) fn give_to_root(fd: BorrowedFd<'_>, root: (u32, u32)) -> Result<(), Errno> {
+    let kind = FileType::from_raw_mode(fstat(fd)?.st_mode);
+    if !(kind.is_fifo() || kind.is_socket()) {
+        return Ok(());
+    }
+    Ok(fchown(fd, Some(Uid::from_raw(root.0)), Some(Gid::from_raw(root.1)))?)
 }
 
 fn give(fd: BorrowedFd<'_>, uid: u32) -> Result<(), Errno> {

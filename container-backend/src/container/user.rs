@@ -8,6 +8,7 @@ use std::path::Path;
 use super::root::Root;
 use crate::errno::Errno;
 use crate::failure::UserError;
+use crate::id_maps::IdMaps;
 use crate::request::{GroupPolicy, ResolvedUser};
 
 /// 1 MiB; about 20,000 users.
@@ -32,6 +33,19 @@ pub(crate) fn resolve(root: &Root, request: &UserRequest) -> Result<(ResolvedUse
     let passwd = read(root, "/etc/passwd")?;
     let group = read(root, "/etc/group")?;
     resolve_in(&passwd, &group, request)
+}
+
+/// Whether all of its ids are in the pod's user namespace.
+pub(crate) fn check_mapped(user: &ResolvedUser, maps: &IdMaps) -> Result<(), UserError> {
+    let unmapped = |which: &str, id| UserError::Unmapped { which: which.to_owned(), id };
+    if maps.host_uid(user.uid).is_none() {
+        return Err(unmapped("user", user.uid));
+    }
+    let mut groups = [user.gid].into_iter().chain(user.additional_gids.iter().copied());
+    match groups.find(|gid| maps.host_gid(*gid).is_none()) {
+        Some(gid) => Err(unmapped("group", gid)),
+        None => Ok(()),
+    }
 }
 
 struct Entry<'a> {

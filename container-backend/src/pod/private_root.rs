@@ -22,6 +22,7 @@ use crate::pod::{SetUpError, step};
 use crate::request::{DEFAULT_SHM_SIZE, IpcMode, PodSetup};
 use crate::sys::exec;
 use crate::sys::mount_attr::{self, MountAttr, Reach};
+use crate::user_namespace::UserNamespace;
 
 /// The layer store, read-only.
 pub(crate) const LAYERS: &str = "/layers";
@@ -58,8 +59,8 @@ const FOLDERS: [&str; 11] = [
 struct Parts(Vec<(&'static str, OwnedFd)>);
 
 /// Leaves the host's mounts for a root of this process's own.
-pub(crate) fn enter(setup: &PodSetup) -> Result<(), SetUpError> {
-    let parts = collect(setup)?;
+pub(crate) fn enter(setup: &PodSetup, users: Option<&UserNamespace>) -> Result<(), SetUpError> {
+    let parts = collect(setup, users)?;
     exec::unshare(UnshareFlags::NEWNS).map_err(step("make a mount namespace"))?;
     let everything = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
         .map_err(step("open the host's root"))?;
@@ -69,7 +70,7 @@ pub(crate) fn enter(setup: &PodSetup) -> Result<(), SetUpError> {
     fill(parts)
 }
 
-fn collect(setup: &PodSetup) -> Result<Parts, SetUpError> {
+fn collect(setup: &PodSetup, users: Option<&UserNamespace>) -> Result<Parts, SetUpError> {
     let folder = |path: &Path| {
         mount::clone_of(path, false)
             .map_err(|errno| SetUpError::Folder { path: path.to_owned(), source: errno.into() })
@@ -85,6 +86,11 @@ fn collect(setup: &PodSetup) -> Result<Parts, SetUpError> {
         let layers = folder(&setup.layers_dir)?;
         let read_only = MountAttr { set: MOUNT_ATTR_RDONLY, ..MountAttr::default() };
         mount_attr::set(layers.as_fd(), Reach::One, &read_only).map_err(step("make the layers read-only"))?;
+        // All layers in one go: overlays of folders below it have its ids.
+        if let Some(users) = users {
+            mount_attr::map_ids(layers.as_fd(), Reach::One, users.as_fd())
+                .map_err(|errno| SetUpError::Ids { path: setup.layers_dir.clone(), source: errno.into() })?;
+        }
         parts.push((LAYERS, layers));
         parts.push((CONTAINERS, folder(&setup.containers_dir)?));
     }
@@ -93,20 +99,20 @@ fn collect(setup: &PodSetup) -> Result<Parts, SetUpError> {
         mount_attr::set(part.as_fd(), Reach::Tree, &private).map_err(step("make the mounts private"))?;
     }
     if setup.ipc == IpcMode::Pod {
-        parts.push((
-            SHM,
-            new_shm(setup.shm_size, &setup.mount_label).map_err(step("make the pod's /dev/shm"))?,
-        ));
+        parts.push((SHM, new_shm(setup, users).map_err(step("make the pod's /dev/shm"))?));
     }
     parts.push((EMPTY, new_empty().map_err(step("make the empty file system"))?));
     Ok(Parts(parts))
 }
 
-fn new_shm(size: u64, label: &str) -> Result<OwnedFd, Errno> {
-    let size = if size == 0 { DEFAULT_SHM_SIZE } else { size }.to_string();
-    let mut options = vec![("mode", Some("1777")), ("size", Some(&*size))];
-    if !label.is_empty() {
-        options.push(("context", Some(label)));
+fn new_shm(setup: &PodSetup, users: Option<&UserNamespace>) -> Result<OwnedFd, Errno> {
+    let size = if setup.shm_size == 0 { DEFAULT_SHM_SIZE } else { setup.shm_size }.to_string();
+    let (uid, gid) = users.map_or(Ok((0, 0)), UserNamespace::root)?;
+    let (uid, gid) = (uid.to_string(), gid.to_string());
+    let mut options =
+        vec![("mode", Some("1777")), ("size", Some(&*size)), ("uid", Some(&*uid)), ("gid", Some(&*gid))];
+    if !setup.mount_label.is_empty() {
+        options.push(("context", Some(&*setup.mount_label)));
     }
     let shm = mount::new("tmpfs", "shm", &options)?;
     let set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;

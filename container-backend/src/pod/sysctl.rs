@@ -1,9 +1,11 @@
 //! Kernel parameters of the pod's own namespaces; in a guest, of its kernel.
 
 use std::fs;
+use std::io;
 use std::path::PathBuf;
 
 use super::SetUpError;
+use crate::failure::Failure;
 use crate::request::{IpcMode, PodSetup};
 
 /// Namespaced by IPC namespace (ipc/ipc_sysctl.c), as far as Kubernetes knows them.
@@ -19,20 +21,41 @@ const IPC_KEYS: [&str; 8] = [
 ];
 
 /// Sets the pod's parameters. This process is in the pod's namespaces, so its /proc/sys shows theirs.
+///
+/// Those of namespaces that a user namespace owns are for its root: they are left to [`set_owned`].
 pub(super) fn set_all(setup: &PodSetup) -> Result<(), SetUpError> {
     for (key, value) in &setup.sysctls {
         let path = path_of(key);
         if !is_own(&path, setup) {
             return Err(SetUpError::ForeignSysctl { key: key.clone() });
         }
-        let file = PathBuf::from("/proc/sys").join(&path);
-        fs::write(file, value).map_err(|source| SetUpError::Sysctl {
-            key: key.clone(),
-            value: shown(value),
-            source,
-        })?;
+        if setup.users.is_none() || !is_owned(&path) {
+            write(&path, value).map_err(|source| refused(setup, key, source))?;
+        }
     }
     Ok(())
+}
+
+/// Sets those of the pod's IPC and network namespaces, as the root of the user namespace that owns them: others may not set the first, and
+/// ids in the second (`net.ipv4.ping_group_range`) are the writer's. The error names the one that the kernel refused.
+pub(super) fn set_owned(setup: &PodSetup) -> Result<(), Failure> {
+    for (key, value) in &setup.sysctls {
+        let path = path_of(key);
+        if is_owned(&path) && is_own(&path, setup) {
+            write(&path, value).map_err(|e| Failure::Sysctl { key: key.clone(), errno: e.into() })?;
+        }
+    }
+    Ok(())
+}
+
+fn write(path: &str, value: &str) -> io::Result<()> {
+    fs::write(PathBuf::from("/proc/sys").join(path), value)
+}
+
+/// The kernel refused one.
+pub(super) fn refused(setup: &PodSetup, key: &str, source: io::Error) -> SetUpError {
+    let value = setup.sysctls.get(key).map(|value| shown(value)).unwrap_or_default();
+    SetUpError::Sysctl { key: key.to_owned(), value, source }
 }
 
 /// A value as an error repeats it: it is the request's, and may be of any length.
@@ -60,11 +83,20 @@ fn path_of(key: &str) -> String {
     }
 }
 
+fn is_of_ipc(path: &str) -> bool {
+    IPC_KEYS.contains(&path) || path.starts_with("fs/mqueue/")
+}
+
+/// Whether it is of a kind of namespace that a pod's user namespace owns. The domain name is of another, but the node's root alone may set it.
+fn is_owned(path: &str) -> bool {
+    is_of_ipc(path) || path.starts_with("net/")
+}
+
 /// In a guest everything is the pod's: the kernel is.
 fn is_own(path: &str, setup: &PodSetup) -> bool {
     let clean = !path.split('/').any(|part| part.is_empty() || part == "." || part == "..");
     let own_network = setup.netns.is_some() && path.starts_with("net/");
-    let own_ipc = setup.ipc == IpcMode::Pod && (IPC_KEYS.contains(&path) || path.starts_with("fs/mqueue/"));
+    let own_ipc = setup.ipc == IpcMode::Pod && is_of_ipc(path);
     let own_uts = !setup.hostname.is_empty() && path == "kernel/domainname";
     clean && (setup.is_guest() || own_network || own_ipc || own_uts)
 }
@@ -87,6 +119,7 @@ mod tests {
             shm_size: 0,
             sysctls: std::collections::BTreeMap::new(),
             mount_label: String::new(),
+            users: None,
         }
     }
 

@@ -15,9 +15,12 @@ pub(crate) struct MountAttr {
     pub(crate) clear: u64,
     /// One of `MS_SHARED`, `MS_SLAVE`, `MS_PRIVATE`, `MS_UNBINDABLE`; 0 keeps it.
     pub(crate) propagation: u64,
-    /// For idmapped mounts; unused.
+    /// With [`MOUNT_ATTR_IDMAP`]: the user namespace whose ids the files have.
     pub(crate) userns_fd: u64,
 }
+
+/// linux/mount.h
+const MOUNT_ATTR_IDMAP: u64 = 0x10_0000;
 
 /// How far a change reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,4 +52,17 @@ pub(crate) fn set(mount: BorrowedFd<'_>, reach: Reach, attr: &MountAttr) -> Resu
         )
     };
     if result < 0 { Err(std::io::Error::last_os_error().into()) } else { Ok(()) }
+}
+
+/// Shows the files of a mount that is not attached yet with the ids of a user namespace: what is 0 on the disk is its root's.
+///
+/// EINVAL: its file system cannot do that.
+pub(crate) fn map_ids(
+    mount: BorrowedFd<'_>,
+    reach: Reach,
+    user_namespace: BorrowedFd<'_>,
+) -> Result<(), Errno> {
+    #[allow(clippy::cast_sign_loss)] // an open descriptor
+    let userns_fd = user_namespace.as_raw_fd() as u64;
+    set(mount, reach, &MountAttr { set: MOUNT_ATTR_IDMAP, userns_fd, ..MountAttr::default() })
 }

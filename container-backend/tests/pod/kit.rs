@@ -77,6 +77,7 @@ pub(crate) fn agent_with(change: impl FnOnce(&mut PodSetup)) -> Agent {
         shm_size: 0,
         sysctls: std::collections::BTreeMap::new(),
         mount_label: String::new(),
+        users: None,
     };
     change(&mut setup);
     fs::write(home.join(LEAF), format!("{}\n{}", setup.cgroup_parent, setup.pod_id)).unwrap();

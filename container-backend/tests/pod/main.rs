@@ -15,6 +15,7 @@ mod mounts;
 mod namespaces;
 mod refusals;
 mod terminals;
+mod users;
 
 use std::process::{Command, ExitCode};
 
@@ -35,6 +36,7 @@ fn scenarios() -> Vec<(&'static str, Scenario)> {
         namespaces::SCENARIOS,
         refusals::SCENARIOS,
         terminals::SCENARIOS,
+        users::SCENARIOS,
         attack::SCENARIOS,
     ]
     .concat()

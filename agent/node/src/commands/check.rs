@@ -47,6 +47,7 @@ fn look(config: &Config) -> Vec<(&'static str, Finding)> {
         ("lsm", kernel::security_modules()),
         ("cgroups", kernel::cgroups(&config.cgroup.root)),
         ("overlayfs", overlay::overlayfs(&config.root)),
+        ("user namespaces", place::user_namespaces(&config.root)),
         ("space", place::space(&config.root)),
         ("pod agent", place::pod_agent(config)),
         ("network", place::network(config)),

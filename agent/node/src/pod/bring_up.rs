@@ -8,11 +8,13 @@ pub(super) mod in_guest;
 
 use std::io;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hartpod_cni::{Attachment, netns};
 use hartpod_container::cgroup::{Limits, PathError};
+use hartpod_container::{IdMaps, IdRange, UserNamespace};
 use hartpod_proto::SandboxId;
 use hartpod_proto::pod::v1 as agent;
 use hartpod_vm::tap::Tap;
@@ -160,9 +162,21 @@ async fn record(
 
 async fn make_netns(info: &Arc<PodInfo>) -> Result<(), RunError> {
     let Some(path) = info.netns.clone() else { return Ok(()) };
-    let id = info.id.clone();
-    blocking(&info.id, move || netns::create_blocking(&path).map_err(|source| RunError::Netns { id, source }))
-        .await
+    let (id, users) = (info.id.clone(), info.users());
+    blocking(&info.id, move || make_netns_blocking(id, &path, users)).await
+}
+
+/// With a user namespace, one that belongs to it, by which the pod's agent finds it.
+fn make_netns_blocking(id: SandboxId, path: &Path, users: Option<IdMaps>) -> Result<(), RunError> {
+    let made = match users {
+        None => netns::create_blocking(path),
+        Some(users) => {
+            let (_users, network) = UserNamespace::make_with_network(users)
+                .map_err(|source| RunError::UserNamespace { id: id.clone(), source })?;
+            netns::pin_blocking(path, network.as_fd())
+        }
+    };
+    made.map_err(|source| RunError::Netns { id, source })
 }
 
 async fn start_agent(node: &Arc<Node>, info: &Arc<PodInfo>) -> Result<(RunningAgent, Option<Tap>), RunError> {
@@ -256,7 +270,10 @@ fn common_request(info: &PodInfo) -> agent::SetUpPodRequest {
 
 fn host_request(node: &Node, info: &PodInfo, files_label: Option<String>) -> agent::SetUpPodRequest {
     let path = |path: PathBuf| path.to_string_lossy().into_owned();
+    let users = info.users();
     agent::SetUpPodRequest {
+        uids: users.as_ref().map(|maps| ranges(maps.uids())).unwrap_or_default(),
+        gids: users.as_ref().map(|maps| ranges(maps.gids())).unwrap_or_default(),
         netns_path: info.netns.clone().map(path).unwrap_or_default(),
         cgroup_parent: node.parent(info.cgroup_parent()).to_owned(),
         layers_dir: path(node.images.layers_dir().to_owned()),
@@ -265,6 +282,11 @@ fn host_request(node: &Node, info: &PodInfo, files_label: Option<String>) -> age
         mount_label: files_label.unwrap_or_default(),
         ..common_request(info)
     }
+}
+
+fn ranges(ranges: &[IdRange]) -> Vec<agent::IdRange> {
+    let range = |r: &IdRange| agent::IdRange { container_id: r.container, host_id: r.host, length: r.length };
+    ranges.iter().map(range).collect()
 }
 
 /// The SELinux label of the pod's files, where there are any.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use hartpod_container::IdMaps;
 use hartpod_proto::SandboxId;
 use hartpod_proto::cri::v1 as cri;
 use hartpod_proto::pod::v1::NamespaceMode;
@@ -12,6 +13,7 @@ use crate::names::{ConfigHash, PodName};
 use crate::records::PodResources;
 use crate::selinux::Level;
 use crate::trace;
+use crate::validate::user_namespace;
 
 /// Parent of cgroup leaves in a guest (pod.proto).
 pub(super) const GUEST_PARENT: &str = "/pod";
@@ -72,6 +74,11 @@ impl PodInfo {
         trace::note("k8s.namespace.name", &self.name.namespace);
         trace::note("k8s.pod.name", &self.name.name);
         trace::note("k8s.pod.uid", &self.name.uid);
+    }
+
+    /// Ids of its user namespace, if it has one; a request with others than it can have was refused before.
+    pub(crate) fn users(&self) -> Option<IdMaps> {
+        user_namespace("", &self.namespaces()).ok().flatten()
     }
 
     pub(crate) fn namespaces(&self) -> cri::NamespaceOption {

@@ -26,6 +26,7 @@ impl Server {
         self.node.backends.of(&request.runtime_handler).map_err(|e| status(&e))?;
         let config = request.config.clone().unwrap_or_default();
         validate::sandbox(&config, Kind::of(&request.runtime_handler)).map_err(|e| status(&e))?;
+        self.may_have_users(&config)?;
         let driver = Driver::of(self.node.systemd.is_some());
         validate::cgroup_driver(&config, driver).map_err(|e| status(&e))?;
         let info = self.new_info(&request, config)?;
@@ -45,6 +46,17 @@ impl Server {
             }
             Ok(Err(error)) => Err(status(&*error)),
             Err(Gone) => Err(Status::unavailable(format!("sandbox {id} went away while it was made"))),
+        }
+    }
+
+    /// A pod may ask for a user namespace where the node has some to give.
+    fn may_have_users(&self, config: &cri::PodSandboxConfig) -> Result<(), Status> {
+        let mode = pod::namespaces(config).userns_options.map(|users| users.mode);
+        match (&self.node.user_namespaces, mode) {
+            (Err(why), Some(mode)) if mode == cri::NamespaceMode::Pod as i32 => {
+                Err(status(&RunError::NoUserNamespaces(why.clone())))
+            }
+            _ => Ok(()),
         }
     }
 

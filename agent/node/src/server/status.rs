@@ -4,6 +4,7 @@ use hartpod_proto::cri::v1 as cri;
 use serde_json::json;
 
 use super::{Server, info};
+use crate::backend::is_guest;
 use crate::node::Node;
 
 /// What the kubelet's generic runtime manager checks for.
@@ -44,12 +45,23 @@ impl Server {
         cri::StatusResponse {
             status: Some(cri::RuntimeStatus { conditions }),
             info: if verbose { self.node_info(network.ok()) } else { Default::default() },
-            runtime_handlers: self.node.backends.handlers().into_iter().map(handler).collect(),
+            runtime_handlers: self.handlers(),
             features: Some(cri::RuntimeFeatures {
                 supplemental_groups_policy: true,
-                user_namespaces_host_network: false,
+                user_namespaces_host_network: self.node.user_namespaces.is_ok(),
             }),
         }
+    }
+
+    fn handlers(&self) -> Vec<cri::RuntimeHandler> {
+        let handler = |name: &str| cri::RuntimeHandler {
+            name: name.to_owned(),
+            features: Some(cri::RuntimeHandlerFeatures {
+                recursive_read_only_mounts: true,
+                user_namespaces: !is_guest(name) && self.node.user_namespaces.is_ok(),
+            }),
+        };
+        self.node.backends.handlers().into_iter().map(handler).collect()
     }
 
     fn node_info(&self, network: Option<String>) -> std::collections::BTreeMap<String, String> {
@@ -65,15 +77,5 @@ impl Server {
             "images": self.node.images.list().len(),
             "pulls": self.node.pulls.states(),
         }))
-    }
-}
-
-fn handler(name: &str) -> cri::RuntimeHandler {
-    cri::RuntimeHandler {
-        name: name.to_owned(),
-        features: Some(cri::RuntimeHandlerFeatures {
-            recursive_read_only_mounts: true,
-            user_namespaces: false,
-        }),
     }
 }

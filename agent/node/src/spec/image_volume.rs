@@ -2,11 +2,12 @@
 
 use std::path::{Component, Path};
 
+use hartpod_container::IdMaps;
 use hartpod_proto::cri::v1 as cri;
 use oci_spec::runtime::Mount;
 
 use super::SpecError;
-use super::mounts::{destination, mount};
+use super::mounts::{destination, maps, mount};
 use crate::container::ImageVolume;
 
 /// The mount of an image, if that is what is asked for. What it shows is of type `image`, with the image's id as its source, for the pod agent to
@@ -15,6 +16,7 @@ pub(super) fn image_volume(
     index: usize,
     asked: &cri::Mount,
     images: &[ImageVolume],
+    users: Option<&IdMaps>,
 ) -> Result<Option<Mount>, SpecError> {
     let field = |name: &str| format!("config.mounts[{index}].{name}");
     if asked.image.is_none() {
@@ -38,8 +40,9 @@ pub(super) fn image_volume(
     if cri::MountPropagation::try_from(asked.propagation).is_err() {
         return Err(SpecError::invalid(field("propagation"), format!("{} is not known", asked.propagation)));
     }
-    if !asked.uid_mappings.is_empty() || !asked.gid_mappings.is_empty() {
-        return Err(SpecError::unsupported(field("uidMappings"), "user namespaces are not supported yet"));
+    // The layers of a pod with a user namespace all have its ids.
+    if maps(&field("uidMappings"), asked)?.is_some_and(|maps| Some(&maps) != users) {
+        return Err(SpecError::unsupported(field("uidMappings"), "an image has the ids of the pod"));
     }
     let mut options = vec!["ro".to_owned(), "rprivate".to_owned()];
     if !asked.image_sub_path.is_empty() {
@@ -79,14 +82,14 @@ mod tests {
     #[test]
     fn an_image_is_named_by_its_id() {
         let asked = cri::Mount { image_sub_path: "etc/web".into(), ..asks() };
-        let mount = image_volume(3, &asked, &images()).unwrap().unwrap();
+        let mount = image_volume(3, &asked, &images(), None).unwrap().unwrap();
         assert_eq!(
             (mount.typ().as_deref(), mount.destination().as_path()),
             (Some("image"), Path::new("/data"))
         );
         assert_eq!(mount.source().as_deref(), Some(Path::new("sha256:1")));
         assert_eq!(mount.options().as_ref().unwrap(), &["ro", "rprivate", "subpath=etc/web"]);
-        assert!(image_volume(3, &cri::Mount::default(), &images()).unwrap().is_none());
+        assert!(image_volume(3, &cri::Mount::default(), &images(), None).unwrap().is_none());
     }
 
     #[test]
@@ -104,9 +107,24 @@ mod tests {
             (cri::Mount { propagation: PropagationBidirectional.into(), ..asks() }, "propagation: cannot be"),
             (cri::Mount { propagation: 9, ..asks() }, "propagation: 9 is not known"),
         ] {
-            let refused = image_volume(3, &asked, &images()).unwrap_err().to_string();
+            let refused = image_volume(3, &asked, &images(), None).unwrap_err().to_string();
             assert!(refused.starts_with(&format!("config.mounts[3].{expected}")), "{refused}");
         }
-        assert!(image_volume(2, &asks(), &images()).is_err());
+        assert!(image_volume(2, &asks(), &images(), None).is_err());
+    }
+
+    #[test]
+    fn an_image_has_no_ids_but_the_pods() {
+        let ids = |host_id| vec![cri::IdMapping { host_id, container_id: 0, length: 1 }];
+        let asked = cri::Mount { uid_mappings: ids(7), gid_mappings: ids(7), ..asks() };
+        let maps = maps("", &asked).unwrap();
+        assert!(image_volume(3, &asked, &images(), maps.as_ref()).is_ok());
+        assert!(image_volume(3, &asks(), &images(), maps.as_ref()).is_ok());
+        let other = cri::Mount { uid_mappings: ids(8), ..asked.clone() };
+        for (asked, pod) in [(&asked, None), (&other, maps.as_ref())] {
+            let refused = image_volume(3, asked, &images(), pod).unwrap_err().to_string();
+            let expected = "config.mounts[3].uidMappings cannot be honoured: an image has the ids of the pod";
+            assert_eq!(refused, expected);
+        }
     }
 }

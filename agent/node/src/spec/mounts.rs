@@ -2,11 +2,13 @@
 
 use std::path::{Component, Path, PathBuf};
 
+use hartpod_container::{IdMaps, IdRange};
 use hartpod_proto::cri::v1 as cri;
-use oci_spec::runtime::Mount;
+use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder, Mount};
 
+use super::namespaces::Namespaces;
 use super::{SpecError, SpecInput, image_volume};
-use crate::validate::Kind;
+use crate::validate::{Kind, id_maps};
 
 /// Mounts in order, and what the root's propagation must be for them.
 #[derive(Debug, Default)]
@@ -46,16 +48,18 @@ const PROC_ALLOWED: [&str; 10] = [
 ];
 
 /// All mounts, parents before children. A mount of the request replaces a default at the same place.
-pub(super) fn mounts(input: &SpecInput<'_>, node_ipc: bool) -> Result<Mounts, SpecError> {
+pub(super) fn mounts(input: &SpecInput<'_>, namespaces: &Namespaces) -> Result<Mounts, SpecError> {
+    let users = namespaces.users.as_ref();
     let security = super::security(input.container);
     let mut mounts = Mounts::default();
     let mut asked = Vec::new();
     for (index, mount) in input.container.mounts.iter().enumerate() {
-        asked.push(match image_volume::image_volume(index, mount, input.image_volumes)? {
+        asked.push(match image_volume::image_volume(index, mount, input.image_volumes, users)? {
             Some(image) => image,
             None if input.kind == Kind::Guest => in_guest(index, mount, &mut mounts.volumes)?,
             None => {
                 let mut volume = volume(index, mount, &mut mounts.rootfs_propagation)?;
+                refuse_bidirectional(index, mount, users)?;
                 if mount.selinux_relabel && input.settings.selinux.is_some() {
                     // As others that speak OCI call it.
                     volume.options_mut().get_or_insert_default().push("Z".to_owned());
@@ -68,10 +72,10 @@ pub(super) fn mounts(input: &SpecInput<'_>, node_ipc: bool) -> Result<Mounts, Sp
 
     // A volume over /dev or /sys brings what is below it, so nothing of the kernel's goes on top.
     let hidden = |m: &Mount| taken.iter().any(|t| m.destination().starts_with(t));
-    mounts.list = kernel_mounts(security.privileged).into_iter().filter(|m| !hidden(m)).collect();
+    mounts.list = kernel_mounts(security.privileged, users).into_iter().filter(|m| !hidden(m)).collect();
     // The pod's own files stay on top of a volume over /etc.
     let replaced = |m: &Mount| taken.contains(&m.destination().as_path());
-    mounts.list.extend(pod_mounts(input, node_ipc).into_iter().filter(|m| !replaced(m)));
+    mounts.list.extend(pod_mounts(input, namespaces).into_iter().filter(|m| !replaced(m)));
     mounts.list.append(&mut asked);
     // Stable: two mounts at one place keep the order of the request.
     mounts.list.sort_by_key(|m| m.destination().components().count());
@@ -79,17 +83,16 @@ pub(super) fn mounts(input: &SpecInput<'_>, node_ipc: bool) -> Result<Mounts, Sp
 }
 
 /// As containerd's defaults (pkg/oci, defaultMounts; the CRI plugin adds cgroup), without /run.
-fn kernel_mounts(privileged: bool) -> Vec<Mount> {
+fn kernel_mounts(privileged: bool, users: Option<&IdMaps>) -> Vec<Mount> {
     let access = if privileged { "rw" } else { "ro" };
+    let mut terminals = vec!["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"];
+    if users.is_none_or(|maps| maps.host_gid(5).is_some()) {
+        terminals.push("gid=5");
+    }
     vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
         mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        mount(
-            "/dev/pts",
-            "devpts",
-            "devpts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
-        ),
+        mount("/dev/pts", "devpts", "devpts", &terminals),
         mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", access]),
         mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", access]),
@@ -97,9 +100,9 @@ fn kernel_mounts(privileged: bool) -> Vec<Mount> {
 }
 
 /// What the containers of a pod share. The pod agent puts the pod's own /dev/shm where `shm` is asked for.
-fn pod_mounts(input: &SpecInput<'_>, node_ipc: bool) -> Vec<Mount> {
+fn pod_mounts(input: &SpecInput<'_>, namespaces: &Namespaces) -> Vec<Mount> {
     let shm = Path::new("/dev/shm");
-    let mut list = vec![if node_ipc {
+    let mut list = vec![if namespaces.node_ipc {
         bind(shm, shm, &["rbind", "rprivate", "rw"])
     } else {
         mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"])
@@ -109,7 +112,9 @@ fn pod_mounts(input: &SpecInput<'_>, node_ipc: bool) -> Vec<Mount> {
         let source = input.sandbox_dir.join(file);
         // In a guest the agent has written them.
         if input.kind == Kind::Guest || source.exists() {
-            list.push(bind(Path::new(destination), &source, &["rbind", "rprivate", access]));
+            let mut file = bind(Path::new(destination), &source, &["rbind", "rprivate", access]);
+            show_with(&mut file, namespaces.users.as_ref());
+            list.push(file);
         }
     }
     list
@@ -138,9 +143,7 @@ fn volume(
     rootfs_propagation: &mut Option<&'static str>,
 ) -> Result<Mount, SpecError> {
     let field = |name: &str| format!("config.mounts[{index}].{name}");
-    if !asked.uid_mappings.is_empty() || !asked.gid_mappings.is_empty() {
-        return Err(SpecError::unsupported(field("uidMappings"), "user namespaces are not supported yet"));
-    }
+    let maps = maps(&field("uidMappings"), asked)?;
     let destination = destination(&field("container_path"), asked)?;
     let source = &asked.host_path;
     if !source.starts_with('/') || source.contains('\0') {
@@ -158,12 +161,54 @@ fn volume(
         }
         (false, false) => "rw",
     };
-    Ok(bind(&destination, Path::new(source), &["rbind", propagation, access]))
+    let mut volume = bind(&destination, Path::new(source), &["rbind", propagation, access]);
+    show_with(&mut volume, maps.as_ref());
+    Ok(volume)
+}
+
+/// Maps of a mount of the request; `field` is the first of its two lists.
+pub(super) fn maps(field: &str, asked: &cri::Mount) -> Result<Option<IdMaps>, SpecError> {
+    if asked.uid_mappings.is_empty() && asked.gid_mappings.is_empty() {
+        return Ok(None);
+    }
+    let maps = id_maps(&asked.uid_mappings, &asked.gid_mappings);
+    maps.map(Some).map_err(|error| SpecError::invalid(field, error.to_string()))
+}
+
+/// Has a mount's files shown with other ids than they have.
+fn show_with(mount: &mut Mount, maps: Option<&IdMaps>) {
+    mount.set_uid_mappings(maps.map(|maps| to_oci(maps.uids())));
+    mount.set_gid_mappings(maps.map(|maps| to_oci(maps.gids())));
+}
+
+/// Ranges as a spec has them.
+pub(super) fn to_oci(ranges: &[IdRange]) -> Vec<LinuxIdMapping> {
+    let mapping = |range: &IdRange| {
+        let mapping = LinuxIdMappingBuilder::default().container_id(range.container).host_id(range.host);
+        // None if the specification refused it, which it has no reason to.
+        mapping.size(range.length).build().ok()
+    };
+    ranges.iter().filter_map(mapping).collect()
+}
+
+/// What the pod mounts would be the node's.
+fn refuse_bidirectional(index: usize, asked: &cri::Mount, users: Option<&IdMaps>) -> Result<(), SpecError> {
+    if users.is_none() || asked.propagation != cri::MountPropagation::PropagationBidirectional as i32 {
+        return Ok(());
+    }
+    let why =
+        "a pod with a user namespace has no rights over the node's mounts: not PROPAGATION_BIDIRECTIONAL";
+    Err(SpecError::unsupported(format!("config.mounts[{index}].propagation"), why))
 }
 
 /// One mount of the request, for a guest. A source is looked at when it is shared with it.
 fn in_guest(index: usize, asked: &cri::Mount, volumes: &mut Vec<Volume>) -> Result<Mount, SpecError> {
     let mut mount = volume(index, asked, &mut None)?;
+    if mount.uid_mappings().is_some() {
+        let field = format!("config.mounts[{index}].uidMappings");
+        let why = "with runtime handler \"vm\" volumes have the ids that they have on the node";
+        return Err(SpecError::unsupported(field, why));
+    }
     if asked.propagation != cri::MountPropagation::PropagationPrivate as i32 {
         let field = format!("config.mounts[{index}].propagation");
         let why = "with runtime handler \"vm\" only PROPAGATION_PRIVATE: mounts do not pass between the node and a guest";

@@ -1,16 +1,20 @@
 //! Which namespaces a container has: the pod's, its own, another container's or the node's.
 
+use hartpod_container::IdMaps;
 use hartpod_proto::cri::v1::{self as cri, NamespaceMode as Cri};
 use hartpod_proto::pod::v1::NamespaceMode;
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType as Type};
 
 use super::{SpecError, SpecInput};
+use crate::validate::user_namespace;
 
 const FIELD: &str = "config.linux.security_context.namespace_options";
 
 /// The namespaces of one container.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Namespaces {
+    /// Ids of the pod's user namespace, if it has one.
+    pub(super) users: Option<IdMaps>,
     pub(super) pid: NamespaceMode,
     /// With [`NamespaceMode::Target`]: the container.
     pub(super) pid_target: String,
@@ -46,7 +50,7 @@ pub(super) fn namespaces(
             }
         }
     }
-    refuse_user_namespace(&asked)?;
+    let users = users(&pod, security.namespace_options.as_ref())?;
     let pid = match (mode("pid", asked.pid)?, mode("pid", pod.pid)?) {
         (Cri::Target, _) if asked.target_id.is_empty() => {
             return Err(SpecError::invalid(format!("{FIELD}.target_id"), "is empty, but pid is TARGET"));
@@ -65,6 +69,7 @@ pub(super) fn namespaces(
         }
     };
     Ok(Namespaces {
+        users,
         pid,
         pid_target: if pid == NamespaceMode::Target { asked.target_id } else { String::new() },
         node_ipc: pod.ipc == Cri::Node as i32,
@@ -81,13 +86,21 @@ fn mode(name: &str, value: i32) -> Result<Cri, SpecError> {
     })
 }
 
-fn refuse_user_namespace(options: &cri::NamespaceOption) -> Result<(), SpecError> {
-    match &options.userns_options {
-        Some(user) if user.mode != Cri::Node as i32 => Err(SpecError::unsupported(
-            format!("{FIELD}.userns_options"),
-            "pods with a user namespace of their own are not supported yet",
-        )),
-        _ => Ok(()),
+/// A pod has one user namespace, and its containers have that.
+fn users(
+    pod: &cri::NamespaceOption,
+    asked: Option<&cri::NamespaceOption>,
+) -> Result<Option<IdMaps>, SpecError> {
+    let maps = |options| {
+        let maps = user_namespace(FIELD, options);
+        maps.map_err(|error| SpecError::invalid(error.field, error.problem))
+    };
+    let of_pod = maps(pod)?;
+    match asked {
+        Some(asked) if maps(asked)? != of_pod => {
+            Err(SpecError::invalid(format!("{FIELD}.userns_options"), "is not the same as the pod's"))
+        }
+        _ => Ok(of_pod),
     }
 }
 
@@ -96,6 +109,9 @@ fn refuse_user_namespace(options: &cri::NamespaceOption) -> Result<(), SpecError
 pub(super) fn list(input: &SpecInput<'_>, namespaces: &Namespaces, own_uts: bool) -> Vec<LinuxNamespace> {
     let of = |pid: Option<u32>, name: &str| pid.map(|p| format!("/proc/{p}/ns/{name}").into());
     let mut list = vec![namespace(Type::Mount, None)];
+    if namespaces.users.is_some() {
+        list.push(namespace(Type::User, None));
+    }
     if let Some(netns) = input.netns {
         list.push(namespace(Type::Network, Some(netns.to_owned())));
     }
@@ -211,17 +227,37 @@ mod tests {
     }
 
     #[test]
-    fn user_namespaces_and_unknown_modes_are_refused() {
+    fn a_container_has_its_pods_user_namespace() {
+        let with = |users| cri::NamespaceOption { userns_options: users, ..Default::default() };
+        let users = |host_id| {
+            let ids = vec![cri::IdMapping { host_id, container_id: 0, length: 65536 }];
+            Some(cri::UserNamespace { mode: Cri::Pod.into(), uids: ids.clone(), gids: ids })
+        };
+        let node = Some(cri::UserNamespace { mode: Cri::Node.into(), ..Default::default() });
+        let of = |pod_users, own: Option<cri::NamespaceOption>| {
+            let own = cri::LinuxContainerSecurityContext { namespace_options: own, ..Default::default() };
+            let found = namespaces(&pod(with(pod_users)), &own, &mut vec![]);
+            found
+                .map(|found| found.users.and_then(|maps| maps.host_uid(0)))
+                .map_err(|error| error.to_string())
+        };
+        let differs = Err(format!("{FIELD}.userns_options: is not the same as the pod's"));
+        for (pod_users, own, expected) in [
+            (users(7), Some(with(users(7))), Ok(Some(7))),
+            (users(7), None, Ok(Some(7))),
+            (users(7), Some(with(users(8))), differs.clone()),
+            (users(7), Some(with(None)), differs.clone()),
+            (None, Some(with(users(8))), differs),
+            (None, Some(with(node.clone())), Ok(None)),
+            (node, Some(with(None)), Ok(None)),
+        ] {
+            assert_eq!(of(pod_users, own), expected);
+        }
+    }
+
+    #[test]
+    fn unknown_modes_are_refused() {
         let own = pod(option(Cri::Pod, Cri::Pod, Cri::Pod));
-        let user = |mode: Cri| Some(cri::UserNamespace { mode: mode.into(), ..Default::default() });
-        let mut options = cri::NamespaceOption { userns_options: user(Cri::Pod), ..Default::default() };
-        let error = namespaces(&own, &container(options.clone()), &mut vec![]).unwrap_err();
-        assert!(
-            error.to_string().starts_with(&format!("{FIELD}.userns_options cannot be honoured")),
-            "{error}"
-        );
-        options.userns_options = user(Cri::Node);
-        namespaces(&own, &container(options), &mut vec![]).unwrap();
         let odd = cri::NamespaceOption { pid: 9, ..Default::default() };
         assert!(namespaces(&own, &container(odd), &mut vec![]).is_err());
         let odd = cri::NamespaceOption { network: Cri::Container.into(), ..Default::default() };

@@ -6,7 +6,7 @@ use std::path::Path;
 use hartpod_container::cgroup::PathError;
 use hartpod_proto::cri::v1::{self as cri, NamespaceMode as Mode};
 
-use super::{Checked, annotations, invalid, labels, name, plain_path, sysctl};
+use super::{Checked, annotations, invalid, labels, name, plain_path, sysctl, user_namespace};
 use crate::backend::is_guest;
 
 /// Longest host name that the kernel keeps (HOST_NAME_MAX, limits.h).
@@ -165,9 +165,19 @@ fn linux(config: &cri::LinuxPodSandboxConfig, kind: Kind) -> Checked {
             return Err(invalid(format!("{FIELD}.{name}"), problem));
         }
     }
-    if options.userns_options.as_ref().is_some_and(|u| u.mode != Mode::Node as i32) {
-        let problem = "pods with a user namespace of their own are not supported yet";
-        return Err(invalid(format!("{FIELD}.userns_options"), problem));
+    if user_namespace(FIELD, &options)?.is_some() {
+        if kind == Kind::Guest {
+            let problem =
+                "POD is not possible with runtime handler \"vm\": a guest has a kernel and users of its own";
+            return Err(invalid(format!("{FIELD}.userns_options.mode"), problem));
+        }
+        for (name, value) in [("pid", options.pid), ("ipc", options.ipc)] {
+            if value == Mode::Node as i32 {
+                let problem =
+                    "NODE is not possible for a pod with a user namespace, which does not own the node's";
+                return Err(invalid(format!("{FIELD}.{name}"), problem));
+            }
+        }
     }
     for (key, value) in &config.sysctls {
         sysctl::check(key, value, &options, kind)?;
@@ -367,6 +377,25 @@ mod tests {
         sandbox(&config, Kind::Namespaces).unwrap();
     }
 
+    fn users() -> cri::UserNamespace {
+        let ids = vec![cri::IdMapping { host_id: 65536, container_id: 0, length: 65536 }];
+        cri::UserNamespace { mode: Mode::Pod.into(), uids: ids.clone(), gids: ids }
+    }
+
+    #[test]
+    fn a_guest_has_users_of_its_own() {
+        let mut config = good();
+        let security = config.linux.as_mut().unwrap().security_context.get_or_insert_default();
+        let options = cri::NamespaceOption { userns_options: Some(users()), ..Default::default() };
+        security.namespace_options = Some(options);
+        sandbox(&config, Kind::Namespaces).unwrap();
+        assert_eq!(
+            sandbox(&config, Kind::Guest).unwrap_err().to_string(),
+            "config.linux.security_context.namespace_options.userns_options.mode: POD is not possible with runtime \
+             handler \"vm\": a guest has a kernel and users of its own"
+        );
+    }
+
     #[test]
     fn namespaces_that_a_pod_cannot_have_are_refused() {
         let with = |options: cri::NamespaceOption| {
@@ -394,8 +423,18 @@ mod tests {
                     userns_options: Some(cri::UserNamespace::default()),
                     ..Default::default()
                 },
-                "config.linux.security_context.namespace_options.userns_options: pods with a user namespace of their \
-                 own are not supported yet",
+                "config.linux.security_context.namespace_options.userns_options.uids: 0 ranges of ids: a pod has exactly \
+                 one",
+            ),
+            (
+                cri::NamespaceOption { ipc: 2, userns_options: Some(users()), ..Default::default() },
+                "config.linux.security_context.namespace_options.ipc: NODE is not possible for a pod with a user \
+                 namespace, which does not own the node's",
+            ),
+            (
+                cri::NamespaceOption { pid: 2, userns_options: Some(users()), ..Default::default() },
+                "config.linux.security_context.namespace_options.pid: NODE is not possible for a pod with a user \
+                 namespace, which does not own the node's",
             ),
         ] {
             assert_eq!(with(options), expected);

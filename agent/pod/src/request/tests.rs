@@ -117,8 +117,18 @@ fn pods_that_make_no_sense() {
     assert!(matches!(refused(request), InvalidRequest::PodId(_)));
     let request = SetUpPodRequest { layers_dir: "l".to_owned(), ..good.clone() };
     assert!(matches!(refused(request), InvalidRequest::RelativePath { field: "layers_dir", .. }));
-    let request = SetUpPodRequest { ipc: NamespaceMode::Container as i32, ..good };
+    let request = SetUpPodRequest { ipc: NamespaceMode::Container as i32, ..good.clone() };
     assert!(matches!(refused(request), InvalidRequest::NamespaceMode { field: "ipc", value: 1 }));
+    let ids = vec![v1::IdRange { container_id: 0, host_id: 65536, length: 65536 }];
+    let mapped = SetUpPodRequest { uids: ids.clone(), gids: ids, ..good };
+    let plan = PodPlan::new(mapped.clone(), Place::Host).unwrap();
+    assert_eq!(plan.setup.users.and_then(|maps| maps.host_gid(1)), Some(65537));
+    let request = SetUpPodRequest { ipc: NamespaceMode::Node as i32, ..mapped.clone() };
+    assert!(matches!(refused(request), InvalidRequest::NodeIpc));
+    let request = SetUpPodRequest { gids: Vec::new(), ..mapped.clone() };
+    assert_eq!(refused(request).to_string(), "gids: no range of ids");
+    let guest = SetUpPodRequest { layers_dir: String::new(), containers_dir: String::new(), ..mapped };
+    assert_eq!(PodPlan::new(guest, Place::Guest).unwrap_err().to_string(), "uids is for pods on a node");
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use hartpod_cni::{Cni, CniConfig, NotReady};
+use hartpod_container::UserNamespace;
 
 use super::super::units;
 use super::Finding::{self, Fail, Note, Ok as Fine, Warn};
@@ -24,6 +25,17 @@ pub(super) fn existing(path: &Path) -> Option<PathBuf> {
 /// An error and its causes, for one line.
 pub(super) fn in_one_line(error: &dyn Error) -> String {
     crate::chain(error).replace('\n', " ")
+}
+
+/// Whether pods can have user namespaces on the file system that `root` is or will be on.
+pub(super) fn user_namespaces(root: &Path) -> Finding {
+    let Some(base) = existing(root) else {
+        return Note(format!("{} is on no file system", root.display()));
+    };
+    match UserNamespace::probe_blocking(&base) {
+        Ok(()) => Fine("pods can have them (hostUsers: false)".to_owned()),
+        Err(error) => Note(format!("pods cannot have them: {}", in_one_line(&error))),
+    }
 }
 
 pub(super) fn space(root: &Path) -> Finding {

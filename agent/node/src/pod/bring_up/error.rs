@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use hartpod_cni::{CniError, netns};
+use hartpod_container::UserNamespaceError;
 use hartpod_container::cgroup::PathError;
 use hartpod_proto::SandboxId;
 use hartpod_vm::tap::TapError;
@@ -40,6 +41,10 @@ pub(crate) enum RunError {
     StateDir { path: PathBuf, source: io::Error },
     #[error("files of pod {id}")]
     Files { id: SandboxId, source: FileError },
+    #[error("this node has no user namespaces for pods")]
+    NoUserNamespaces(#[source] Arc<UserNamespaceError>),
+    #[error("user namespace of pod {id}")]
+    UserNamespace { id: SandboxId, source: UserNamespaceError },
     #[error("network namespace of pod {id}")]
     Netns { id: SandboxId, source: netns::NetnsError },
     #[error("network of pod {id}")]

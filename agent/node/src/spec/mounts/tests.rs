@@ -1,3 +1,5 @@
+use hartpod_proto::pod::v1::NamespaceMode;
+
 use super::super::tests::Fixture;
 use super::*;
 
@@ -6,7 +8,11 @@ fn asks(container_path: &str, host_path: &str) -> cri::Mount {
 }
 
 fn all(fixture: &Fixture, node_ipc: bool) -> Mounts {
-    mounts(&fixture.input(), node_ipc).unwrap()
+    mounts(&fixture.input(), &Namespaces { node_ipc, ..own() }).unwrap()
+}
+
+fn own() -> Namespaces {
+    Namespaces { users: None, pid: NamespaceMode::Container, pid_target: String::new(), node_ipc: false }
 }
 
 fn at<'a>(mounts: &'a Mounts, destination: &str) -> &'a Mount {
@@ -20,7 +26,7 @@ fn options(mount: &Mount) -> Vec<&str> {
 fn refusal(mount: cri::Mount) -> String {
     let mut fixture = Fixture::new();
     fixture.container.mounts.push(mount);
-    mounts(&fixture.input(), false).unwrap_err().to_string()
+    mounts(&fixture.input(), &own()).unwrap_err().to_string()
 }
 
 #[test]
@@ -174,7 +180,7 @@ fn refusals_name_the_field() {
         (readonly(true, 1), "config.mounts[0].recursive_read_only: needs private propagation"),
         (readonly(false, 7), "config.mounts[0].propagation: 7 is not known"),
         (image, "config.mounts[0].image: names no image"),
-        (mapped, "config.mounts[0].uidMappings cannot be honoured: user namespaces are not supported yet"),
+        (mapped, "config.mounts[0].uidMappings: uids[0]: the length is 0"),
     ] {
         let found = refusal(mount);
         assert!(found.starts_with(expected), "{found}");
@@ -201,7 +207,7 @@ fn what_a_guest_mounts_is_to_be_shared_with_it() {
         input.kind = Kind::Guest;
         let mut container = fixture.container.clone();
         container.mounts[0].propagation = propagation.into();
-        mounts(&SpecInput { container: &container, ..input }, false)
+        mounts(&SpecInput { container: &container, ..input }, &own())
     };
     let shared = of(cri::MountPropagation::PropagationPrivate).unwrap();
     let volume = |source: &str, destination: &str, read_only| Volume {
@@ -224,5 +230,35 @@ fn what_a_guest_mounts_is_to_be_shared_with_it() {
     assert!(
         all(&fixture, false).volumes.is_empty(),
         "a container on the node takes them from where they are"
+    );
+}
+
+#[test]
+fn a_pod_with_a_user_namespace_sees_its_own_files_with_its_ids_and_volumes_with_theirs() {
+    let ids = |host_id, length| vec![cri::IdMapping { host_id, container_id: 0, length }];
+    let namespaces = |length| Namespaces {
+        users: Some(id_maps(&ids(65536, length), &ids(65536, length)).unwrap()),
+        ..own()
+    };
+    let mut fixture = Fixture::new();
+    std::fs::write(fixture.input().sandbox_dir.join("hosts"), "").unwrap();
+    let mapped = cri::Mount { uid_mappings: ids(7, 8), gid_mappings: ids(9, 10), ..asks("/mapped", "/host") };
+    fixture.container.mounts.extend([mapped, asks("/plain", "/host")]);
+    let found = mounts(&fixture.input(), &namespaces(65536)).unwrap();
+    let host_ids = |destination| {
+        let mount = at(&found, destination);
+        let first = |list: &Option<Vec<LinuxIdMapping>>| list.as_ref().map(|list| list[0].host_id());
+        (first(mount.uid_mappings()), first(mount.gid_mappings()))
+    };
+    assert_eq!(host_ids("/etc/hosts"), (Some(65536), Some(65536)));
+    assert_eq!((host_ids("/mapped"), host_ids("/plain")), ((Some(7), Some(9)), (None, None)));
+    assert!(options(at(&found, "/dev/pts")).contains(&"gid=5"));
+    let few = mounts(&fixture.input(), &namespaces(5)).unwrap();
+    assert!(!options(at(&few, "/dev/pts")).contains(&"gid=5"));
+    fixture.container.mounts[1].propagation = cri::MountPropagation::PropagationBidirectional.into();
+    let refused = mounts(&fixture.input(), &namespaces(65536)).unwrap_err().to_string();
+    assert!(
+        refused.starts_with("config.mounts[1].propagation cannot be honoured: a pod with a user"),
+        "{refused}"
     );
 }
