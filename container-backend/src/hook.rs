@@ -11,7 +11,7 @@ use oci_spec::runtime::Hook;
 
 use crate::begin::report;
 use crate::cgroup::ExecLeaf;
-use crate::channel::Channel;
+use crate::channel::{Channel, Successor};
 use crate::child::Child;
 use crate::container::create::StreamPlan;
 use crate::container::exec::{self, ExecPlan};
@@ -152,7 +152,8 @@ impl Pod {
             }
         };
         let child = child.map_err(agent("clone the hook's process"))?;
-        Ok(Execing::new(Channel::new(listener, child, None, mailbox), name))
+        let successor = mailbox.map_or(Successor::Nobody, Successor::Program);
+        Ok(Execing::new(Channel::new(listener, child, None, successor), name))
     }
 }
 
