@@ -15,7 +15,7 @@ tests![
     a_target_behind_a_link_of_the_image_stays_inside,
     a_missing_target_is_made,
     mounts_of_mounts_come_along,
-    all_that_is_below_is_read_only_if_asked needs Need::OfNode("mounts"),
+    all_that_is_below_is_read_only_if_asked,
     a_mount_made_later_on_the_node_arrives_if_asked needs Need::OfNode("mounts that pass on"),
     an_unmount_on_the_node_is_seen_in_a_running_container needs Need::OfNode("mounts that pass on"),
     a_bind_made_after_the_pods_start_is_mounted,

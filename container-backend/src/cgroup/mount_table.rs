@@ -1,8 +1,8 @@
 //! The cgroup lines of a mount table (`/proc/<pid>/mountinfo`, see proc_pid_mountinfo(5)).
 
-use std::ffi::OsString;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
+
+use crate::mount_info::unescape;
 
 /// One mount of a cgroup file system.
 #[derive(Debug, PartialEq, Eq)]
@@ -51,31 +51,6 @@ fn parse_line(line: &[u8]) -> Option<(PathBuf, Option<CgroupMount>)> {
 
 fn split_options(field: &[u8]) -> Vec<String> {
     field.split(|b| *b == b',').map(|o| String::from_utf8_lossy(o).into_owned()).collect()
-}
-
-/// The kernel writes blanks, tabs, newlines and backslashes of a path as `\` and three octal digits.
-fn unescape(field: &[u8]) -> PathBuf {
-    let mut out = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&first, tail)) = rest.split_first() {
-        match octal(rest) {
-            Some(byte) => {
-                out.push(byte);
-                rest = rest.get(4..).unwrap_or_default();
-            }
-            None => {
-                out.push(first);
-                rest = tail;
-            }
-        }
-    }
-    PathBuf::from(OsString::from_vec(out))
-}
-
-fn octal(text: &[u8]) -> Option<u8> {
-    let digits = text.strip_prefix(b"\\")?.get(..3)?;
-    let digits = std::ffi::OsStr::from_bytes(digits).to_str()?;
-    u8::from_str_radix(digits, 8).ok()
 }
 
 #[cfg(test)]

@@ -4,13 +4,14 @@
 //! the guest. All is forgotten with its last container, whoever remembers what: the file server knows who uses a volume.
 
 use std::io;
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use hartpod_container::launcher::start_time;
-use hartpod_container::{Errno, VolumeTree};
+use hartpod_container::{Errno, VolumeAccess, VolumeTree};
 use hartpod_proto::ContainerId;
 use hartpod_vm::launcher::{
     Control, FileServer, FileServerError, VOLUMES_SOCKET, VmmProcess, WaitingFileServer, start_file_server,
@@ -67,17 +68,26 @@ pub(crate) enum VolumeError {
     Server(#[from] FileServerError),
 }
 
-/// Shares the volumes of a container; the numbers that the guest finds them by, in their order. On failure, with the one that is at fault.
+/// A volume that a guest has.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SharedVolume {
+    /// What the guest finds it by.
+    number: u64,
+    /// Its file server keeps its mount read-only; what is mounted below is not.
+    writable_below: bool,
+}
+
+/// Shares the volumes of a container; in their order. On failure, with the one that is at fault.
 pub(crate) async fn share(
     node: &Node,
     pod: &Arc<PodInfo>,
     agent: &RunningAgent,
     container: &ContainerId,
     volumes: &[Volume],
-) -> Result<Vec<u64>, (PathBuf, VolumeError)> {
+) -> Result<Vec<SharedVolume>, (PathBuf, VolumeError)> {
     let mut opened = Vec::with_capacity(volumes.len());
     for volume in volumes {
-        let tree = open(volume.source.clone()).await.map_err(|error| (volume.source.clone(), error))?;
+        let tree = open(volume).await.map_err(|error| (volume.source.clone(), error))?;
         opened.push((tree, volume.clone()));
     }
     let first = || volumes.first().map(|volume| volume.source.clone()).unwrap_or_default();
@@ -90,14 +100,16 @@ pub(crate) async fn share(
             let mut numbers = Vec::with_capacity(opened.len());
             for (tree, volume) in &opened {
                 volume.source.clone_into(&mut at);
-                let access = if volume.read_only { "ro" } else { "rw" };
+                let writable_below = tree.writable_below;
+                let access = match (volume.access, writable_below) {
+                    (VolumeAccess::ReadWrite, _) => "rw",
+                    (_, false) => "ro",
+                    (_, true) => "ro above",
+                };
                 let identity = format!("{access}:{}:{}", tree.identity, volume.source.display());
-                numbers.push(server.share(
-                    std::os::fd::AsFd::as_fd(&tree.root),
-                    volume.read_only,
-                    &identity,
-                    &owner,
-                )?);
+                let read_only = volume.access != VolumeAccess::ReadWrite && !writable_below;
+                let number = server.share(tree.root.as_fd(), read_only, &identity, &owner)?;
+                numbers.push(SharedVolume { number, writable_below });
             }
             Ok(numbers)
         };
@@ -110,10 +122,10 @@ pub(crate) async fn share(
 }
 
 /// Makes the mounts of `volumes` come from where the guest has them.
-pub(crate) fn take_from_volumes(spec: &mut Spec, volumes: &[Volume], numbers: &[u64]) {
+pub(crate) fn take_from_volumes(spec: &mut Spec, volumes: &[Volume], shared: &[SharedVolume]) {
     let mut mounts = spec.mounts().clone().unwrap_or_default();
     let mut taken = vec![false; mounts.len()];
-    for (volume, number) in volumes.iter().zip(numbers) {
+    for (volume, shared) in volumes.iter().zip(shared) {
         let place = mounts.iter().zip(&taken).position(|(mount, taken)| {
             !taken
                 && *mount.destination() == volume.destination
@@ -121,7 +133,15 @@ pub(crate) fn take_from_volumes(spec: &mut Spec, volumes: &[Volume], numbers: &[
         });
         if let Some(place) = place {
             taken[place] = true;
-            mounts[place].set_source(Some(format!("{FOLDER}/{number}").into()));
+            let mount = &mut mounts[place];
+            mount.set_source(Some(format!("{FOLDER}/{}", shared.number).into()));
+            // The guest has one mount for all of it.
+            if let (true, Some(options)) = (shared.writable_below, mount.options_mut()) {
+                options
+                    .iter_mut()
+                    .filter(|option| *option == "ro")
+                    .for_each(|option| "rw".clone_into(option));
+            }
         }
     }
     spec.set_mounts(Some(mounts));
@@ -145,11 +165,12 @@ pub(crate) async fn release(vmm: &VmmControl, container: &ContainerId, patience:
 }
 
 /// Looks a volume up in the node's mounts, by a thread that may wait for as long as it likes.
-async fn open(path: PathBuf) -> Result<VolumeTree, VolumeError> {
+async fn open(volume: &Volume) -> Result<VolumeTree, VolumeError> {
     let Ok(Ok(place)) = timeout(PATIENCE, PLACES.acquire()).await else { return Err(VolumeError::Busy) };
+    let (path, access) = (volume.source.clone(), volume.access);
     let opening = on_thread(move || {
         let _place = place;
-        VolumeTree::open_blocking(&path)
+        VolumeTree::open_blocking(&path, access)
     });
     let opened = timeout(PATIENCE, opening).await.map_err(|_| VolumeError::Stuck)?;
     let opened = opened.map_err(VolumeError::Thread)?.ok_or(VolumeError::BrokenOff)?;
@@ -197,10 +218,10 @@ async fn ensure_server(node: &Node, pod: &Arc<PodInfo>, agent: &RunningAgent) ->
     // Reaped when it ends, which it does when nobody has the other end of its socket.
     AgentProcess::watch(record, process.pidfd).map_err(|error| start(error.into()))?;
     let fill = move |control: &Control| {
-        let filled = control.fill_files(VOLUMES_SLOT, std::os::fd::AsFd::as_fd(&of_vmm));
+        let filled = control.fill_files(VOLUMES_SLOT, of_vmm.as_fd());
         // What an earlier daemon left half made has no server any more.
         filled.or_else(|refusal| match control.empty(VOLUMES_SLOT) {
-            Ok(()) => control.fill_files(VOLUMES_SLOT, std::os::fd::AsFd::as_fd(&of_vmm)),
+            Ok(()) => control.fill_files(VOLUMES_SLOT, of_vmm.as_fd()),
             Err(_) => Err(refusal),
         })
     };
@@ -238,11 +259,12 @@ mod tests {
     fn mount(source: &str, destination: &str) -> Mount {
         let mut mount = Mount::default();
         mount.set_source(Some(source.into())).set_destination(destination.into());
+        mount.set_options(Some(vec!["rbind".into(), "ro".into()]));
         mount
     }
 
     fn volume(source: &str, destination: &str) -> Volume {
-        Volume { source: source.into(), destination: destination.into(), read_only: false }
+        Volume { source: source.into(), destination: destination.into(), access: VolumeAccess::ReadOnly }
     }
 
     #[test]
@@ -253,17 +275,24 @@ mod tests {
             mounts.iter().map(|(source, destination)| mount(source, destination)).collect(),
         ));
         let volumes = [volume("/b", "/data"), volume("/a", "/data"), volume("/a", "/data")];
-        take_from_volumes(&mut spec, &volumes, &[7, 8, 9]);
+        let shared = |number, writable_below| SharedVolume { number, writable_below };
+        take_from_volumes(&mut spec, &volumes, &[shared(7, false), shared(8, true), shared(9, false)]);
         let mounts = spec.mounts().clone().unwrap();
         let sources: Vec<_> =
             mounts.iter().map(|m| m.source().clone().unwrap().display().to_string()).collect();
         let of = |n: u64| format!("/run/hartpod/volumes/{n}");
         assert_eq!(sources, [of(8), "/files/hosts".to_owned(), of(9), of(7)]);
+        let access: Vec<_> = mounts.iter().map(|m| m.options().clone().unwrap().join(",")).collect();
+        assert_eq!(access, ["rbind,rw", "rbind,ro", "rbind,ro", "rbind,ro"]);
     }
 
     #[tokio::test]
     async fn only_files_and_folders_can_be_shared() {
         let dir = tempfile::tempdir().unwrap();
+        let open = async |path: PathBuf| {
+            let (access, destination) = (VolumeAccess::ReadWrite, PathBuf::new());
+            open(&Volume { source: path, destination, access }).await
+        };
         let missing = open(dir.path().join("none")).await.unwrap_err();
         assert!(matches!(missing, VolumeError::Missing), "{missing}");
         let _socket = std::os::unix::net::UnixListener::bind(dir.path().join("socket")).unwrap();

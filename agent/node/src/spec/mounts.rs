@@ -2,7 +2,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use hartpod_container::{IdMaps, IdRange};
+use hartpod_container::{IdMaps, IdRange, VolumeAccess};
 use hartpod_proto::cri::v1 as cri;
 use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder, Mount};
 
@@ -24,8 +24,7 @@ pub(super) struct Mounts {
 pub struct Volume {
     pub source: PathBuf,
     pub destination: PathBuf,
-    /// With all that is mounted below.
-    pub read_only: bool,
+    pub access: VolumeAccess,
 }
 
 /// Files of the pod that a container sees unless the request mounts something there.
@@ -214,10 +213,14 @@ fn in_guest(index: usize, asked: &cri::Mount, volumes: &mut Vec<Volume>) -> Resu
         let why = "with runtime handler \"vm\" only PROPAGATION_PRIVATE: mounts do not pass between the node and a guest";
         return Err(SpecError::unsupported(field, why));
     }
-    let access = if asked.readonly { "ro" } else { "rw" };
-    mount.set_options(Some(["rbind", "rprivate", access].map(str::to_owned).to_vec()));
+    let (access, option) = match (asked.readonly, asked.recursive_read_only) {
+        (false, _) => (VolumeAccess::ReadWrite, "rw"),
+        (true, false) => (VolumeAccess::ReadOnly, "ro"),
+        (true, true) => (VolumeAccess::ReadOnlyTree, "ro"),
+    };
+    mount.set_options(Some(["rbind", "rprivate", option].map(str::to_owned).to_vec()));
     let (source, destination) = (PathBuf::from(&asked.host_path), mount.destination().clone());
-    volumes.push(Volume { source, destination, read_only: asked.readonly });
+    volumes.push(Volume { source, destination, access });
     Ok(mount)
 }
 

@@ -210,14 +210,17 @@ fn what_a_guest_mounts_is_to_be_shared_with_it() {
         mounts(&SpecInput { container: &container, ..input }, &own())
     };
     let shared = of(cri::MountPropagation::PropagationPrivate).unwrap();
-    let volume = |source: &str, destination: &str, read_only| Volume {
+    let volume = |source: &str, destination: &str, access| Volume {
         source: source.into(),
         destination: destination.into(),
-        read_only,
+        access,
     };
     assert_eq!(
         shared.volumes,
-        [volume("/node/data", "/data", false), volume("/node/hosts", "/etc/hosts", true)]
+        [
+            volume("/node/data", "/data", VolumeAccess::ReadWrite),
+            volume("/node/hosts", "/etc/hosts", VolumeAccess::ReadOnlyTree)
+        ]
     );
     assert_eq!(options(at(&shared, "/data")), ["rbind", "rprivate", "rw"]);
     assert_eq!(options(at(&shared, "/etc/hosts")), ["rbind", "rprivate", "ro"]);
