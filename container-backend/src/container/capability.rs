@@ -15,6 +15,9 @@ pub(crate) struct CapabilitySets {
     pub(crate) ambient: Bits,
 }
 
+/// CAP_SYS_PTRACE (include/uapi/linux/capability.h).
+const SYS_PTRACE: u32 = 19;
+
 impl CapabilitySets {
     /// What the spec says; without `process.capabilities` a container has none.
     pub(crate) fn from_oci(capabilities: Option<&LinuxCapabilities>) -> Self {
@@ -26,6 +29,12 @@ impl CapabilitySets {
             inheritable: bits(sets.inheritable().as_ref()),
             ambient: bits(sets.ambient().as_ref()),
         }
+    }
+
+    /// Without the right to trace others. A hook that runs in a container's pid namespace has company there: the process that is to become the
+    /// container, which has all rights until it is told to go on.
+    pub(crate) fn without_tracing(self) -> Self {
+        self.limited_to(!(1 << SYS_PTRACE)).0
     }
 
     /// Only what this process itself may pass on, and the names of what had to go.
@@ -119,5 +128,16 @@ mod tests {
         let (limited, missing) = all.limited_to(0b1);
         assert_eq!((limited.bounding, limited.effective), (1, 1));
         assert_eq!(missing, ["CAP_DAC_OVERRIDE", "CAP_SYS_RESOURCE"]);
+    }
+
+    #[test]
+    fn without_tracing_all_else_stays() {
+        let all =
+            CapabilitySets { bounding: 0b11 | 1 << 19, effective: 1 << 19, ..CapabilitySets::default() };
+        let (bounding, effective) = (0b11, 0);
+        assert_eq!(
+            all.without_tracing(),
+            CapabilitySets { bounding, effective, ..CapabilitySets::default() }
+        );
     }
 }

@@ -314,11 +314,11 @@ fn mount_root(plan: &CreatePlan<'_>, collected: &mut Collected) -> Result<(), Fa
     let label = plan.mount_label.as_deref();
     let overlays = Overlays { api: plan.overlay_api, label };
     let Some(users) = plan.users else {
-        image_volume::make_all(&plan.mounts, &plan.images, overlays, collected)?;
+        image_volume::make_all(&plan.mounts, &plan.images, overlays, false, collected)?;
         return rootfs::mount_overlay(&parts, (0, 0), overlays);
     };
     let devices = if brings_devices(plan) { Vec::new() } else { devices::make_apart(&plan.devices)? };
-    image_volume::make_all(&plan.mounts, &plan.images, overlays, collected)?;
+    image_volume::make_all(&plan.mounts, &plan.images, overlays, true, collected)?;
     let owner = users.root().map_err(step("find the root of the user namespace"))?;
     rootfs::mount_overlay(&parts, owner, overlays)?;
     collected.make_kernel_views(&plan.mounts, label)?;

@@ -60,7 +60,11 @@ fn run(plan: ExecPlan<'_>, reporter: &mut Reporter) -> Result<Infallible, Failur
     limits::set_rlimits(&settings.rlimits, &mut warnings)?;
     enter_users(container.users.as_deref(), &plan.streams)?;
     start_session(&plan.keyring, settings.label.as_ref())?;
-    let capabilities = possible_capabilities(settings.capabilities, &mut warnings)?;
+    let wanted = match plan.hook {
+        Some(_) => settings.capabilities.without_tracing(),
+        None => settings.capabilities,
+    };
+    let capabilities = possible_capabilities(wanted, &mut warnings)?;
     let own_proc = OwnProc::open(settings.label.as_ref())?;
     let way = enter(&plan, &own_proc)?;
     let streams = open_streams(plan.streams, &own_proc)?;

@@ -40,6 +40,7 @@ pub(crate) fn make_all(
     plan: &[MountPlan],
     images: &[ImageLayers],
     overlays: Overlays<'_>,
+    in_user_namespace: bool,
     collected: &mut Collected,
 ) -> Result<(), Failure> {
     for (number, mount) in plan.iter().enumerate() {
@@ -52,17 +53,26 @@ pub(crate) fn make_all(
             };
             let layers = images.iter().find(|layers| layers.name == *image);
             let layers = layers.ok_or_else(|| failed(("find its layers".into(), Errno::NOENT)))?;
-            collected.put(number, make(layers, sub_path, overlays).map_err(failed)?);
+            let alone = !in_user_namespace && overlays.label.is_none();
+            collected.put(number, make(layers, sub_path, overlays, alone).map_err(failed)?);
         }
     }
     Ok(())
 }
 
 /// A copy of a folder of the image. The error says what was tried.
-fn make(layers: &ImageLayers, sub_path: &Path, overlays: Overlays<'_>) -> Result<OwnedFd, (String, Errno)> {
+///
+/// A layer that may stand `alone` is shown as it is in the store. Not in a user namespace, whose root may make any mount writable that is
+/// handed in: an overlay of layers alone is read-only in itself.
+fn make(
+    layers: &ImageLayers,
+    sub_path: &Path,
+    overlays: Overlays<'_>,
+    alone: bool,
+) -> Result<OwnedFd, (String, Errno)> {
     match &layers.folders[..] {
         [] => folder_of(EMPTY, sub_path),
-        [layer] if overlays.label.is_none() => folder_of(layer, sub_path),
+        [layer] if alone => folder_of(layer, sub_path),
         several => {
             let below = Root::open(ROOTFS).map_err(|errno| (format!("open {ROOTFS}"), errno))?;
             let mut top_first: Vec<String> = several.iter().rev().cloned().collect();

@@ -26,18 +26,17 @@ pub(crate) struct IdleChild {
     _memory: (Vec<u128>, Box<Lifeline>),
 }
 
-/// The pipe's ends, by their numbers in the child.
+/// The pipe's end that the child has, by its number.
 #[derive(Debug)]
 struct Lifeline {
     reader: RawFd,
-    writer: RawFd,
 }
 
 impl IdleChild {
     /// Starts it in new namespaces: `CLONE_NEW..`, those that a user namespace among them owns included.
     pub(crate) fn start(namespaces: libc::c_int) -> io::Result<Self> {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
-        let task = Box::new(Lifeline { reader: reader.as_raw_fd(), writer: writer.as_raw_fd() });
+        let task = Box::new(Lifeline { reader: reader.as_raw_fd() });
         let mut stack = vec![0_u128; STACK / size_of::<u128>()];
         let mut pidfd: RawFd = -1;
         let mut args = CloneArgs {
@@ -93,13 +92,20 @@ fn wait_exit_blocking(pidfd: &OwnedFd) -> io::Result<()> {
 unsafe extern "C" fn child(task: usize) -> ! {
     // SAFETY: the caller's promise.
     let task = unsafe { &*(task as *const Lifeline) };
-    // SAFETY: the child's own descriptor table; without this end closed, the other would never end.
-    unsafe { syscall(libc::SYS_close, [task.writer as usize, 0, 0, 0, 0, 0]) };
+    let reader = task.reader as usize;
+    // Nothing else of ours: this pipe's other end, those of other children, locks, sockets. All of them would outlive us with it.
+    // SAFETY: the child's own descriptor table.
+    unsafe {
+        if reader > 0 {
+            syscall(libc::SYS_close_range, [0, reader - 1, 0, 0, 0, 0]);
+        }
+        syscall(libc::SYS_close_range, [reader + 1, u32::MAX as usize, 0, 0, 0, 0]);
+    }
     let mut byte = 0_u8;
     loop {
         let to = &raw mut byte as usize;
         // SAFETY: reads into a byte of this stack. Nobody writes, so anything but an interruption is the end.
-        let read = unsafe { syscall(libc::SYS_read, [task.reader as usize, to, 1, 0, 0, 0]) };
+        let read = unsafe { syscall(libc::SYS_read, [reader, to, 1, 0, 0, 0]) };
         if read != -(libc::EINTR as isize) {
             break;
         }

@@ -173,8 +173,14 @@ fn mapped_volume() {
 fn image_volume() {
     let agent = agent(PodPid::PerContainer);
     for layers in [vec!["bottom".to_owned()], vec!["bottom".to_owned(), "top".to_owned()]] {
-        let mut asked =
-            mapped(shell("stat -c '%u %a' /image/etc; touch /image/etc/new 2>/dev/null || echo read-only"));
+        // Root may make the mount writable, which the layers must outlast: all pods have them.
+        let mut asked = mapped(shell(
+            "stat -c '%u %a' /image/etc; mount -o remount,bind,rw /image && echo remounted; \
+             touch /image/etc/new 2>/dev/null || echo read-only",
+        ));
+        let rights = json!(["CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"]);
+        asked["process"]["capabilities"] =
+            json!({"bounding": rights, "effective": rights, "permitted": rights});
         add(
             &mut asked,
             "/mounts",
@@ -183,7 +189,7 @@ fn image_volume() {
         let image = VolumeImage { name: "i".into(), layers: VolumeLayers::Folders(layers) };
         let running = agent.start_with(asked, |request| request.images = vec![image]).unwrap();
         let outcome = running.end();
-        assert_eq!(outcome.out, "0 755\nread-only\n", "{outcome:?}");
+        assert_eq!(outcome.out, "0 755\nremounted\nread-only\n", "{outcome:?}");
     }
 }
 

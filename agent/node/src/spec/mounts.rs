@@ -59,6 +59,10 @@ pub(super) fn mounts(input: &SpecInput<'_>, namespaces: &Namespaces) -> Result<M
             None => {
                 let mut volume = volume(index, mount, &mut mounts.rootfs_propagation)?;
                 refuse_bidirectional(index, mount, users)?;
+                if users.is_none() && volume.uid_mappings().is_some() {
+                    let field = format!("config.mounts[{index}].uidMappings");
+                    return Err(SpecError::unsupported(field, "the pod has no user namespace"));
+                }
                 if mount.selinux_relabel && input.settings.selinux.is_some() {
                     // As others that speak OCI call it.
                     volume.options_mut().get_or_insert_default().push("Z".to_owned());

@@ -35,9 +35,10 @@ impl Handles {
     }
 
     /// # Errors
-    /// ENFILE where there are too many.
+    /// ENFILE where there are too many, ESTALE where the volume is gone.
     pub(super) fn insert(&self, handle: Handle) -> Result<u64, Errno> {
         let mut table = self.table();
+        handle.volume.is_there()?;
         if table.0.len() >= self.most {
             return Err(Errno::NFILE);
         }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{AtFlags, FileType, Statx, StatxFlags, statx};
@@ -19,6 +19,25 @@ pub const MAX_NODES: usize = 64 << 10;
 pub(super) struct Volume {
     pub(super) number: u64,
     pub(super) read_only: bool,
+    /// Set before its nodes and handles are dropped, and looked at with their tables locked: what a request that is under way finds of it is
+    /// not kept.
+    gone: AtomicBool,
+}
+
+impl Volume {
+    pub(super) fn new(number: u64, read_only: bool) -> Self {
+        Self { number, read_only, gone: AtomicBool::new(false) }
+    }
+
+    pub(super) fn set_gone(&self) {
+        self.gone.store(true, Ordering::Release);
+    }
+
+    /// # Errors
+    /// ESTALE once it is gone.
+    pub(super) fn is_there(&self) -> Result<(), Errno> {
+        if self.gone.load(Ordering::Acquire) { Err(Errno::STALE) } else { Ok(()) }
+    }
 }
 
 /// What makes two lookups the same node: the mount too, for the same file may be writable by one mount and not by the other.
@@ -133,6 +152,7 @@ impl Nodes {
             inode: told.stx_ino,
         };
         let mut table = self.table();
+        volume.is_there()?;
         if let Some(id) = table.by_key.get(&key).copied() {
             if let Some(known) = table.by_id.get_mut(&id) {
                 known.lookups = known.lookups.saturating_add(1);

@@ -143,7 +143,7 @@ impl Server {
             return Err(Errno::NFILE);
         }
         let number = volumes.next;
-        let volume = Arc::new(Volume { number, read_only });
+        let volume = Arc::new(Volume::new(number, read_only));
         let root = self.nodes.pin(root, &volume)?;
         volumes.next += 1;
         volumes.by_number.insert(number, Shared { root, identity, owners: BTreeSet::from([owner]) });
@@ -157,6 +157,7 @@ impl Server {
         volumes.by_number.retain(|number, shared| {
             let stays = !shared.owners.remove(owner) || !shared.owners.is_empty();
             if !stays {
+                shared.root.volume.set_gone();
                 gone.push(*number);
             }
             stays

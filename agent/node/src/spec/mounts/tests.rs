@@ -161,6 +161,8 @@ fn refusals_name_the_field() {
     };
     let image = cri::Mount { image: Some(cri::ImageSpec::default()), ..asks("/data", "") };
     let mapped = cri::Mount { uid_mappings: vec![cri::IdMapping::default()], ..asks("/data", "/host") };
+    let ids = vec![cri::IdMapping { host_id: 7, container_id: 0, length: 8 }];
+    let alone = cri::Mount { uid_mappings: ids.clone(), gid_mappings: ids, ..asks("/data", "/host") };
     for (mount, expected) in [
         (asks("data", "/host"), "config.mounts[0].container_path: \"data\" is not an absolute path"),
         (
@@ -181,6 +183,7 @@ fn refusals_name_the_field() {
         (readonly(false, 7), "config.mounts[0].propagation: 7 is not known"),
         (image, "config.mounts[0].image: names no image"),
         (mapped, "config.mounts[0].uidMappings: uids[0]: the length is 0"),
+        (alone, "config.mounts[0].uidMappings"),
     ] {
         let found = refusal(mount);
         assert!(found.starts_with(expected), "{found}");
