@@ -85,12 +85,20 @@ async fn converse(stream: TcpStream, node: Arc<Node>, scrape: Arc<Mutex<()>>) {
     }
 }
 
-async fn answer(request: &Request<Incoming>, node: &Arc<Node>, scrape: &Mutex<()>) -> Response<String> {
+async fn answer(request: &Request<Incoming>, node: &Arc<Node>, scrape: &Arc<Mutex<()>>) -> Response<String> {
     let mut response = Response::new(String::new());
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/metrics") => {
-            let _turn = scrape.lock().await;
-            *response.body_mut() = render(node).await;
+            // A client that leaves ends what answers it, but not what reads: that keeps its turn until it is done.
+            let (turn, node) = (scrape.clone().lock_owned().await, node.clone());
+            let rendered = tokio::spawn(async move {
+                let _turn = turn;
+                render(&node).await
+            });
+            match rendered.await {
+                Ok(text) => *response.body_mut() = text,
+                Err(_) => *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR,
+            }
             // exposition_formats.md
             let format = hyper::header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
             response.headers_mut().insert(CONTENT_TYPE, format);

@@ -1,6 +1,6 @@
 //! What a guest tells of what its containers use. It may tell anything: it is told on as the guest's word, and bounded.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -129,11 +129,8 @@ fn sample(told: pod::Sample) -> Sample {
             limit: told.memory_limit,
             swap_limit: told.memory_swap_limit,
         },
-        io: told.io.into_iter().take(MOST).map(device).collect(),
-        huge_pages: told
-            .huge_pages
-            .into_iter()
-            .take(MOST)
+        io: first_of_each(told.io, |d| (d.major, d.minor)).map(device).collect(),
+        huge_pages: first_of_each(told.huge_pages, |h| h.size.clone())
             .filter(|h| is_name(&h.size))
             .map(huge_pages)
             .collect(),
@@ -161,7 +158,13 @@ fn interfaces(told: Vec<pod::InterfaceStats>) -> Vec<Interface> {
             dropped: told.tx_dropped,
         },
     };
-    told.into_iter().take(MOST).filter(|i| is_name(&i.name)).map(interface).collect()
+    first_of_each(told, |i| i.name.clone()).filter(|i| is_name(&i.name)).map(interface).collect()
+}
+
+/// Not too many, and none twice: the same series with two values would spoil a whole scrape.
+fn first_of_each<T, K: Ord>(told: Vec<T>, key: impl Fn(&T) -> K) -> impl Iterator<Item = T> {
+    let mut seen = BTreeSet::new();
+    told.into_iter().take(MOST).filter(move |one| seen.insert(key(one)))
 }
 
 /// What an interface or a size can be called.
@@ -198,12 +201,13 @@ mod tests {
 
     #[test]
     fn what_a_guest_says_is_bounded() {
-        let names = ["eth0", "", "a\nb", "x y", &"e".repeat(33)];
+        let names = ["eth0", "", "a\nb", "x y", &"e".repeat(33), "eth0", "eth1"];
         let told =
             names.map(|name| pod::InterfaceStats { name: name.into(), rx_bytes: 1, ..Default::default() });
         let kept = interfaces(told.to_vec());
-        assert_eq!(kept.iter().map(|i| i.name.as_str()).collect::<Vec<_>>(), ["eth0"]);
-        let many = vec![pod::DeviceStats::default(); 1000];
+        assert_eq!(kept.iter().map(|i| i.name.as_str()).collect::<Vec<_>>(), ["eth0", "eth1"]);
+        let device = |minor| pod::DeviceStats { minor, ..Default::default() };
+        let many: Vec<_> = std::iter::repeat_n(device(7), 2).chain((0..1000).map(device)).collect();
         let stalled = pod::Stall { avg10: f64::NAN, avg60: 1e300, ..Default::default() };
         let told = pod::Sample {
             io: many,
@@ -212,7 +216,10 @@ mod tests {
             ..Default::default()
         };
         let kept = sample(told);
-        assert_eq!(kept.io.len(), MOST);
+        let minors: Vec<_> = kept.io.iter().map(|d| d.minor).collect();
+        assert_eq!(minors[..3], [7, 0, 1]);
+        assert_eq!(minors.iter().filter(|minor| **minor == 7).count(), 1, "none twice");
+        assert!(minors.len() <= MOST);
         let some = kept.cpu_pressure.unwrap().some;
         assert_eq!((some.avg10, some.avg60), (0.0, 100.0));
         assert_eq!(kept.memory_pressure, None);
