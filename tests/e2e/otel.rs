@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use hartpod_tests::eventually::{eventually, patient};
-use hartpod_tests::{Lab, Node, Refused as _, cni, cri, tests};
+use hartpod_tests::{Lab, Need, Node, Refused as _, cni, cri, tests};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
     TraceService, TraceServiceServer,
 };
@@ -30,7 +30,7 @@ tests![
     what_fails_is_told_as_failed,
     a_pull_is_told_layer_by_layer,
     what_is_left_is_told_at_the_end,
-    a_collector_that_hangs_slows_nothing,
+    a_collector_that_hangs_slows_nothing needs Need::Speed,
     a_collector_that_talks_nonsense_costs_spans_alone,
     what_the_collector_refuses_is_counted,
     nothing_is_told_without_a_collector
