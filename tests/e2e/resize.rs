@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use hartpod_proto::cri::v1 as own;
 use hartpod_proto::cri::v1::runtime_service_client::RuntimeServiceClient;
-use hartpod_tests::{Container, Lab, Need, Pod, Refused, cri, eventually, tests};
+use hartpod_tests::{Container, Lab, Need, Pod, Refused, eventually, tests};
 use tonic::{Code, Status};
 
 tests![
@@ -18,7 +18,6 @@ tests![
     a_container_that_has_ended_has_no_limits_to_change,
     updates_race_stops_and_removals,
     a_pods_new_size_is_noted_and_told,
-    a_guest_grows_and_shrinks_below_its_ceiling needs Need::Kvm,
 ];
 
 const MIB: i64 = 1 << 20;
@@ -275,44 +274,5 @@ async fn a_pods_new_size_is_noted_and_told(lab: &Lab) -> Result<()> {
     pod.remove().await?;
     let status = resize(&pod, 0).await.refused("a removed pod")?;
     assert_eq!(status.code(), Code::NotFound, "{status:?}");
-    Ok(())
-}
-
-async fn a_guest_grows_and_shrinks_below_its_ceiling(lab: &Lab) -> Result<()> {
-    let node = lab.node_with("[vm]\nresize_headroom_percent = 50\n").await?;
-    let pod = node.pod("web").in_guest().with(|config| {
-        config.linux.get_or_insert_default().resources = Some(cri::LinuxContainerResources {
-            memory_limit_in_bytes: 64 * MIB,
-            cpu_quota: 50_000,
-            cpu_period: 100_000,
-            ..Default::default()
-        });
-    });
-    let pod = pod.run().await?;
-    let main = pod.container("main").idle().run().await?;
-    let limit = || -> Result<i64> {
-        let parent = pod.cgroup.as_ref().context("the pod has no cgroup")?;
-        let files = MEMORY.iter().find_map(|file| Some(parent.leaf_with(&pod.id, file).ok()??.join(file)));
-        Ok(std::fs::read_to_string(files.context("no memory limit of the VMM")?)?.trim().parse()?)
-    };
-    // (64 + 128) * 1.5 = 288 MiB are there.
-    let total = main.sh("sed -n 's/^MemTotal: *\\([0-9]*\\).*/\\1/p' /proc/meminfo").await?;
-    ensure!((230..=288).contains(&(total.trim().parse::<u64>()? >> 10)), "{total}");
-    let before = limit()?;
-    let size = |mib: i64| resize(&pod, mib * MIB);
-    size(160).await?;
-    assert_eq!(limit()? - before, 96 * MIB);
-    let status = size(170).await.refused("more than the guest booted with")?;
-    assert_eq!(status.code(), Code::FailedPrecondition, "{status:?}");
-    ensure!(
-        status.message().contains("288 MiB") && status.message().contains("resize_headroom_percent"),
-        "{status:?}"
-    );
-    let status = main.update(|resources| resources.memory_limit_in_bytes = 170 * MIB).await;
-    assert_eq!(status.refused("a container larger than its guest")?.code(), Code::FailedPrecondition);
-    // The next daemon knows the ceiling.
-    node.crash().await?;
-    ensure!(size(170).await.is_err());
-    size(64).await?;
     Ok(())
 }
