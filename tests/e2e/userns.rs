@@ -23,6 +23,7 @@ tests![
     execs_terminals_and_ports_work_as_elsewhere needs Need::OfNode("user namespaces"),
     users_and_groups_are_those_inside needs Need::OfNode("user namespaces"),
     root_administers_the_pods_network_and_mounts_alone needs Need::OfNode("user namespaces"),
+    a_read_only_volume_stays_so_for_root_that_may_mount needs Need::OfNode("user namespaces"),
     kernel_parameters_of_a_mapped_pod_are_set needs Need::OfNode("user namespaces"),
     a_privileged_container_has_no_rights_on_the_node needs Need::OfNode("user namespaces"),
     the_nodes_network_with_users_of_its_own needs Need::OfNode("user namespaces"),
@@ -274,15 +275,47 @@ async fn root_administers_the_pods_network_and_mounts_alone(lab: &Lab) -> Result
     let node = lab.node().await?;
     let pod = mapped(&node, "web").run().await?;
     let main = with_capability(with_capability(pod.container("main").idle(), "NET_ADMIN"), "SYS_ADMIN");
-    let main = unconfined(with_capability(main, "NET_RAW")).run().await?;
-    let before = fs::read_to_string("/proc/sys/kernel/panic")?;
+    let main = with_capability(with_capability(main, "NET_RAW"), "MKNOD");
+    let main = unconfined(main).run().await?;
     assert_eq!(main.sh("ip link set lo mtu 1400 && cat /sys/class/net/lo/mtu").await?, "1400\n");
     main.sh(&format!("ping -c 1 -W 2 {} >/dev/null", pod.ip().await?)).await?;
     assert_eq!(main.sh("mkdir /t && mount -t tmpfs none /t && touch /t/x && ls /t").await?, "x\n");
-    let tried = "mknod /null c 1 3; echo 1 >/proc/sysrq-trigger; mount -o remount,rw /proc/sys; echo 7 >/proc/sys/kernel/panic; true";
-    main.sh(tried).await?;
+    // Each is tried with all rights that the pod has: what stops it is the node's side.
+    let before = fs::read_to_string("/proc/sys/kernel/panic")?;
+    assert_eq!(main.sh("mount -o remount,bind,rw /proc/sys && echo writable").await?, "writable\n");
+    for (tried, refusal) in [
+        ("mknod /null c 1 3", "Operation not permitted"),
+        ("echo 1 >/proc/sys/vm/drop_caches", "Permission denied"),
+        ("echo 7 >/proc/sys/kernel/panic", "Permission denied"),
+    ] {
+        let outcome = main.exec(["sh", "-c", tried]).await?;
+        let said = &outcome.stderr;
+        assert!(outcome.exit_code != 0 && said.contains(refusal), "{tried}: {outcome:?}");
+    }
     assert_eq!(fs::read_to_string("/proc/sys/kernel/panic")?, before);
-    assert_eq!(main.exec(["test", "-e", "/null"]).await?.exit_code, 1);
+    Ok(())
+}
+
+async fn a_read_only_volume_stays_so_for_root_that_may_mount(lab: &Lab) -> Result<()> {
+    let node = lab.node().await?;
+    let (with, without) = (writable_folder(&node, "with")?, writable_folder(&node, "without")?);
+    let pod = mapped(&node, "web").run().await?;
+    let main = volume(pod.container("main").idle(), &with, "/with").mount(&without, "/without");
+    let main = main.with(|config| config.mounts.iter_mut().for_each(|mount| mount.readonly = true));
+    let main = unconfined(with_capability(main, "SYS_ADMIN")).run().await?;
+    for at in ["/with", "/without", "/sys"] {
+        let outcome = main.exec(["mount", "-o", "remount,bind,rw", at]).await?;
+        assert_ne!(outcome.exit_code, 0, "{at}: {outcome:?}");
+    }
+    for at in ["/with", "/without"] {
+        main.sh(&format!("mkdir -p /copy && mount --bind {at} /copy")).await?;
+        let outcome = main.exec(["sh", "-c", "mount -o remount,bind,rw /copy; touch /copy/new"]).await?;
+        assert!(outcome.stderr.contains("Read-only file system"), "{outcome:?}");
+        main.sh("umount /copy").await?;
+    }
+    for folder in [with, without] {
+        assert_eq!(fs::read_dir(&folder)?.count(), 0, "{}", folder.display());
+    }
     Ok(())
 }
 

@@ -27,7 +27,7 @@ use super::rootfs::{self, OverlayApi, Overlays};
 use super::settings::{ExecLabel, ProcessSettings};
 use super::streams::{Streams, give_to_root};
 use super::user::{self, UserRequest};
-use super::{console, devices, hidden_paths, hook_point, identity, limits};
+use super::{console, devices, hidden_paths, hook_point, identity, limits, locked};
 use crate::cgroup::Leaf;
 use crate::errno::Errno;
 use crate::failure::Failure;
@@ -181,15 +181,17 @@ struct Begun {
 /// In mounts of the user namespace's own: the copy that it makes of the agent's shows the same, and can be neither changed nor taken apart.
 fn in_user_namespace(
     plan: &CreatePlan<'_>,
-    begun: Begun,
+    mut begun: Begun,
     reporter: &mut Reporter,
 ) -> Result<Infallible, Failure> {
     unshare(own_namespaces(plan))?;
-    if let Some(apart) = &begun.collected.apart {
+    if let Some(apart) = begun.collected.apart.take() {
         let failed = |errno| Failure::RootFs { what: "attach the root file system".into(), errno };
+        locked::collect(&plan.mounts, &apart.laid_out, &mut begun.collected)?;
         let point = rustix::fs::open(ROOTFS, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
         let point = point.map_err(|e| failed(e.into()))?;
         mount::attach(&apart.root, point).map_err(failed)?;
+        begun.collected.apart = Some(apart);
     }
     inside(plan, begun, reporter)
 }
@@ -324,7 +326,8 @@ fn mount_root(plan: &CreatePlan<'_>, collected: &mut Collected) -> Result<(), Fa
     collected.make_kernel_views(&plan.mounts, label)?;
     let root = mount::clone_of(ROOTFS, false)
         .map_err(|errno| Failure::RootFs { what: "copy the root file system".into(), errno })?;
-    collected.apart = Some(Apart { root, devices });
+    let laid_out = locked::lay_out(&plan.mounts, &plan.masked_paths, collected)?;
+    collected.apart = Some(Apart { root, devices, laid_out });
     Ok(())
 }
 

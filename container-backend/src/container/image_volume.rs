@@ -62,8 +62,8 @@ pub(crate) fn make_all(
 
 /// A copy of a folder of the image. The error says what was tried.
 ///
-/// A layer that may stand `alone` is shown as it is in the store. Not in a user namespace, whose root may make any mount writable that is
-/// handed in: an overlay of layers alone is read-only in itself.
+/// A layer that may stand `alone` is shown as it is in the store. Not in a user namespace, where read-only would be the mount alone: an overlay of layers is
+/// so in itself.
 fn make(
     layers: &ImageLayers,
     sub_path: &Path,

@@ -18,6 +18,7 @@ pub(crate) mod hook_point;
 pub(crate) mod identity;
 pub(crate) mod image_volume;
 pub(crate) mod limits;
+pub(crate) mod locked;
 pub(crate) mod mount_plan;
 pub(crate) mod mounts;
 pub(crate) mod own_proc;

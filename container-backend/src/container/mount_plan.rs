@@ -84,6 +84,11 @@ impl MountPlan {
         }
     }
 
+    /// What it is when it cannot be mounted.
+    pub(crate) fn failure(&self, errno: Errno) -> Failure {
+        Failure::Mount { fstype: self.fstype().into(), destination: self.destination.clone(), errno }
+    }
+
     /// # Errors
     /// A type or option that is not supported.
     pub(crate) fn from_oci(mount: &Mount) -> Result<Self, Failure> {

@@ -43,6 +43,8 @@ pub(crate) struct Collected {
 pub(crate) struct Apart {
     pub(crate) root: OwnedFd,
     pub(crate) devices: Vec<OwnedFd>,
+    /// Mounts of the plan, see [`super::locked`].
+    pub(crate) laid_out: Vec<usize>,
 }
 
 /// Copies the sources of all bind mounts. Call it in the host's mount namespace; it may block as long as the host's file
@@ -151,6 +153,11 @@ impl Collected {
         self.binds[number] = Some(tree);
     }
 
+    /// What the mount of this number shows, if it had to be fetched.
+    pub(crate) fn take(&mut self, number: usize) -> Option<OwnedFd> {
+        self.binds.get_mut(number)?.take()
+    }
+
     /// Makes what the root of a user namespace could not: file systems whose contents are those of namespaces that this process is in, and
     /// that the kernel would make for it only where it sees all of another one.
     pub(crate) fn make_kernel_views(
@@ -164,12 +171,8 @@ impl Collected {
             else {
                 continue;
             };
-            let failed = |errno| Failure::Mount {
-                fstype: fstype.name().into(),
-                destination: mount.destination.clone(),
-                errno,
-            };
-            self.put(number, new_file_system(*fstype, source, options, label).map_err(failed)?);
+            let made = new_file_system(*fstype, source, options, label);
+            self.put(number, made.map_err(|errno| mount.failure(errno))?);
         }
         Ok(())
     }
@@ -204,9 +207,8 @@ pub(crate) fn attach_all(
     plan: &[MountPlan],
     collected: &mut Collected,
 ) -> Result<(), Failure> {
-    collected.binds.resize_with(plan.len(), || None);
-    for (n, mount) in plan.iter().enumerate() {
-        let bind = collected.binds[n].take();
+    for (number, mount) in plan.iter().enumerate() {
+        let bind = collected.take(number);
         attach_one(context, mount, bind, &mut collected.proc)?;
     }
     Ok(())
@@ -218,8 +220,7 @@ fn attach_one(
     bind: Option<OwnedFd>,
     target_proc: &mut Option<OwnedFd>,
 ) -> Result<(), Failure> {
-    let failed =
-        |errno| Failure::Mount { fstype: plan.fstype().into(), destination: plan.destination.clone(), errno };
+    let failed = |errno| plan.failure(errno);
     let tree = match (&plan.kind, bind) {
         (MountKind::Bind { .. } | MountKind::Image { .. }, Some(tree)) => tree,
         (MountKind::Bind { .. } | MountKind::Image { .. }, None) => return Err(failed(Errno::NOENT)),
@@ -236,7 +237,7 @@ fn attach_one(
         }
     };
     let point = mount_point(context.root, plan, tree.as_fd())?;
-    set_attributes(plan, tree.as_fd()).map_err(failed)?;
+    set_attributes(plan, tree.as_fd(), Sealing::Later).map_err(failed)?;
     mount::attach(&tree, &point).map_err(failed)
 }
 
@@ -253,10 +254,18 @@ fn new_file_system(
     mount::new(fstype.name(), source, &options)
 }
 
+/// When a read-only /dev becomes so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sealing {
+    Now,
+    /// By [`seal`].
+    Later,
+}
+
 /// Attributes go on before the mount is attached, so it is never there without them.
-fn set_attributes(plan: &MountPlan, tree: BorrowedFd<'_>) -> Result<(), Errno> {
+pub(super) fn set_attributes(plan: &MountPlan, tree: BorrowedFd<'_>, sealing: Sealing) -> Result<(), Errno> {
     let mut attr = plan.attr;
-    if is_sealed_late(plan) {
+    if sealing == Sealing::Later && is_sealed_late(plan) {
         attr.set &= !MOUNT_ATTR_RDONLY;
     }
     let mut tree_attr = plan.tree_attr;

@@ -7,9 +7,10 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use hartpod_container::{
     GroupPolicy, IdMaps, IdRange, PidNamespace, PodPid, UserNamespace, VolumeImage, VolumeLayers,
 };
+use nix::mount::MsFlags;
 use serde_json::{Value, json};
 
-use crate::kit::{Agent, Running, add, agent_with, bind, home, shell, spec};
+use crate::kit::{Agent, Running, add, agent_with, bind, home, new_mount_on_the_host, shell, spec};
 
 pub(crate) const SCENARIOS: &[(&str, fn())] = &[
     ("root_of_a_user_namespace_is_nobody_on_the_node", root_is_nobody),
@@ -19,6 +20,8 @@ pub(crate) const SCENARIOS: &[(&str, fn())] = &[
     ("files_of_the_image_are_roots_inside_on_an_old_kernel", image_files_on_an_old_kernel),
     ("a_volume_with_maps_is_written_to_with_the_nodes_ids", mapped_volume),
     ("an_image_as_a_volume_has_the_pods_ids", image_volume),
+    ("what_is_handed_in_stays_as_it_is", || kept_mounts(PodPid::PerContainer)),
+    ("what_is_handed_in_stays_as_it_is_beside_others", || kept_mounts(PodPid::Shared)),
     ("containers_of_such_a_pod_share_a_pid_namespace", shared_pids),
     ("the_pid_namespace_of_another_container_of_such_a_pod", target_pids),
     ("devices_in_a_user_namespace_are_the_nodes", devices),
@@ -173,14 +176,11 @@ fn mapped_volume() {
 fn image_volume() {
     let agent = agent(PodPid::PerContainer);
     for layers in [vec!["bottom".to_owned()], vec!["bottom".to_owned(), "top".to_owned()]] {
-        // Root may make the mount writable, which the layers must outlast: all pods have them.
         let mut asked = mapped(shell(
-            "stat -c '%u %a' /image/etc; mount -o remount,bind,rw /image && echo remounted; \
+            "stat -c '%u %a' /image/etc; mount -o remount,bind,rw /image 2>/dev/null && echo remounted; \
              touch /image/etc/new 2>/dev/null || echo read-only",
         ));
-        let rights = json!(["CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"]);
-        asked["process"]["capabilities"] =
-            json!({"bounding": rights, "effective": rights, "permitted": rights});
+        may_mount(&mut asked);
         add(
             &mut asked,
             "/mounts",
@@ -189,8 +189,41 @@ fn image_volume() {
         let image = VolumeImage { name: "i".into(), layers: VolumeLayers::Folders(layers) };
         let running = agent.start_with(asked, |request| request.images = vec![image]).unwrap();
         let outcome = running.end();
-        assert_eq!(outcome.out, "0 755\nremounted\nread-only\n", "{outcome:?}");
+        assert_eq!(outcome.out, "0 755\nread-only\n", "{outcome:?}");
     }
+}
+
+fn may_mount(spec: &mut Value) {
+    let rights = json!(["CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"]);
+    spec["process"]["capabilities"] = json!({"bounding": rights, "effective": rights, "permitted": rights});
+}
+
+fn kept_mounts(pid: PodPid) {
+    let plain = new_mount_on_the_host("plain", MsFlags::MS_SHARED);
+    let (mapped_one, below) = (home().join("mapped"), plain.join("below"));
+    for folder in [&mapped_one, &below] {
+        fs::create_dir(folder).unwrap();
+    }
+    nix::mount::mount(Some("tmpfs"), &below, Some("tmpfs"), MsFlags::empty(), Some("mode=777")).unwrap();
+    for folder in [&mapped_one, &plain] {
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o777)).unwrap();
+    }
+    let agent = agent(pid);
+    let mut asked = mapped(shell(
+        "mkdir /copy; exec 2>/dev/null; \
+         for m in /mapped /plain /plain/below /sys; do mount -o remount,bind,rw $m && echo $m; touch $m/new && echo $m; done; \
+         mount -o remount,bind,ro,suid,dev,exec /plain && echo exec; \
+         mount --rbind /plain /copy && mount -o remount,bind,rw /copy && echo copy; umount /plain/below && echo bared; \
+         umount /sys/firmware; ls -A /sys/firmware; \
+         mount -t tmpfs none /tmp && mount -o remount,bind,ro /tmp && mount -o remount,bind,rw /tmp && touch /tmp/x && echo its own",
+    ));
+    may_mount(&mut asked);
+    volume(&mut asked, &mapped_one, "/mapped");
+    let mounts = asked["mounts"].as_array_mut().unwrap();
+    mounts.last_mut().unwrap()["options"] = json!(["rbind", "ro"]);
+    bind(&mut asked, &plain, "/plain", &["rbind", "rro", "rslave", "nosuid", "nodev", "noexec", "relatime"]);
+    let outcome = agent.run(asked);
+    assert_eq!((outcome.out.as_str(), outcome.code), ("its own\n", 0), "{outcome:?}");
 }
 
 fn shared_pids() {
