@@ -10,6 +10,7 @@ use tonic::Code;
 tests![
     pods_run_in_scopes_that_go_with_them needs Need::Systemd,
     limits_outlive_a_reload needs Need::Systemd,
+    a_quota_alone_keeps_its_period needs Need::Systemd,
     a_pod_runs_on_through_a_reexec_of_systemd needs Need::Systemd,
     a_parent_of_the_other_driver_is_refused needs Need::Systemd,
     what_a_lost_pod_left_in_a_slice_is_swept needs Need::Systemd,
@@ -137,6 +138,28 @@ async fn limits_outlive_a_reload(lab: &Lab) -> Result<()> {
         assert_eq!(property(&scope(&main.id), "MemoryMax")?, (96 << 20).to_string());
     }
     assert_eq!(main.sh("echo alive").await?, "alive\n");
+    Ok(())
+}
+
+/// Where v2 has the CPU controller; elsewhere there is nothing to limit.
+async fn a_quota_alone_keeps_its_period(lab: &Lab) -> Result<()> {
+    let node = node(lab).await?;
+    let pod = pod(&node).await?;
+    if !std::fs::read_to_string(format!("{TREE}/cgroup.controllers"))?.split_whitespace().any(|c| c == "cpu")
+    {
+        return Ok(());
+    }
+    let main = pod.container("main").idle().with_resources(|resources| {
+        (resources.cpu_quota, resources.cpu_period) = (20_000, 50_000);
+    });
+    let main = main.run().await?;
+    main.update(|resources| resources.cpu_quota = 12_345).await?;
+    assert_eq!(file(&node, &main, "cpu.max")?, "12345 50000");
+    assert_eq!(property(&scope(&main.id), "CPUQuotaPeriodUSec")?, "50ms");
+    assert_eq!(property(&scope(&main.id), "CPUQuotaPerSecUSec")?, "250ms");
+    // What is told about something else has systemd write all that it knows.
+    main.update(|resources| resources.cpu_shares = 512).await?;
+    assert_eq!(file(&node, &main, "cpu.max")?, "12345 50000");
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-use hartpod_container::cgroup::{DestroyError, Leaf, Limits, UnitValue};
+use hartpod_container::cgroup::{CgroupError, DestroyError, Leaf, Limits, UnitValue};
 
 use bus::Bus;
 pub(crate) use bus::BusError;
@@ -38,6 +38,15 @@ pub(crate) enum ScopeError {
     Placeholder { scope: String, source: io::Error },
     #[error("make {scope} in {slice}")]
     Make { scope: String, slice: String, source: Box<BusError> },
+}
+
+/// systemd does not know all of the new limits.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TellError {
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    #[error("keep the CPU quota as it is")]
+    Bandwidth(#[source] CgroupError),
 }
 
 /// The systemd of this node.
@@ -118,17 +127,33 @@ impl Systemd {
     }
 
     /// Tells systemd the new limits of a leaf, which are in force already: it would write its own into the cgroup at the next reload.
-    pub(crate) fn set_blocking(&self, leaf: &Leaf, limits: &Limits) -> Result<(), BusError> {
-        let properties = limits.unit_properties();
-        let Some(unit) = leaf.unit().filter(|_| !properties.is_empty()) else { return Ok(()) };
+    ///
+    /// It writes into the cgroup now as well, the CPU quota in whole percents, be that new or not. So what was in force is set again.
+    pub(crate) fn set_blocking(&self, leaf: &Leaf, limits: &Limits) -> Result<(), TellError> {
+        let Some(unit) = leaf.unit() else { return Ok(()) };
+        let bandwidth = leaf.bandwidth().map_err(TellError::Bandwidth)?;
+        let properties = limits.completed(bandwidth).unit_properties();
+        if properties.is_empty() {
+            return Ok(());
+        }
+        self.set_properties(unit.scope, &properties)?;
+        bandwidth.map_or(Ok(()), |exact| leaf.set_bandwidth(exact)).map_err(TellError::Bandwidth)
+    }
+
+    /// When this returns without an error, systemd has also written what it wants to.
+    fn set_properties(&self, scope: &str, properties: &[(&str, UnitValue)]) -> Result<(), BusError> {
         let properties: Vec<_> = properties.iter().map(|(name, value)| (*name, as_value(value))).collect();
         let mut body = Writer::default();
-        body.text(unit.scope);
+        body.text(scope);
         // Of this boot alone.
         body.bool(true);
         body.properties(&properties);
         let mut bus = Bus::open_blocking(&self.socket)?;
-        bus.call_blocking("SetUnitProperties", "sba(sv)", body, |_| {}).map(drop)
+        bus.call_blocking("SetUnitProperties", "sba(sv)", body, |_| {})?;
+        // systemd answers first, writes then, and looks at the next message only after that (src/core/manager.c: manager_loop).
+        let mut body = Writer::default();
+        body.text(scope);
+        bus.call_blocking("GetUnit", "s", body, |_| {}).map(drop)
     }
 
     /// Has systemd forget the scope of a leaf, which is gone. It learns of an empty cgroup by itself, but not of one that was removed at once.

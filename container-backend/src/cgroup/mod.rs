@@ -27,6 +27,7 @@
 //! ```
 
 mod apply;
+mod bandwidth;
 mod bounds;
 mod device_program;
 mod devices;
@@ -51,6 +52,7 @@ mod tree;
 mod unit;
 mod update;
 
+pub use bandwidth::Bandwidth;
 pub use bounds::{Bound, Bounds};
 pub use devices::DeviceRuleError;
 pub use error::{CgroupError, DestroyError, DetectError, PathError, Warning};

@@ -5,6 +5,9 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+
 use super::wire::{self, FIXED, Kind, Message, Writer};
 
 /// For an answer of systemd. It is busy for seconds at most, while it reloads.
@@ -36,7 +39,7 @@ pub(super) struct Bus {
 
 impl Bus {
     pub(super) fn open_blocking(path: &Path) -> Result<Self, BusError> {
-        let socket = UnixStream::connect(path)
+        let socket = connect_blocking(path, PATIENCE)
             .map_err(|source| BusError::Connect { socket: path.display().to_string(), source })?;
         let mut bus = Self { socket: BufReader::new(socket), serial: 0, deadline: Instant::now() + PATIENCE };
         bus.greet().map_err(BusError::Talk)?.map_or(Ok(bus), |line| Err(BusError::Refused(line)))
@@ -106,4 +109,12 @@ impl Bus {
         self.socket.read_exact(message.get_mut(FIXED..).unwrap_or_default())?;
         wire::parse(&message).ok_or_else(garbled)
     }
+}
+
+/// connect(2) waits while the listener's queue is full, for as long as sending may take.
+pub(super) fn connect_blocking(path: &Path, patience: Duration) -> io::Result<UnixStream> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    set_socket_timeout(&socket, Timeout::Send, Some(patience))?;
+    connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket.into())
 }

@@ -1,9 +1,10 @@
 //! Against a systemd that only writes down what it is told.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
 
 use hartpod_container::cgroup::Tree;
 
@@ -22,7 +23,7 @@ enum Fake {
     HangsUp,
 }
 
-/// Serves one connection; every call's bytes come out of the channel.
+/// Serves one connection, until the caller hangs up; every call's bytes come out of the channel.
 fn serve(listener: UnixListener, fake: Fake) -> Receiver<Vec<u8>> {
     let (sender, calls) = channel();
     std::thread::spawn(move || {
@@ -42,18 +43,30 @@ fn converse(socket: &UnixStream, fake: Fake, calls: &Sender<Vec<u8>>) {
     line.clear();
     reader.read_line(&mut line).unwrap();
     assert_eq!(line, "BEGIN\r\n");
+    while let Some(message) = next_call(&mut reader) {
+        let serial = u32::from_le_bytes(message[8..12].try_into().unwrap());
+        let _ = calls.send(message);
+        let Some(answer) = answer(fake, serial) else { return };
+        writer.write_all(&answer).unwrap();
+    }
+}
+
+fn next_call(reader: &mut impl Read) -> Option<Vec<u8>> {
     let mut message = vec![0; FIXED];
-    reader.read_exact(&mut message).unwrap();
+    reader.read_exact(&mut message).ok()?;
     let size = size(message.as_slice().try_into().unwrap()).unwrap();
     message.resize(size, 0);
     reader.read_exact(&mut message[FIXED..]).unwrap();
-    calls.send(message).unwrap();
+    Some(message)
+}
+
+fn answer(fake: Fake, serial: u32) -> Option<Vec<u8>> {
     let (answer, signal) = match fake {
-        Fake::HangsUp => return,
+        Fake::HangsUp => return None,
         Fake::Refuses(name) => {
             let mut body = Writer::default();
             body.text("Unit a.scope was already loaded");
-            (message_of(3, &[(4, "s", name)], "s", body), Vec::new())
+            (message_of(3, serial, &[(4, "s", name)], "s", body), Vec::new())
         }
         Fake::Job { result, .. } => {
             let mut body = Writer::default();
@@ -63,19 +76,20 @@ fn converse(socket: &UnixStream, fake: Fake, calls: &Sender<Vec<u8>>) {
             for text in ["/job/1", "a.scope", result] {
                 removed.text(text);
             }
-            (message_of(2, &[], "o", body), message_of(4, &[(3, "s", "JobRemoved")], "uoss", removed))
+            let signal = message_of(4, serial, &[(3, "s", "JobRemoved")], "uoss", removed);
+            (message_of(2, serial, &[], "o", body), signal)
         }
     };
     let both = match fake {
         Fake::Job { early: true, .. } => [signal, answer],
         _ => [answer, signal],
     };
-    writer.write_all(&both.concat()).unwrap();
+    Some(both.concat())
 }
 
 /// A message of systemd's.
-fn message_of(kind: u8, fields: &[(u8, &str, &str)], signature: &str, body: Writer) -> Vec<u8> {
-    wire::message(kind, 77, (kind != 4).then_some(1), fields, signature, body)
+fn message_of(kind: u8, serial: u32, fields: &[(u8, &str, &str)], signature: &str, body: Writer) -> Vec<u8> {
+    wire::message(kind, 77, (kind != 4).then_some(serial), fields, signature, body)
 }
 
 fn leaf(parent: &str) -> Option<Leaf> {
@@ -155,6 +169,19 @@ fn what_systemd_does_not_do_is_told() {
 }
 
 #[test]
+fn a_systemd_that_takes_no_connections_is_given_up_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("private");
+    let listener = UnixListener::bind(&socket).unwrap();
+    rustix::net::listen(&listener, 0).unwrap();
+    let _first = UnixStream::connect(&socket).unwrap();
+    let began = Instant::now();
+    let refused = bus::connect_blocking(&socket, Duration::from_millis(200)).unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::WouldBlock);
+    assert!(began.elapsed() < Duration::from_secs(10));
+}
+
+#[test]
 fn a_leaf_below_a_path_is_no_business_of_systemds() {
     let nobody = Systemd { socket: "/nonexistent".into(), program: "/nonexistent".into() };
     let leaf = leaf("/kubepods/pod1").unwrap();
@@ -169,6 +196,8 @@ fn new_limits_are_told_for_this_boot() {
     systemd.set_blocking(&leaf("a.slice").unwrap(), &limits(r#"{"pids":{"limit":5}}"#)).unwrap();
     let call = calls.recv().unwrap();
     assert!(contains(&call, b"SetUnitProperties") && contains(&call, b"TasksMax\0\x01t\0"));
+    // systemd has written them when it answers the next call.
+    assert!(contains(&calls.recv().unwrap(), b"GetUnit"));
 }
 
 #[test]
