@@ -39,7 +39,7 @@ impl World {
         );
         let options = std::ffi::CString::new(options).unwrap();
         mount("hartpod", point.path(), "fuse", MountFlags::NODEV, options.as_c_str()).unwrap();
-        let server = Server::new(Limits::default()).unwrap();
+        let server = Server::new(Limits::default());
         for read_only in [false, true] {
             let root = rustix::fs::open(host.path(), OFlags::PATH, Mode::empty()).unwrap();
             let identity = read_only.to_string();

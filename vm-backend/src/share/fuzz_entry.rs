@@ -38,7 +38,7 @@ pub fn requests(data: &[u8]) {
     let folder = Folder::new();
     let outside = folder.0.join("outside");
     fs::write(&outside, "untouched").expect("a file");
-    let server = Server::new(LIMITS).expect("a thread");
+    let server = Server::new(LIMITS);
     for (name, read_only) in [("kept", true), ("given", false)] {
         fill(&folder.0.join(name), &outside);
         let root = rustix::fs::open(folder.0.join(name), OFlags::PATH, Mode::empty()).expect("a folder");

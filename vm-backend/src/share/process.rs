@@ -69,7 +69,7 @@ pub fn run(parent: BorrowedFd<'_>) -> Result<(), ServeError> {
 
 /// The part behind the jail.
 fn serve(requests: Arc<OwnedFd>, control: OwnedFd, own_files: &str) -> Result<(), ServeError> {
-    let server = Server::with_own_files(Limits::default(), own_files).map_err(ServeError::Thread)?;
+    let server = Server::with_own_files(Limits::default(), own_files);
     let service = Arc::new(Service { server, pools: Mutex::default(), requests });
     let other = service.clone();
     let controlled = move || control::serve(&control, &other.server, |gone| other.forget_pools(gone));

@@ -90,7 +90,7 @@ impl Node {
 }
 
 /// What FUSE tells of a file, and what a node is found by.
-fn look(fd: BorrowedFd<'_>) -> Result<Statx, Errno> {
+pub(super) fn look(fd: BorrowedFd<'_>) -> Result<Statx, Errno> {
     statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS | StatxFlags::MNT_ID)
 }
 
@@ -132,19 +132,25 @@ impl Nodes {
     /// # Errors
     /// ENFILE where there are too many, and those of statx(2).
     pub(super) fn learn(&self, fd: OwnedFd, volume: &Arc<Volume>) -> Result<(Arc<Node>, Statx), Errno> {
-        self.insert(fd, volume, false)
+        let told = look(fd.as_fd())?;
+        Ok((self.insert(fd, &told, volume, false)?, told))
     }
 
-    /// As [`learn`](Self::learn), for the root of a volume: it stays until the volume goes.
+    /// As [`learn`](Self::learn), for the root of a volume, which was looked at: it stays until the volume goes.
     ///
     /// # Errors
-    /// The same.
-    pub(super) fn pin(&self, fd: OwnedFd, volume: &Arc<Volume>) -> Result<Arc<Node>, Errno> {
-        self.insert(fd, volume, true).map(|(node, _)| node)
+    /// ENFILE where there are too many.
+    pub(super) fn pin(&self, (fd, told): (OwnedFd, Statx), volume: &Arc<Volume>) -> Result<Arc<Node>, Errno> {
+        self.insert(fd, &told, volume, true)
     }
 
-    fn insert(&self, fd: OwnedFd, volume: &Arc<Volume>, pinned: bool) -> Result<(Arc<Node>, Statx), Errno> {
-        let told = look(fd.as_fd())?;
+    fn insert(
+        &self,
+        fd: OwnedFd,
+        told: &Statx,
+        volume: &Arc<Volume>,
+        pinned: bool,
+    ) -> Result<Arc<Node>, Errno> {
         let key = Key {
             volume: volume.number,
             mount: told.stx_mnt_id,
@@ -158,7 +164,7 @@ impl Nodes {
                 known.lookups = known.lookups.saturating_add(1);
                 let node = known.node.clone();
                 drop(table);
-                return Ok((node, told));
+                return Ok(node);
             }
         }
         if self.open.load(Ordering::Relaxed) >= self.most {
@@ -171,7 +177,7 @@ impl Nodes {
         let node = Arc::new(Node { id, volume: volume.clone(), kind, fd, key, open: self.open.clone() });
         table.by_key.insert(key, id);
         table.by_id.insert(id, Known { node: node.clone(), lookups: 1, pinned });
-        Ok((node, told))
+        Ok(node)
     }
 
     /// One more word of a node that is known.

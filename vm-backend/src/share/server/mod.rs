@@ -10,6 +10,7 @@
 //! would be without a guest between; and what nothing in the guest uses is forgotten at once, so that it pins nothing here.
 
 mod attributes;
+mod closer;
 mod data;
 mod folder;
 mod handle;
@@ -20,10 +21,11 @@ mod names;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
-use std::sync::mpsc::{self, Sender};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use rustix::fs::{FileType, Mode, OFlags, Statx};
 use rustix::io::Errno;
@@ -33,6 +35,7 @@ pub use inode::MAX_NODES;
 
 use super::fuse::{self, Answer, Args, Header, OUT_HEADER, ROOT, finish, op};
 use super::wire::MAX_DATA;
+use closer::Closer;
 use handle::{Handle, Handles};
 use inode::{Node, Nodes, Volume};
 
@@ -51,11 +54,14 @@ pub struct Server {
     /// Devices that file systems were seen on, which tell apart what has the same inode number.
     devices: Mutex<Vec<(u32, u32)>>,
     own_files: String,
-    closer: Sender<Closing>,
+    closer: Closer<Gone>,
 }
 
 /// What is closed by somebody who may wait for it.
-type Closing = (Vec<Arc<Node>>, Vec<Arc<Handle>>);
+type Gone = (Option<Arc<Node>>, Option<Arc<Handle>>);
+
+/// For the storage of a volume to answer when it is shared.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Default)]
 struct Volumes {
@@ -98,49 +104,39 @@ impl Default for Limits {
 }
 
 impl Server {
-    /// A server without volumes. Starts the thread that closes files.
-    ///
-    /// # Errors
-    /// There is no thread to be had.
-    pub fn new(limits: Limits) -> std::io::Result<Self> {
+    /// A server without volumes.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
         Self::with_own_files(limits, OWN_FILES)
     }
 
     /// As [`new`](Self::new), where the process finds its own descriptors in another folder; `""` is the root.
-    ///
-    /// # Errors
-    /// The same.
-    pub fn with_own_files(limits: Limits, own_files: &str) -> std::io::Result<Self> {
-        let (closer, closing) = mpsc::channel::<Closing>();
-        thread::Builder::new().name("close".to_owned()).stack_size(64 << 10).spawn(move || {
-            for gone in closing {
-                drop(gone);
-            }
-        })?;
-        Ok(Self {
+    #[must_use]
+    pub fn with_own_files(limits: Limits, own_files: &str) -> Self {
+        Self {
             nodes: Nodes::new(limits.nodes),
             handles: Handles::new(limits.handles),
             volumes: Mutex::default(),
             devices: Mutex::default(),
             own_files: own_files.to_owned(),
-            closer,
-        })
+            closer: Closer::default(),
+        }
     }
 
     /// Shows a volume to the guest, as the entry of this number in the root. The same share again is the same number, with one more owner.
     ///
     /// # Errors
-    /// ENFILE where there are too many, and those of statx(2).
+    /// ENFILE where there are too many, ETIMEDOUT where the storage does not answer, and those of statx(2).
     pub fn share(&self, share: Share) -> Result<u64, Errno> {
         let Share { root, read_only, identity, owner } = share;
-        let mut volumes = self.volumes();
-        let same = volumes.by_number.iter_mut().find(|(_, shared)| shared.identity == identity);
-        if let Some((number, shared)) = same {
-            shared.owners.insert(owner);
-            return Ok(*number);
+        if let Some(number) = self.volumes().share_again(&identity, &owner)? {
+            return Ok(number);
         }
-        if volumes.by_number.len() >= MAX_VOLUMES {
-            return Err(Errno::NFILE);
+        // Nothing is locked while this waits for the storage.
+        let root = in_time(PATIENCE, move || inode::look(root.as_fd()).map(|told| (root, told)))?;
+        let mut volumes = self.volumes();
+        if let Some(number) = volumes.share_again(&identity, &owner)? {
+            return Ok(number);
         }
         let number = volumes.next;
         let volume = Arc::new(Volume::new(number, read_only));
@@ -330,9 +326,11 @@ impl Server {
     }
 
     fn close(&self, nodes: Vec<Arc<Node>>, handles: Vec<Arc<Handle>>) {
-        if !nodes.is_empty() || !handles.is_empty() {
-            // Without its thread they are closed here.
-            let _ = self.closer.send((nodes, handles));
+        for node in nodes {
+            self.closer.close(node.volume.number, (Some(node), None));
+        }
+        for handle in handles {
+            self.closer.close(handle.volume.number, (None, Some(handle)));
         }
     }
 
@@ -390,6 +388,33 @@ impl Server {
     pub fn open_now(&self) -> (usize, usize) {
         (self.nodes.count(), self.handles.count())
     }
+}
+
+impl Volumes {
+    /// One more owner of what is shared already; nothing where it is not, and may be.
+    fn share_again(&mut self, identity: &str, owner: &str) -> Result<Option<u64>, Errno> {
+        let same = self.by_number.iter_mut().find(|(_, shared)| shared.identity == identity);
+        if let Some((number, shared)) = same {
+            shared.owners.insert(owner.to_owned());
+            return Ok(Some(*number));
+        }
+        if self.by_number.len() >= MAX_VOLUMES { Err(Errno::NFILE) } else { Ok(None) }
+    }
+}
+
+/// Does what may hang in a thread of its own, which is left behind when it takes too long.
+fn in_time<T: Send + 'static>(
+    patience: Duration,
+    work: impl FnOnce() -> Result<T, Errno> + Send + 'static,
+) -> Result<T, Errno> {
+    let (sender, done) = mpsc::sync_channel(1);
+    let thread = thread::Builder::new().name("look".to_owned()).stack_size(64 << 10);
+    let begun = thread.spawn(move || {
+        // Whoever has stopped waiting does not want it.
+        let _ = sender.send(work());
+    });
+    begun.map_err(|_| Errno::AGAIN)?;
+    done.recv_timeout(patience).unwrap_or(Err(Errno::TIMEDOUT))
 }
 
 /// An entry of the root.

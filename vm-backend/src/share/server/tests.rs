@@ -24,7 +24,7 @@ impl Guest {
     }
 
     fn with(limits: Limits) -> Self {
-        Self { server: Server::new(limits).unwrap(), unique: 0, user: (0, 0) }
+        Self { server: Server::new(limits), unique: 0, user: (0, 0) }
     }
 
     /// Shares a folder or file, as number and node.
@@ -599,4 +599,15 @@ fn what_is_no_request_is_refused_or_ignored() {
     guest.server.handle(&request, 20, &mut answer);
     assert_eq!((answer.len(), i32_at(&answer, 4)), (OUT_HEADER, -libc::EINVAL));
     assert_eq!(FOPEN_NOFLUSH, 32);
+}
+
+#[test]
+fn what_hangs_is_not_waited_for() {
+    let (_gate, never) = std::sync::mpsc::channel::<()>();
+    let hangs = move || {
+        let _ = never.recv();
+        Ok(())
+    };
+    assert_eq!(super::in_time(std::time::Duration::from_millis(50), hangs), Err(Errno::TIMEDOUT));
+    assert_eq!(super::in_time(std::time::Duration::from_secs(60), || Ok(7)), Ok(7));
 }
