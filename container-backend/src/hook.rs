@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use oci_spec::runtime::Hook;
+use rustix::process::getpid;
 
 use crate::begin::report;
 use crate::cgroup::ExecLeaf;
@@ -127,14 +128,14 @@ impl Pod {
                 let namespaces: Vec<BorrowedFd<'_>> =
                     self.left.iter().map(AsFd::as_fd).chain([self.host.as_fd()]).collect();
                 let streams = Streams::Three(request.stdio);
-                let plan = HookPlan { namespaces, program, bundle, streams };
+                let plan = HookPlan { agent: getpid(), namespaces, program, bundle, streams };
                 clone::fork(&birth, || hook::main(&plan, report))
             }
             HookPlace::HookPoint { bundle, point } => {
                 let namespaces =
                     point.cgroups.iter().map(AsFd::as_fd).chain([point.mounts.as_fd()]).collect();
                 let streams = Streams::Three(request.stdio);
-                let plan = HookPlan { namespaces, program, bundle, streams };
+                let plan = HookPlan { agent: getpid(), namespaces, program, bundle, streams };
                 clone::fork(&birth, || hook::main(&plan, report))
             }
             HookPlace::Container(container) => {

@@ -20,6 +20,10 @@ tests![
     a_container_whose_hook_fails_is_not_started needs Need::OfNode("hooks"),
     a_hook_that_hangs_is_killed_with_all_that_it_started needs Need::OfNode("hooks"),
     hooks_after_the_start_and_the_end_may_fail needs Need::OfNode("hooks"),
+    a_container_lives_while_hooks_run_beside_it needs Need::OfNode("hooks"),
+    a_removal_ends_the_hooks_beside_a_container needs Need::OfNode("hooks"),
+    hooks_after_the_end_have_a_mask_and_a_score_of_their_own needs Need::OfNode("hooks"),
+    hooks_before_the_start_need_the_nodes_users needs Need::OfNode("user namespaces"),
     hooks_after_the_end_run_whoever_has_died needs Need::OfNode("hooks"),
     a_hook_whose_daemon_or_agent_dies_is_killed_and_undone needs Need::OfNode("hooks"),
 ];
@@ -292,6 +296,101 @@ async fn hooks_after_the_start_and_the_end_may_fail(lab: &Lab) -> Result<()> {
     for expected in ["it ended with code 5: too late", "it ended with code 6: much too late"] {
         eventually("a warning of the hook", log, |log| log.contains(expected)).await?;
     }
+    Ok(())
+}
+
+/// A hook that waits for the file `go`, having made `begun`.
+fn waiting(world: &World, moment: &str) -> Value {
+    let script = "touch $1/begun; while [ ! -e $1/go ]; do sleep 0.05; done; echo $2 >>$1/order";
+    let args = json!(["sh", "-c", script, "sh", world.told, moment]);
+    json!({"hookName": moment, "path": "/bin/sh", "args": args})
+}
+
+async fn a_container_lives_while_hooks_run_beside_it(lab: &Lab) -> Result<()> {
+    let world = World::new(lab).await?;
+    world.write(&[waiting(&world, "poststart")])?;
+    let (begun, go) = (world.told.join("begun"), world.told.join("go"));
+    let pod = world.node.pod("web").run().await?;
+    let main = main_of(&pod).create().await?;
+    let start = tokio::spawn({
+        let main = main.clone();
+        async move { main.start().await }
+    });
+    eventually("the hook to begin", async || Ok(begun.exists()), |begun| *begun).await?;
+    eventually(
+        "the container to run",
+        async || Ok(main.state().await?),
+        |state| *state == cri::ContainerState::ContainerRunning,
+    )
+    .await?;
+    assert_eq!(main.sh("echo here").await?, "here\n");
+    ensure!(!start.is_finished(), "the start was answered before its hooks had run");
+    // Its end is told, and the start still waits.
+    process::signal(main.pid().await?, Signal::SIGKILL)?;
+    assert_eq!(main.exited().await?.exit_code, 137);
+    ensure!(!start.is_finished(), "the start was answered before its hooks had run");
+    fs::write(go, "")?;
+    start.await??;
+    assert_eq!(world.order()?, ["poststart"]);
+    Ok(())
+}
+
+async fn a_removal_ends_the_hooks_beside_a_container(lab: &Lab) -> Result<()> {
+    let world = World::new(lab).await?;
+    world.write(&[waiting(&world, "poststart"), world.noting("poststop", "")])?;
+    let begun = world.told.join("begun");
+    let pod = world.node.pod("web").run().await?;
+    let main = main_of(&pod).create().await?;
+    let start = tokio::spawn({
+        let main = main.clone();
+        async move { main.start().await }
+    });
+    eventually("the hook to begin", async || Ok(begun.exists()), |begun| *begun).await?;
+    main.remove().await?;
+    start.await?.refused("a start whose container was removed")?;
+    let hooks = async || Ok(process::all()?.into_iter().filter(|one| one.command.contains("begun")).count());
+    eventually("the hook to be killed", hooks, |count| *count == 0).await?;
+    assert_eq!(world.order()?, ["poststop"]);
+    Ok(())
+}
+
+async fn hooks_after_the_end_have_a_mask_and_a_score_of_their_own(lab: &Lab) -> Result<()> {
+    let world = World::new(lab).await?;
+    let out = world.told.join("own");
+    let script = r#"echo "$0 $1 $(umask) $(cat /proc/self/oom_score_adj)" >$2"#;
+    world.write(&[json!({"hookName": "poststop", "path": "/bin/sh",
+        "args": ["sh", "-c", script, "named", "--help", out]})])?;
+    // As a unit of systemd may give it to the daemon; it is raised, for lowering takes a right that not every place has.
+    fs::write(format!("/proc/{}/oom_score_adj", world.node.daemon_pid()?), "7")?;
+    let pod = world.node.pod("web").run().await?;
+    let main = main_of(&pod).run().await?;
+    main.stop(Duration::ZERO).await?;
+    main.remove().await?;
+    let told = fs::read_to_string(&out)?;
+    assert_eq!(told.trim(), "named --help 0022 0");
+    Ok(())
+}
+
+async fn hooks_before_the_start_need_the_nodes_users(lab: &Lab) -> Result<()> {
+    let world = World::new(lab).await?;
+    let ids = vec![cri::IdMapping { host_id: 327_680, container_id: 0, length: 65536 }];
+    let users = cri::UserNamespace { mode: cri::NamespaceMode::Pod.into(), uids: ids.clone(), gids: ids };
+    let pod = world.node.pod("web").with(|config| {
+        let security = config.linux.get_or_insert_default().security_context.get_or_insert_default();
+        security.namespace_options.get_or_insert_default().userns_options = Some(users);
+    });
+    let pod = pod.run().await?;
+    for moment in ["prestart", "createRuntime", "createContainer"] {
+        world.write(&[world.noting(moment, "")])?;
+        let status = main_of(&pod).create().await.refused(moment)?;
+        assert!(status.message().contains("user namespace"), "{moment}: {status:?}");
+    }
+    assert!(world.order()?.is_empty());
+    world.write(&[world.noting("poststart", ""), world.noting("poststop", "")])?;
+    let main = main_of(&pod).run().await?;
+    main.stop(Duration::ZERO).await?;
+    main.remove().await?;
+    assert_eq!(world.order()?, ["poststart", "poststop"]);
     Ok(())
 }
 

@@ -1,9 +1,12 @@
 //! The command line: what it accepts, and how its end becomes an exit code.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
+use hartpod_container::hooks::be_hook;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::commands;
@@ -34,6 +37,12 @@ enum Command {
     /// The first process of a systemd scope, until its input ends. For the daemon alone.
     #[command(hide = true)]
     Placeholder,
+    /// Becomes a poststop hook of a container: its path, its name and its arguments. For the daemon alone.
+    #[command(hide = true)]
+    Hook {
+        #[arg(last = true)]
+        command: Vec<OsString>,
+    },
     /// Print the configuration in effect, or the sample file, or check a file.
     Config(ConfigArgs),
 }
@@ -118,6 +127,13 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             crate::systemd::be_placeholder();
             Ok(ExitCode::SUCCESS)
         }
+        Command::Hook { command } => match be_hook(&command) {
+            Ok(never) => match never {},
+            Err(error) => {
+                let path = command.first().map(Path::new).unwrap_or(Path::new(""));
+                Err(error).with_context(|| format!("execute {}", path.display()))
+            }
+        },
         Command::Config(args) => commands::config::config(&args.into()),
     }
 }
@@ -158,6 +174,14 @@ mod tests {
     fn the_daemons_placeholder_is_a_command() {
         let cli = Cli::try_parse_from(["hartpod", crate::systemd::PLACEHOLDER]).unwrap();
         assert!(matches!(cli.command, Command::Placeholder), "{cli:?}");
+    }
+
+    #[test]
+    fn a_hook_has_its_arguments_to_itself() {
+        let line = ["hartpod", crate::poststop::ROLE, "--", "/bin/sh", "sh", "--help", "--", "-c"];
+        let cli = Cli::try_parse_from(line).unwrap();
+        let Command::Hook { command } = cli.command else { panic!("{cli:?}") };
+        assert_eq!(command, ["/bin/sh", "sh", "--help", "--", "-c"]);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hartpod_container::cgroup::Leaf;
+use hartpod_container::hooks::Budget;
 use hartpod_proto::pod::v1 as agent;
 use hartpod_proto::{ContainerId, SandboxId};
 use tokio::task::JoinSet;
@@ -324,7 +325,7 @@ async fn forget_container<'a>(
         if let Err(error) = node.trash.throw_blocking(&node.layout.scratch(&id)) {
             tracing::warn!(container = %id, error = %crate::chain(&error), "folder of an unfinished container stays");
         }
-        poststop_blocking(&node.records, &pod_id, &id, HOOKS);
+        poststop_blocking(&node.records, &pod_id, &id, Budget::of(HOOKS));
         if let Err(error) = node.records.remove_container_blocking(&pod_id, &id) {
             tracing::warn!(container = %id, error = %crate::chain(&error), "record of an unfinished container stays");
         }

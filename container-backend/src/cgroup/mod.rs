@@ -62,7 +62,7 @@ pub use limits::{LimitError, Limits};
 pub use meter::{Depth, Meter};
 pub use node::is_populated;
 pub use oom::{OomWatch, Readiness};
-pub use oom_limit::OomLimit;
+pub use oom_limit::{OomLimit, OomsBefore};
 pub use path::{DEFAULT_PARENT, SCOPE_PREFIX, check_parent, is_slice};
 pub use processes::{ProcessSample, open_files_limit};
 pub use sample::{CpuSample, DeviceSample, HugePageSample, MemorySample, Pressure, Sample, Stall};

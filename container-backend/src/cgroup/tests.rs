@@ -415,7 +415,7 @@ fn the_oom_killer_is_noticed_and_counted() {
     watch.clear().expect("clear");
     assert!(leaf.oom_kills().expect("count") >= 1);
     let cgroup = leaf.cgroup_path().to_owned();
-    assert_eq!(leaf.oom_limit().expect("limit"), OomLimit::Own { cgroup });
+    assert_eq!(leaf.oom_limit(&OomsBefore::default()).expect("limit"), OomLimit::Own { cgroup });
     leaf.destroy_blocking(soon()).expect("destroy");
     assert_eq!(fixture.left(), Vec::<PathBuf>::new());
 }
@@ -434,7 +434,10 @@ fn a_limit_above_is_told_from_the_leafs_own() {
     hog.go();
     assert!(!hog.wait().success());
     assert!(leaf.oom_kills().expect("count") >= 1);
-    assert_eq!(leaf.oom_limit().expect("limit"), OomLimit::Shared { cgroup: fixture.parent.clone() });
+    assert_eq!(
+        leaf.oom_limit(&OomsBefore::default()).expect("limit"),
+        OomLimit::Shared { cgroup: fixture.parent.clone() }
+    );
     leaf.destroy_blocking(soon()).expect("destroy");
     assert_eq!(fixture.left(), Vec::<PathBuf>::new());
 }

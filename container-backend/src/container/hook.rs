@@ -5,22 +5,21 @@ use std::ffi::CString;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::Mode;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 use rustix::thread::move_into_link_name_space;
 
 use super::limits;
 use super::streams::Streams;
 use crate::errno::Errno;
 use crate::failure::{CommandError, Failure};
+use crate::hooks::UMASK;
 use crate::report::Reporter;
 use crate::sys::{exec, process};
 
-/// Same as a login's: hooks are no part of the container, whose mask is its own.
-const UMASK: Mode = Mode::from_raw_mode(0o022);
-
 /// All that the child needs to know.
 pub(crate) struct HookPlan<'a> {
+    /// Who has started it.
+    pub(crate) agent: Pid,
     /// To be entered one after the other.
     pub(crate) namespaces: Vec<BorrowedFd<'a>>,
     pub(crate) program: HookProgram,
@@ -53,6 +52,10 @@ pub(crate) fn main(plan: &HookPlan<'_>, report: OwnedFd) -> i32 {
 fn run(plan: &HookPlan<'_>, reporter: &Reporter) -> Result<Infallible, Failure> {
     // An agent that dies takes the hook along: what it was for is undone.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(step("follow the agent"))?;
+    // One that has died before that sends no signal any more.
+    if rustix::process::getppid() != Some(plan.agent) {
+        return Err(step("follow the agent")(rustix::io::Errno::SRCH));
+    }
     keep_only(plan, reporter)?;
     rustix::process::setsid().map_err(step("start a session"))?;
     // The agent's own would make it the last to go when memory is short. Where it may not be raised there is nobody to tell.

@@ -4,6 +4,7 @@
 //! The agent of a pod runs all but the last kind, see [`crate::Pod::begin_hook`]; the daemon runs those after a container's end
 //! with [`run_blocking`], for there may be no agent any more. What both need is here.
 
+mod launcher;
 mod run;
 mod state;
 mod tail;
@@ -11,11 +12,13 @@ mod tail;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use oci_spec::runtime::{Hook, Hooks, Spec};
 
-pub use run::run_blocking;
+pub(crate) use launcher::UMASK;
+pub use launcher::{Launcher, be_hook};
+pub use run::{run_blocking, wait_blocking};
 pub use state::HookState;
 pub use tail::Tail;
 
@@ -23,11 +26,37 @@ use crate::launch::LaunchError;
 
 /// How long a hook that names no timeout may take. The specification has no limit; a container that waits for a hook for ever could
 /// only be removed.
-pub const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What all hooks of one call have together, whatever their timeouts say: the kubelet gives up after two minutes (its
 /// --runtime-request-timeout), and a second try would find the first.
-pub const TIMEOUT_IN_ALL: Duration = Duration::from_secs(100);
+const TIMEOUT_IN_ALL: Duration = Duration::from_secs(100);
+
+/// The time that all hooks of one call have together.
+#[derive(Debug, Clone, Copy)]
+pub struct Budget(Instant);
+
+impl Budget {
+    /// That of a call, which begins now.
+    #[must_use]
+    pub fn of_call() -> Self {
+        Self::of(TIMEOUT_IN_ALL)
+    }
+
+    /// As much as this, from now on.
+    #[must_use]
+    pub fn of(time: Duration) -> Self {
+        Self(Instant::now() + time)
+    }
+
+    /// How long `hook` may take.
+    #[must_use]
+    pub fn timeout(self, hook: &Hook) -> Duration {
+        let asked = hook.timeout().and_then(|seconds| u64::try_from(seconds).ok());
+        let left = self.0.saturating_duration_since(Instant::now());
+        asked.map_or(TIMEOUT, Duration::from_secs).min(left)
+    }
+}
 
 /// For children of a hook that has ended to let go of its stderr.
 pub const DRAIN: Duration = Duration::from_millis(500);
@@ -143,13 +172,6 @@ pub fn check(hook: &Hook) -> Result<(), String> {
         return Err("args or env hold a NUL byte".to_owned());
     }
     Ok(())
-}
-
-/// How long a hook may take when all of its call have `left`.
-#[must_use]
-pub fn timeout(hook: &Hook, left: Duration) -> Duration {
-    let asked = hook.timeout().and_then(|seconds| u64::try_from(seconds).ok());
-    asked.map_or(TIMEOUT, Duration::from_secs).min(left)
 }
 
 /// A hook did not do its work.

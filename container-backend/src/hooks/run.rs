@@ -5,27 +5,33 @@ use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::Path;
-use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Child, ChildStderr, ExitStatus, Stdio};
+use std::time::Instant;
 
 use oci_spec::runtime::Hook;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
-use super::{DRAIN, HookFailure, Tail, timeout};
+use super::{Budget, DRAIN, HookFailure, Launcher, Tail};
 
 /// Runs a hook in the folder `bundle` with `state` as its stdin, in this process's namespaces and cgroups and a process group of its own,
-/// until it ends or has had its time; all hooks of a call have `left` together.
+/// until it ends or has had its time.
 ///
 /// # Errors
 /// See [`HookFailure`].
-pub fn run_blocking(hook: &Hook, bundle: &Path, state: OwnedFd, left: Duration) -> Result<(), HookFailure> {
-    let after = timeout(hook, left);
+pub fn run_blocking(
+    hook: &Hook,
+    bundle: &Path,
+    state: OwnedFd,
+    launcher: Launcher<'_>,
+    budget: Budget,
+) -> Result<(), HookFailure> {
+    let after = budget.timeout(hook);
     let deadline = Instant::now() + after;
-    let mut child = spawn(hook, bundle, state)?;
+    let mut child = spawn(hook, bundle, state, launcher)?;
     let mut tail = Tail::default();
     let stderr = child.stderr.take();
-    let ended = wait(&mut child, stderr, &mut tail, deadline);
+    let ended = wait_blocking(&mut child, stderr, &mut tail, deadline);
     match ended {
         Ok(Some(status)) if status.success() => Ok(()),
         Ok(Some(status)) => {
@@ -43,11 +49,8 @@ pub fn run_blocking(hook: &Hook, bundle: &Path, state: OwnedFd, left: Duration) 
     }
 }
 
-fn spawn(hook: &Hook, bundle: &Path, state: OwnedFd) -> Result<Child, HookFailure> {
-    let mut command = Command::new(hook.path());
-    if let Some((name, rest)) = hook.args().as_deref().and_then(<[String]>::split_first) {
-        command.arg0(name).args(rest);
-    }
+fn spawn(hook: &Hook, bundle: &Path, state: OwnedFd, launcher: Launcher<'_>) -> Result<Child, HookFailure> {
+    let mut command = launcher.command(hook.path(), hook.args().as_deref().unwrap_or_default());
     let env = hook.env().iter().flatten();
     command.env_clear().envs(env.map(|variable| variable.split_once('=').unwrap_or((variable, ""))));
     command.current_dir(bundle).process_group(0);
@@ -63,8 +66,11 @@ fn kill(child: &mut Child) {
     let _ = child.wait();
 }
 
-/// How it ended; nothing if it did not in time.
-fn wait(
+/// Reads what a program writes until it has ended, and how it did; nothing if it did not in time.
+///
+/// # Errors
+/// Those of poll(2), read(2) and waitpid(2).
+pub fn wait_blocking(
     child: &mut Child,
     stderr: Option<ChildStderr>,
     tail: &mut Tail,

@@ -16,9 +16,27 @@ fn state() -> HookState {
     HookState::new("abc", Path::new("/tmp"), &spec)
 }
 
+/// In the place of the daemon's program.
+struct Daemon(tempfile::TempDir);
+
+impl Daemon {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("program");
+        std::fs::write(&program, "#!/bin/sh\npath=$3; shift 4; exec $path \"$@\"\n").unwrap();
+        std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        Self(dir)
+    }
+
+    fn run(&self, hook: &Hook, stdin: std::os::fd::OwnedFd) -> Result<(), HookFailure> {
+        let launcher = Launcher { program: &self.0.path().join("program"), role: "hook" };
+        run_blocking(hook, Path::new("/tmp"), stdin, launcher, Budget::of_call())
+    }
+}
+
 fn run(hook: &Hook) -> Result<(), String> {
     let stdin = state().file(Moment::Poststop, None).unwrap();
-    run_blocking(hook, Path::new("/tmp"), stdin, TIMEOUT_IN_ALL).map_err(|error| error.to_string())
+    Daemon::new().run(hook, stdin).map_err(|error| error.to_string())
 }
 
 #[test]
@@ -51,7 +69,8 @@ fn a_hook_that_fails_is_quoted() {
     assert!(long.len() < 2100 && long.ends_with("y;  end"), "{long}");
     let mut none = shell("");
     none.set_path("/none/such".into());
-    assert_eq!(run(&none).unwrap_err(), "execute it");
+    let failed = run(&none).unwrap_err();
+    assert!(failed.starts_with("it ended with code 127: ") && failed.contains("/none/such"), "{failed}");
 }
 
 #[test]
@@ -75,7 +94,7 @@ fn a_hook_that_does_not_read_its_state_is_fine() {
     let mut spec = Spec::default();
     spec.set_annotations(Some([("k".to_owned(), "v".repeat(300_000))].into()));
     let stdin = HookState::new("abc", Path::new("/tmp"), &spec).file(Moment::Poststop, None).unwrap();
-    run_blocking(&shell("true"), Path::new("/tmp"), stdin, TIMEOUT_IN_ALL).unwrap();
+    Daemon::new().run(&shell("true"), stdin).unwrap();
 }
 
 #[test]
@@ -106,9 +125,13 @@ fn every_moment_has_its_list() {
 #[test]
 fn what_all_hooks_have_together_bounds_each() {
     let hook = shell("true");
-    assert_eq!(timeout(&hook, TIMEOUT_IN_ALL), TIMEOUT);
-    assert_eq!(timeout(&hook, Duration::from_secs(3)), Duration::from_secs(3));
+    let (call, little) = (Budget::of_call(), Budget::of(Duration::from_secs(3)));
+    assert_eq!(call.timeout(&hook), TIMEOUT);
     let mut slow = shell("true");
     slow.set_timeout(Some(i64::MAX));
-    assert_eq!(timeout(&slow, TIMEOUT_IN_ALL), TIMEOUT_IN_ALL);
+    assert!((TIMEOUT..=TIMEOUT_IN_ALL).contains(&call.timeout(&slow)));
+    for hook in [hook, slow] {
+        assert!(little.timeout(&hook) <= Duration::from_secs(3));
+    }
+    assert_eq!(Budget::of(Duration::ZERO).timeout(&shell("true")), Duration::ZERO);
 }

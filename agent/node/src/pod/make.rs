@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hartpod_container::cgroup::{Leaf, LimitError, Limits, PathError};
-use hartpod_container::hooks::{TIMEOUT_IN_ALL, hooks_of};
+use hartpod_container::hooks::{Budget, hooks_of};
 use hartpod_images::Image;
 use hartpod_proto::ContainerId;
 use hartpod_proto::pod::v1 as agent;
@@ -35,6 +35,8 @@ const GUEST_FILES: &str = "/run/hartpod/files";
 
 /// For the processes of a container that failed to be gone.
 const LEAF_END: Duration = Duration::from_secs(10);
+/// For the poststop hooks of a container that failed: those before may have used up nearly all of the call's time.
+const LAST_HOOKS: Duration = Duration::from_secs(10);
 
 /// A container was not made.
 #[derive(Debug, thiserror::Error)]
@@ -386,7 +388,7 @@ async fn undo(node: Arc<Node>, making: Making) -> Option<u32> {
         if let Err(error) = node.trash.throw_blocking(&node.layout.scratch(id)) {
             tracing::warn!(container = %id, error = %crate::chain(&error), "folder of a container that failed stays");
         }
-        poststop_blocking(&node.records, &making.pod.id, id, TIMEOUT_IN_ALL);
+        poststop_blocking(&node.records, &making.pod.id, id, Budget::of(LAST_HOOKS));
         if let Err(error) = node.records.remove_container_blocking(&making.pod.id, id) {
             tracing::warn!(container = %id, error = %crate::chain(&error), "record of a container that failed stays");
         }

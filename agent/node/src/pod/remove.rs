@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hartpod_container::cgroup::{DestroyError, Leaf};
-use hartpod_container::hooks::TIMEOUT_IN_ALL;
+use hartpod_container::hooks::Budget;
 use hartpod_proto::ContainerId;
 use tokio::task::JoinError;
 
@@ -111,7 +111,10 @@ async fn remove_container(
     }
     let removed = {
         let id = id.clone();
-        tokio::task::spawn_blocking(move || remove_container_blocking(&node, &pod, &id, &leaf)).await
+        tokio::task::spawn_blocking(move || {
+            remove_container_blocking(&node, &pod, &id, &leaf, Budget::of_call())
+        })
+        .await
     };
     removed.map_err(|source| RemoveContainerError::BrokenOff { id, source })?
 }
@@ -146,13 +149,14 @@ fn remove_container_blocking(
     pod: &PodInfo,
     id: &ContainerId,
     leaf: &Leaf,
+    hooks: Budget,
 ) -> Result<(), RemoveContainerError> {
     destroy_leaf_blocking(node.systemd.as_ref(), leaf, Instant::now() + LEAF_END)
         .map_err(|source| RemoveContainerError::Leaf { id: id.clone(), source })?;
     node.trash
         .throw_blocking(&node.layout.scratch(id))
         .map_err(|source| RemoveContainerError::Scratch { id: id.clone(), source })?;
-    poststop_blocking(&node.records, &pod.id, id, TIMEOUT_IN_ALL);
+    poststop_blocking(&node.records, &pod.id, id, hooks);
     node.records
         .remove_container_blocking(&pod.id, id)
         .map_err(|source| RemoveContainerError::Record { id: id.clone(), source })
@@ -166,8 +170,9 @@ async fn remove_pod(
 ) -> Result<(), RemovePodError> {
     let id = pod.id.to_string();
     let removed = tokio::task::spawn_blocking(move || {
+        let hooks = Budget::of_call();
         for (id, leaf) in &containers {
-            remove_container_blocking(&node, &pod, id, leaf)?;
+            remove_container_blocking(&node, &pod, id, leaf, hooks)?;
         }
         node.records
             .remove_pod_blocking(&pod.id)

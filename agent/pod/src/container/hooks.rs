@@ -6,16 +6,13 @@ use std::path::{Path, PathBuf};
 use std::pin::pin;
 
 use hartpod_container::cgroup::ExecLeaf;
-use hartpod_container::hooks::{
-    DRAIN, HookError, HookFailure, HookState, Moment, TIMEOUT_IN_ALL, Tail, timeout,
-};
+use hartpod_container::hooks::{Budget, DRAIN, HookError, HookFailure, HookState, Moment, Tail};
 use hartpod_container::{ContainerProcess, Creating, HookPlace, HookPoint, HookRequest};
 use hartpod_proto::ContainerId;
 use oci_spec::runtime::{Hook, Hooks, Spec};
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::Interest;
 use tokio::runtime::Handle;
-use tokio::time::Instant;
 use tracing::warn;
 
 use super::create::{CreateError, Workshop};
@@ -32,17 +29,6 @@ pub(crate) struct HookPlan {
     hooks: Hooks,
     bundle: PathBuf,
     state: HookState,
-}
-
-/// What all hooks of one call have together.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Budget(Instant);
-
-impl Budget {
-    /// Begins now.
-    pub(crate) fn new() -> Self {
-        Self(Instant::now() + TIMEOUT_IN_ALL)
-    }
 }
 
 impl HookPlan {
@@ -65,7 +51,7 @@ impl HookPlan {
         creating: &mut Creating,
     ) -> Result<(), CreateError> {
         let point = reached(creating).await?;
-        let (budget, bundle) = (Budget::new(), self.bundle.as_path());
+        let (budget, bundle) = (Budget::of_call(), self.bundle.as_path());
         for moment in [Moment::Prestart, Moment::CreateRuntime, Moment::CreateContainer] {
             let place = || match moment {
                 Moment::CreateContainer => HookPlace::HookPoint { bundle, point: &point },
@@ -86,6 +72,11 @@ impl HookPlan {
     ) -> Result<(), HookError> {
         let place = || HookPlace::Container(container);
         self.run_all(workshop, Moment::StartContainer, place, pid, budget).await
+    }
+
+    /// Whether there are any for when the program runs.
+    pub(crate) fn has_late_ones(&self) -> bool {
+        !Moment::Poststart.of(&self.hooks).is_empty()
     }
 
     /// Those that come after it. For one that fails there is a warning, and the container and the others go on.
@@ -120,9 +111,9 @@ impl HookPlan {
         workshop: &Workshop,
         turn: Turn<'_>,
         place: &HookPlace<'_>,
-        Budget(until): Budget,
+        budget: Budget,
     ) -> Result<(), HookError> {
-        let outcome = self.begin_and_wait(workshop, &turn, place, until).await;
+        let outcome = self.begin_and_wait(workshop, &turn, place, budget).await;
         outcome.map_err(|failure| HookError::new(turn.moment, turn.hook.path(), failure))
     }
 
@@ -131,7 +122,7 @@ impl HookPlan {
         workshop: &Workshop,
         turn: &Turn<'_>,
         place: &HookPlace<'_>,
-        until: Instant,
+        budget: Budget,
     ) -> Result<(), HookFailure> {
         let above = match place {
             HookPlace::Container(container) => container.leaf(),
@@ -140,8 +131,7 @@ impl HookPlan {
         let name = format!("{}-{}-{}", turn.moment, turn.number, self.id);
         let leaf = above.exec_leaf(&name).map_err(io::Error::other).map_err(step("name its cgroup"))?;
         let mut kept = Kept { leaf: leaf.clone(), has_succeeded: false };
-        let began = Instant::now();
-        let after = timeout(turn.hook, until.saturating_duration_since(began));
+        let after = budget.timeout(turn.hook);
         let (stderr, theirs) = pipe_with(PipeFlags::CLOEXEC).map_err(step("make its standard streams"))?;
         let stderr = Pipe::reader(stderr).map_err(step("make its standard streams"))?;
         let stdin = self.state.file(turn.moment, Some(turn.pid))?;

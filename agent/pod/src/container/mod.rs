@@ -29,7 +29,7 @@ pub(crate) use update::{UpdateError, update};
 use std::cell::OnceCell;
 use std::sync::Arc;
 
-use hartpod_container::cgroup::{Leaf, Meter};
+use hartpod_container::cgroup::{Leaf, Meter, OomsBefore};
 use hartpod_container::{Child, ContainerProcess, Slot, Waiting};
 use hartpod_proto::ContainerId;
 use hartpod_proto::pod::v1::{
@@ -100,6 +100,10 @@ pub(crate) struct Container {
     /// The creation that is under way.
     pub(crate) creation: Option<AbortHandle>,
     pub(crate) oom_watch: Option<AbortHandle>,
+    /// Hooks that run beside the program; the start is answered after them.
+    pub(crate) late_hooks: Option<AbortHandle>,
+    /// What was for want of memory before its start.
+    pub(crate) ooms_before: OomsBefore,
     /// The update that is under way.
     pub(crate) updating: bool,
     pub(crate) removal_running: bool,
@@ -151,6 +155,8 @@ impl Container {
             start_error: None,
             creation: None,
             oom_watch: None,
+            late_hooks: None,
+            ooms_before: OomsBefore::default(),
             updating: false,
             removal_running: false,
             creation_error: None,
@@ -207,7 +213,7 @@ impl Container {
 
     /// Whose memory limit it was that a process of it was killed for.
     fn tell_limit(&mut self) {
-        match self.leaf.oom_limit() {
+        match self.leaf.oom_limit(&self.ooms_before) {
             Ok(limit) => self.add_message(&format!("killed for want of memory: {limit}")),
             Err(error) => {
                 warn!(container = %self.id, %error, "it cannot be told whose memory limit was reached")
@@ -223,9 +229,8 @@ impl Container {
 
     /// Lets go of everything but what a removal needs, and of everybody who waits for what will not come any more.
     pub(crate) fn release(&mut self) {
-        for task in [self.creation.take(), self.oom_watch.take()].into_iter().flatten() {
-            task.abort();
-        }
+        let tasks = [self.creation.take(), self.oom_watch.take(), self.late_hooks.take()];
+        tasks.into_iter().flatten().for_each(|task| task.abort());
         (self.init, self.process) = (Init::None, None);
         (self.input, self.terminal, self.output) = (None, None, None);
         let removed = CallError::Removed(self.id.clone());

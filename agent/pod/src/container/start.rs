@@ -4,12 +4,12 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use hartpod_container::hooks::HookError;
+use hartpod_container::hooks::{Budget, HookError};
 use hartpod_container::{Child, ContainerProcess, LaunchError, Starting, Waiting};
 use tokio::io::Interest;
 
 use super::create::Workshop;
-use super::hooks::{Budget, HookPlan};
+use super::hooks::HookPlan;
 use crate::children::Exit;
 use crate::sys::Watched;
 
@@ -26,25 +26,25 @@ pub(crate) enum StartError {
 #[derive(Debug)]
 pub(crate) struct Started {
     pub(crate) child: Child,
-    /// Odd but handled.
-    pub(crate) warnings: Vec<String>,
+    /// What the call's hooks before the program have left for those after it.
+    pub(crate) budget: Budget,
 }
 
-/// Hooks to run around a start.
+/// Hooks to run before the program.
 #[derive(Debug)]
 pub(crate) struct StartHooks {
     pub(crate) plan: Arc<HookPlan>,
     pub(crate) container: Arc<ContainerProcess>,
 }
 
-/// Lets the waiting process go on to its execve. With the process that runs the program comes its end, if that is another process than the
+/// Runs the hooks before the program, and lets the waiting process go on to its execve. With the process that runs the program comes its end, if that is another process than the
 /// one that waited.
 pub(crate) async fn start(
     workshop: &Workshop,
     waiting: Waiting,
     hooks: Option<StartHooks>,
 ) -> Result<(Started, Option<impl Future<Output = Exit> + use<>>), StartError> {
-    let budget = Budget::new();
+    let budget = Budget::of_call();
     let waiting_pid = waiting.child().map_or(0, Child::pid);
     if let Some(hooks) = &hooks {
         hooks.plan.before_start(workshop, &hooks.container, waiting_pid, budget).await?;
@@ -53,11 +53,7 @@ pub(crate) async fn start(
     let child = executed(waiting.open_gate()?).await?;
     let exit = (child.pid() != waiting_pid).then(|| workshop.children.own(&child));
     drop(starting);
-    let warnings = match hooks {
-        Some(hooks) => hooks.plan.after_start(workshop, child.pid(), budget).await,
-        None => Vec::new(),
-    };
-    Ok((Started { child, warnings }, exit))
+    Ok((Started { child, budget }, exit))
 }
 
 async fn executed(mut starting: Starting) -> Result<Child, LaunchError> {

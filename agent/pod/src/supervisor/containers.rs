@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use hartpod_container::Waiting;
+use hartpod_container::hooks::Budget;
 use hartpod_proto::ContainerId;
 use hartpod_proto::pod::v1::{
     CreateContainerRequest, CreateContainerResponse, RemoveContainerResponse, ReopenLogResponse,
@@ -121,6 +122,8 @@ impl Supervisor {
         let Some(child) = created.waiting.child() else { return };
         container.told.pid = child.pid();
         container.told.created_at = now_nanos();
+        // Where it cannot be read no limit is told later either.
+        container.ooms_before = container.leaf.ooms_before().unwrap_or_default();
         let user = created.user;
         container.told.user =
             Some(ResolvedUser { uid: user.uid, gid: user.gid, additional_gids: user.additional_gids });
@@ -148,6 +151,7 @@ impl Supervisor {
             Err(error) => return drop(reply.send(Err(error))),
         };
         let done = match container.phase {
+            _ if container.late_hooks.is_some() => Ok(None),
             Phase::Created => container.advance(PhaseEvent::Start).map(|()| None),
             Phase::Starting => Ok(None),
             Phase::Running | Phase::Exiting => Ok(container.state()),
@@ -184,7 +188,7 @@ impl Supervisor {
         match outcome {
             // A removal came in between; it has the leaf to kill by.
             _ if container.phase == Phase::Removing => {}
-            Ok(Started { child, warnings }) => {
+            Ok(Started { child, budget }) => {
                 // The process at the gate was but the maker of this one if their numbers differ.
                 let early_exit = early_exit.filter(|_| child.pid() == container.told.pid);
                 container.run(child);
@@ -200,10 +204,9 @@ impl Supervisor {
                     newsdesk.tell(about, Happened::OomKilled);
                 });
                 container.oom_watch = Some(watch.abort_handle());
-                let response = StartContainerResponse { state: container.state(), warnings };
-                answer(&mut container.on_started, &Ok(response));
                 info!(container = %id, pid, "started");
                 self.publish(id);
+                self.run_late_hooks(id, budget);
                 if let Some(exit) = early_exit {
                     self.on_exited(id, pid, exit);
                 }
@@ -218,6 +221,36 @@ impl Supervisor {
                 self.begin_settling(id);
             }
         }
+    }
+
+    /// The container runs, is watched and takes execs while they do.
+    fn run_late_hooks(&mut self, id: &ContainerId, budget: Budget) {
+        let (newsdesk, workshop) = (self.newsdesk.clone(), self.workshop());
+        let Some(container) = self.containers.get_mut(id) else { return };
+        let hooks = container.hooks.clone().filter(|hooks| hooks.has_late_ones());
+        // Of a pod that shuts down they are not run any more.
+        let Some((hooks, workshop)) = hooks.zip(workshop.ok()) else {
+            return self.answer_start(id, Vec::new());
+        };
+        let (about, pid) = (container.about(), container.told.pid);
+        let run = tokio::spawn(async move {
+            let warnings = hooks.after_start(&workshop, pid, budget).await;
+            newsdesk.tell(about, Happened::LateHooksRan(warnings));
+        });
+        container.late_hooks = Some(run.abort_handle());
+    }
+
+    pub(super) fn on_late_hooks(&mut self, id: &ContainerId, warnings: Vec<String>) {
+        if let Some(container) = self.containers.get_mut(id) {
+            container.late_hooks = None;
+        }
+        self.answer_start(id, warnings);
+    }
+
+    fn answer_start(&mut self, id: &ContainerId, warnings: Vec<String>) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        let response = StartContainerResponse { state: container.state(), warnings };
+        answer(&mut container.on_started, &Ok(response));
     }
 
     pub(super) fn on_exited(&mut self, id: &ContainerId, pid: i32, exit: Exit) {
@@ -271,11 +304,11 @@ impl Supervisor {
             return;
         }
         container.settled(odd);
-        let outcome = match &container.start_error {
-            Some(error) => Err(error.clone()),
-            None => Ok(StartContainerResponse { state: container.state(), warnings: Vec::new() }),
-        };
-        answer(&mut container.on_started, &outcome);
+        match container.start_error.clone() {
+            Some(error) => answer(&mut container.on_started, &Err(error)),
+            None if container.late_hooks.is_none() => self.answer_start(id, Vec::new()),
+            None => {}
+        }
         self.publish(id);
     }
 

@@ -25,6 +25,8 @@ pub(crate) enum Happened {
     Made(Result<Box<Made>, CreateError>),
     /// execve succeeded or not.
     Started(Result<Started, StartError>),
+    /// Hooks that ran beside the program are over; in words, what failed.
+    LateHooksRan(Vec<String>),
     /// A process that is, or was, its init has ended.
     Exited { pid: i32, exit: Exit },
     /// The kernel killed a process of it for want of memory.
@@ -78,6 +80,7 @@ impl Supervisor {
         match happened {
             Happened::Made(outcome) => self.on_made(&about.id, outcome),
             Happened::Started(outcome) => self.on_started(&about.id, outcome),
+            Happened::LateHooksRan(warnings) => self.on_late_hooks(&about.id, warnings),
             Happened::Exited { pid, exit } => self.on_exited(&about.id, pid, exit),
             Happened::OomKilled => {
                 container.told.oom_killed = true;
