@@ -54,6 +54,7 @@ mod volume_tree;
 pub use child::{Child, Exit, reap_orphans};
 pub use container::console::{open_terminal_peer, resize_terminal};
 pub use container::disk::{DiskMounts, DiskRoot, open_disk};
+pub use container::mounts::may_cover_proc;
 pub use container_process::ContainerProcess;
 pub use errno::Errno;
 pub use failure::{Blame, CommandError, Failure, UserError};

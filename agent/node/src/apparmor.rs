@@ -4,15 +4,24 @@
 
 mod profile;
 
-use std::io::{self, Write as _};
+use std::fs::File;
+use std::io::{self, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use hartpod_container::hooks::{Tail, wait_blocking};
+use rustix::fs::{MemfdFlags, memfd_create};
 
 pub(crate) use profile::DEFAULT_PROFILE;
 
 /// Where administrators' programs are; not in everybody's PATH.
 const PARSERS: [&str; 2] = ["/usr/sbin/apparmor_parser", "/sbin/apparmor_parser"];
+
+/// For the program to translate and load a profile; a slow machine needs some seconds.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// AppArmor of this node's kernel.
 #[derive(Debug)]
@@ -75,7 +84,11 @@ impl AppArmor {
             return Ok(());
         }
         let parser = self.parser().ok_or(AppArmorError::NoParser)?;
-        load_blocking(parser, &profile::text(own_profile().as_deref(), Path::new(profile::ABI).exists()))?;
+        load_blocking(
+            parser,
+            &profile::text(own_profile().as_deref(), Path::new(profile::ABI).exists()),
+            PATIENCE,
+        )?;
         tracing::info!(profile = DEFAULT_PROFILE, "AppArmor profile loaded");
         *loaded = true;
         Ok(())
@@ -93,22 +106,27 @@ fn own_profile() -> Option<String> {
 }
 
 /// Replaces the profile in the kernel, without a look at the cache.
-fn load_blocking(parser: &Path, text: &str) -> Result<(), AppArmorError> {
+fn load_blocking(parser: &Path, text: &str, patience: Duration) -> Result<(), AppArmorError> {
     let run = |source| AppArmorError::Run { program: parser.to_owned(), source };
+    // Not a pipe: a program that does not read must hold up nobody.
+    let profile = memfd_create("profile", MemfdFlags::CLOEXEC).map_err(|error| run(error.into()))?;
+    let mut profile = File::from(profile);
+    profile.write_all(text.as_bytes()).and_then(|()| profile.rewind()).map_err(run)?;
     let mut command = Command::new(parser);
-    command.arg("-Kr").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command.arg("-Kr").stdin(profile).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(run)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A program that does not read to the end says why when it ends.
-        let _ = stdin.write_all(text.as_bytes());
+    let (stderr, mut tail) = (child.stderr.take(), Tail::default());
+    let ended = wait_blocking(&mut child, stderr, &mut tail, Instant::now() + patience);
+    if !matches!(ended, Ok(Some(_))) {
+        // What then waits for the kernel is nobody's to wait for but a thread's.
+        let _ = child.kill();
+        thread::spawn(move || child.wait());
     }
-    let output = child.wait_with_output().map_err(run)?;
-    if output.status.success() {
+    let status = ended.and_then(|status| status.ok_or(io::ErrorKind::TimedOut.into())).map_err(run)?;
+    if status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let said: String = said.trim().replace('\n', "; ").chars().take(1024).collect();
-    Err(AppArmorError::Refused { program: parser.to_owned(), status: output.status, said })
+    Err(AppArmorError::Refused { program: parser.to_owned(), status, said: tail.text() })
 }
 
 #[cfg(test)]
@@ -173,6 +191,11 @@ pub(crate) mod tests {
         std::fs::write(dir.path().join("parser"), "#!/bin/sh\necho no room >&2; exit 3\n").unwrap();
         let error = kernel.load_default_blocking().unwrap_err().to_string();
         assert!(error.ends_with("failed (exit status: 3): no room"), "{error}");
+        std::fs::write(dir.path().join("parser"), "#!/bin/sh\nexec sleep 1000\n").unwrap();
+        let began = Instant::now();
+        let late = load_blocking(&dir.path().join("parser"), "", Duration::from_millis(100)).unwrap_err();
+        assert!(crate::chain(&late).ends_with("timed out"), "{late:?}");
+        assert!(began.elapsed() < Duration::from_secs(60));
         kernel.parsers.clear();
         assert!(matches!(kernel.load_default_blocking(), Err(AppArmorError::NoParser)));
     }

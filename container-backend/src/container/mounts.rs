@@ -317,9 +317,10 @@ pub(crate) fn mount_point(root: &Root, plan: &MountPlan, tree: BorrowedFd<'_>) -
     Ok(point)
 }
 
-/// Files of /proc that fakes such as lxcfs may replace; the same list as runc's (libcontainer, checkProcMount). Anything else
-/// would let a volume stand in for what the runtime and the program trust.
-fn may_cover_proc(destination: &Path) -> bool {
+/// Whether a volume may be there below /proc: files that fakes such as lxcfs replace; the same list as runc's (libcontainer, checkProcMount). Anything
+/// else would lift masks, and let a volume stand in for what the runtime and the program trust (CVE-2019-16884).
+#[must_use]
+pub fn may_cover_proc(destination: &Path) -> bool {
     const ALLOWED: [&str; 11] = [
         "/proc/cpuinfo",
         "/proc/diskstats",

@@ -52,7 +52,7 @@ const NEVER: [&str; 27] = [
     "/var/log",
 ];
 
-/// Labels a file or folder of the host, and all that is below it. A file system without labels has none to give.
+/// Labels a file or folder of the host, and all that is below it, but for what is on file systems without labels.
 pub(super) fn relabel(source: &Path, label: &str) -> Result<(), Failure> {
     let failed =
         |what: String| move |errno: Errno| Failure::Relabel { source_path: source.to_owned(), what, errno };
@@ -64,11 +64,8 @@ pub(super) fn relabel(source: &Path, label: &str) -> Result<(), Failure> {
         return Err(failed(format!("{} is the node's own", place.display()))(Errno::PERM));
     }
     let value = [label.as_bytes(), b"\0"].concat();
-    match walk(&top, &value) {
-        // As containerd: NFS and the like go by what they were mounted with.
-        Ok(()) | Err((_, OsErrno::NOTSUP)) => Ok(()),
-        Err((path, errno)) => Err(failed(format!("set {label} on {}", path.display()))(errno.into())),
-    }
+    walk(&top, &value)
+        .map_err(|(path, errno)| failed(format!("set {label} on {}", path.display()))(errno.into()))
 }
 
 /// A name for what a descriptor is open on, whatever it is called by now.
@@ -138,9 +135,14 @@ fn set(path: &Path, link: Link, value: &[u8]) -> Result<(), OsErrno> {
     if length.is_ok_and(|length| found.get(..length) == Some(value)) {
         return Ok(());
     }
-    match link {
+    let set = match link {
         Link::Followed => setxattr(path, ATTRIBUTE, value, XattrFlags::empty()),
         Link::Itself => lsetxattr(path, ATTRIBUTE, value, XattrFlags::empty()),
+    };
+    match set {
+        // NFS and the like go by what they were mounted with. Below may be mounts of file systems that have labels, and above.
+        Err(OsErrno::NOTSUP) => Ok(()),
+        other => other,
     }
 }
 
@@ -180,6 +182,28 @@ mod tests {
         assert_eq!((label(&outside), label(&outside.join("file"))), (None, None));
         relabel(&volume.join("file"), "x:b:c:s0").unwrap();
         assert_eq!(label(&volume.join("file")).as_deref(), Some("x:b:c:s0\0"));
+    }
+
+    #[test]
+    fn a_file_system_without_labels_among_others_stops_nothing() {
+        use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+
+        let dir = tempfile::tempdir().unwrap();
+        let below = dir.path().join("a-mount");
+        for folder in ["a-mount", "b", "c"] {
+            fs::create_dir(dir.path().join(folder)).unwrap();
+        }
+        // Of this thread alone.
+        crate::sys::exec::unshare(rustix::thread::UnshareFlags::NEWNS).unwrap();
+        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+        mount("ramfs", &below, "ramfs", MountFlags::empty(), None).unwrap();
+        fs::create_dir(below.join("inside")).unwrap();
+        relabel(dir.path(), "a:b:c:s0").unwrap();
+        for folder in ["", "b", "c"] {
+            assert_eq!(label(&dir.path().join(folder)).as_deref(), Some("a:b:c:s0\0"), "{folder}");
+        }
+        relabel(&below, "a:b:c:s0").unwrap();
+        assert_eq!(label(&below.join("inside")), None);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Levels of pods: a pair of categories each, so that what is a pod's is no other pod's.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Categories of an MCS policy (container-selinux, and the kernel's own example policies).
@@ -9,8 +9,8 @@ const CATEGORIES: u32 = 1024;
 /// The levels that are taken. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Levels {
-    /// Guards the set for one look-up.
-    taken: Arc<Mutex<BTreeSet<String>>>,
+    /// How many pods have each: two, where records say so or there are more pods than levels. Guarded for one look-up.
+    taken: Arc<Mutex<BTreeMap<String, usize>>>,
 }
 
 /// A level that is one pod's as long as this lives.
@@ -21,7 +21,7 @@ pub(crate) struct Level {
 }
 
 impl Levels {
-    fn taken(&self) -> MutexGuard<'_, BTreeSet<String>> {
+    fn taken(&self) -> MutexGuard<'_, BTreeMap<String, usize>> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -34,28 +34,42 @@ impl Levels {
             .map(|pair| (pair / CATEGORIES, pair % CATEGORIES))
             .filter(|(low, high)| low < high)
             .map(|(low, high)| format!("s0:c{low},c{high}"));
-        let text = levels.find(|level| !taken.contains(level)).unwrap_or_else(|| "s0:c0,c1".to_owned());
-        taken.insert(text.clone());
+        let text = levels.find(|level| !taken.contains_key(level)).unwrap_or_else(|| "s0:c0,c1".to_owned());
+        *taken.entry(text.clone()).or_default() += 1;
         drop(taken);
         Level { text, of: self.clone() }
     }
 
     /// The one that the pod of an earlier daemon has.
     pub(crate) fn retake(&self, text: String) -> Level {
-        self.taken().insert(text.clone());
+        *self.taken().entry(text.clone()).or_default() += 1;
         Level { text, of: self.clone() }
     }
 }
 
 impl Drop for Level {
     fn drop(&mut self) {
-        self.of.taken().remove(&self.text);
+        let mut taken = self.of.taken();
+        match taken.get_mut(&self.text) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => drop(taken.remove(&self.text)),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_level_of_two_pods_is_free_when_both_are_gone() {
+        let levels = Levels::default();
+        let (one, other) = (levels.retake("s0:c0,c1".into()), levels.retake("s0:c0,c1".into()));
+        drop(one);
+        assert_eq!(levels.take(0).text, "s0:c0,c2");
+        drop(other);
+        assert_eq!(levels.take(0).text, "s0:c0,c1");
+    }
 
     #[test]
     fn no_two_pods_have_the_same_level() {

@@ -2,7 +2,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use hartpod_container::{IdMaps, IdRange, VolumeAccess};
+use hartpod_container::{IdMaps, IdRange, VolumeAccess, may_cover_proc};
 use hartpod_proto::cri::v1 as cri;
 use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder, Mount};
 
@@ -30,21 +30,6 @@ pub struct Volume {
 /// Files of the pod that a container sees unless the request mounts something there.
 const POD_FILES: [(&str, &str); 3] =
     [("hosts", "/etc/hosts"), ("hostname", "/etc/hostname"), ("resolv.conf", "/etc/resolv.conf")];
-
-/// Below /proc, only what lxcfs replaces may be mounted: a mount anywhere else there would lift masks or feed the kernel's
-/// own tools (CVE-2019-16884). Same list as runc's (libcontainer, checkProcMount).
-const PROC_ALLOWED: [&str; 10] = [
-    "/proc/cpuinfo",
-    "/proc/diskstats",
-    "/proc/meminfo",
-    "/proc/stat",
-    "/proc/swaps",
-    "/proc/uptime",
-    "/proc/loadavg",
-    "/proc/slabinfo",
-    "/proc/net/dev",
-    "/proc/sys/kernel/ns_last_pid",
-];
 
 /// All mounts, parents before children. A mount of the request replaces a default at the same place.
 pub(super) fn mounts(input: &SpecInput<'_>, namespaces: &Namespaces) -> Result<Mounts, SpecError> {
@@ -270,7 +255,7 @@ pub(super) fn destination(field: &str, asked: &cri::Mount) -> Result<PathBuf, Sp
     if clean == proc && Path::new(&asked.host_path) != proc {
         return Err(SpecError::invalid(field, "only the host's /proc can be mounted at /proc"));
     }
-    if clean != proc && clean.starts_with(proc) && !PROC_ALLOWED.iter().any(|a| clean == Path::new(a)) {
+    if clean != proc && clean.starts_with(proc) && !may_cover_proc(&clean) {
         return Err(SpecError::invalid(field, format!("{} is inside /proc", clean.display())));
     }
     Ok(clean)

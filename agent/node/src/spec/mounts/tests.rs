@@ -194,6 +194,7 @@ fn refusals_name_the_field() {
 fn lxcfs_may_replace_files_of_proc() {
     let mut fixture = Fixture::new();
     fixture.container.mounts.push(asks("/proc/meminfo", "/var/lib/lxcfs/proc/meminfo"));
+    fixture.container.mounts.push(asks("/proc/sys/crypto/fips_enabled", "/etc/fips"));
     fixture.container.mounts.push(asks("/proc", "/proc"));
     all(&fixture, false);
 }
