@@ -1,13 +1,13 @@
 //! The records of a pod and its containers: what is behind is written in batches, one at a time.
 
+use std::fmt;
+use std::sync::Arc;
+
 use hartpod_proto::ContainerId;
 
 use super::SandboxState;
-use super::command::Done;
-use super::resize::PodAnswer;
-use super::start::StartFailed;
+use super::command::{Done, Reply};
 use super::task::PodTask;
-use super::update::Answer;
 use crate::records::{PodRecord, PodStage, VERSION};
 
 /// Waits until no record is being written.
@@ -17,8 +17,25 @@ pub(super) enum Deferred {
     RemovePod,
     FinishStop,
     Answer(Answer),
-    AnswerPod(PodAnswer),
-    StartFailed(StartFailed),
+}
+
+/// What a call is answered, of whatever kind it is: who hears it may kill the daemon then, and the next one has to know as much.
+pub(super) struct Answer(Box<dyn FnOnce() + Send>);
+
+impl Answer {
+    pub(super) fn new<T, E>(reply: Reply<T, E>, answer: Result<T, Arc<E>>) -> Self
+    where
+        T: Send + 'static,
+        E: Send + Sync + 'static,
+    {
+        Self(Box::new(move || drop(reply.send(answer))))
+    }
+}
+
+impl fmt::Debug for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Answer").finish_non_exhaustive()
+    }
 }
 
 impl PodTask {
@@ -47,9 +64,7 @@ impl PodTask {
                     Deferred::RemoveContainer(id) => self.remove_container_now(&id),
                     Deferred::RemovePod => self.remove_now(),
                     Deferred::FinishStop => self.finish_stop(),
-                    Deferred::AnswerPod(PodAnswer(reply)) => drop(reply.send(Ok(()))),
-                    Deferred::Answer(Answer(reply)) => drop(reply.send(Ok(()))),
-                    Deferred::StartFailed(failed) => failed.answer(),
+                    Deferred::Answer(Answer(give)) => give(),
                 }
             }
             return;

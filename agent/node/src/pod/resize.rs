@@ -13,7 +13,7 @@ use tokio::task::JoinError;
 use tokio::time::{Instant, sleep};
 
 use super::command::{Done, Reply};
-use super::recording::Deferred;
+use super::recording::{Answer, Deferred};
 use super::task::PodTask;
 use super::{PodInfo, RunningAgent, SandboxState, own_leaf};
 use crate::agent_client::AgentError;
@@ -49,10 +49,6 @@ pub(crate) enum ResizeError {
     BrokenOff { id: SandboxId, source: JoinError },
 }
 
-/// An answer that is given when the record is written.
-#[derive(Debug)]
-pub(super) struct PodAnswer(pub(super) Reply<(), ResizeError>);
-
 impl PodTask {
     pub(super) fn on_resize(&mut self, wanted: PodResources, reply: Reply<(), ResizeError>) {
         let id = || self.info.id.clone();
@@ -84,7 +80,7 @@ impl PodTask {
                 self.publish();
                 self.pod_dirty = true;
                 match reply {
-                    Some(reply) => self.when_recorded(Deferred::AnswerPod(PodAnswer(reply))),
+                    Some(reply) => self.when_recorded(Deferred::Answer(Answer::new(reply, Ok(())))),
                     None => self.record(),
                 }
             }

@@ -8,7 +8,7 @@ use hartpod_proto::pod::v1 as agent;
 use super::SandboxState;
 use super::command::{Done, Reply};
 use super::entry::Entry;
-use super::recording::Deferred;
+use super::recording::{Answer, Deferred};
 use super::task::PodTask;
 use crate::agent_client::AgentError;
 use crate::clock;
@@ -25,19 +25,6 @@ pub(crate) enum StartError {
     /// The agent says what it tried and with which container.
     #[error(transparent)]
     Agent(AgentError),
-}
-
-/// The answer to a failed start, given when the container's record has it.
-#[derive(Debug)]
-pub(super) struct StartFailed {
-    reply: Reply<(), StartError>,
-    error: Arc<StartError>,
-}
-
-impl StartFailed {
-    pub(super) fn answer(self) {
-        let _ = self.reply.send(Err(self.error));
-    }
 }
 
 fn because(reason: &str) -> String {
@@ -113,7 +100,7 @@ impl PodTask {
                     // What the status says of it now is what it says after a crash.
                     Some(reply) => {
                         let error = Arc::new(StartError::Agent(source));
-                        self.when_recorded(Deferred::StartFailed(StartFailed { reply, error }));
+                        self.when_recorded(Deferred::Answer(Answer::new(reply, Err(error))));
                     }
                     None => self.record(),
                 }

@@ -12,7 +12,7 @@ use tokio::task::JoinError;
 
 use super::command::{Done, Reply};
 use super::entry::Entry;
-use super::recording::Deferred;
+use super::recording::{Answer, Deferred};
 use super::task::PodTask;
 use super::{PodInfo, RunningAgent, SandboxState};
 use crate::agent_client::AgentError;
@@ -47,10 +47,6 @@ pub(crate) enum UpdateContainerError {
     #[error("container {id}: work of the daemon broke off")]
     BrokenOff { id: ContainerId, source: JoinError },
 }
-
-/// An answer that is given when the record is written.
-#[derive(Debug)]
-pub(super) struct Answer(pub(super) Reply<(), UpdateContainerError>);
 
 /// One request.
 #[derive(Debug)]
@@ -169,8 +165,7 @@ impl PodTask {
                 tracing::info!(container = %id, "resources changed");
                 self.publish();
                 match reply {
-                    // Whoever hears it may kill the daemon then, and the next one must know.
-                    Some(reply) => self.when_recorded(Deferred::Answer(Answer(reply))),
+                    Some(reply) => self.when_recorded(Deferred::Answer(Answer::new(reply, Ok(())))),
                     None => self.record(),
                 }
             }
