@@ -60,8 +60,8 @@ pub struct Server {
 /// What is closed by somebody who may wait for it.
 type Gone = (Option<Arc<Node>>, Option<Arc<Handle>>);
 
-/// For the storage of a volume to answer when it is shared.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// For the storage of a volume to answer when it is shared. The daemon, which has looked at it before, waits 10 s.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Default)]
 struct Volumes {
