@@ -110,7 +110,8 @@ fn own_beside_shared() {
 
 fn target() {
     let agent = agent();
-    let target = agent.start(shell("echo ready; sleep 1000; :")).unwrap();
+    let mut target = agent.start(shell("sleep 1000 & echo ready; wait")).unwrap();
+    assert_eq!(target.output.line(), "ready");
     let debugger = shell("echo $$; cat /proc/1/comm; ls -d /proc/[0-9]* | wc -l");
     let mut with_ptrace = debugger.clone();
     for set in ["bounding", "effective", "permitted"] {

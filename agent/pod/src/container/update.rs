@@ -15,8 +15,9 @@ use crate::sys::Watched;
 /// What ps shows of the child.
 const NAME: &str = "hartpod-update";
 
-/// Longest answer of a child; what is longer is cut.
+/// Longest answer of a child: warnings that have no room in it are left out.
 const ANSWER_MAX: usize = 8192;
+/// Characters of a text: one has room in any case, as JSON needs at most six bytes for each.
 const TEXT_MAX: usize = 1024;
 
 /// Why limits were not changed.
@@ -63,9 +64,19 @@ fn cut(text: &str) -> String {
 }
 
 fn tell(socket: BorrowedFd<'_>, answer: &Answer) -> io::Result<()> {
-    let text = serde_json::to_vec(answer)?;
-    send(socket, &text, SendFlags::NOSIGNAL)?;
+    send(socket, &encode(answer)?, SendFlags::NOSIGNAL)?;
     Ok(())
+}
+
+/// What does not fit would be cut by the socket, and be no answer at all.
+fn encode(answer: &Answer) -> io::Result<Vec<u8>> {
+    let mut text = serde_json::to_vec(answer)?;
+    let mut warnings = answer.as_deref().unwrap_or_default();
+    while let (true, [kept @ .., _]) = (text.len() > ANSWER_MAX, warnings) {
+        warnings = kept;
+        text = serde_json::to_vec(&Answer::Ok(kept.to_vec()))?;
+    }
+    Ok(text)
 }
 
 fn hear(socket: BorrowedFd<'_>) -> io::Result<Answer> {
@@ -74,4 +85,23 @@ fn hear(socket: BorrowedFd<'_>) -> io::Result<Answer> {
     // The child ended without a word.
     let text = text.get(..length).filter(|text| !text.is_empty()).ok_or(io::ErrorKind::UnexpectedEof)?;
     Ok(serde_json::from_slice(text)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_with_too_many_warnings_keeps_the_first() {
+        let many: Vec<String> = (0..20).map(|n| format!("{n}{}", "\u{1}".repeat(TEXT_MAX - 2))).collect();
+        let text = encode(&Ok(many.clone())).unwrap();
+        assert!(text.len() <= ANSWER_MAX);
+        let heard: Answer = serde_json::from_slice(&text).unwrap();
+        assert_eq!(heard.unwrap(), many[..1]);
+        for answer in [Ok(Vec::new()), Ok(vec!["odd".to_owned()]), Err((UpdateFault::State, "no".to_owned()))]
+        {
+            let heard: Answer = serde_json::from_slice(&encode(&answer).unwrap()).unwrap();
+            assert_eq!(heard, answer);
+        }
+    }
 }
