@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Mutex;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -18,6 +18,9 @@ use crate::weigh::{self, Baseline};
 
 /// Pods that are started at the same time in the parallel part.
 const PARALLEL: usize = 8;
+
+/// For so long scrapes may have the same answer, which costs nothing.
+const SHARED: Duration = Duration::from_millis(1100);
 
 /// What to do.
 #[derive(Debug, Clone)]
@@ -119,7 +122,7 @@ impl Driver<'_> {
         let cpu = weigh::machine_cpu_seconds()? - cpu;
         self.questions(&running).await?;
         // Let what was just started come to rest: its memory is still being touched.
-        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
         let weights = baseline.weights()?;
         let daemon_kib = hartpod_tests::process::pss_kib(self.endpoint.daemon).unwrap_or(0);
         for one in &running {
@@ -235,8 +238,9 @@ impl Driver<'_> {
                 _ => {}
             }
             if let Some(address) = &self.endpoint.metrics {
+                tokio::time::sleep(SHARED).await;
                 let start = Instant::now();
-                metrics::scrape(address).await?;
+                metrics::scrape_once(address).await?;
                 self.samples().entry("scrape of /metrics").or_default().add(start.elapsed());
             }
         }

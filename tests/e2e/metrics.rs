@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use hartpod_tests::eventually::within;
 use hartpod_tests::{Lab, Need, Node, Refused, cri, eventually, metrics, tests};
 use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
 tests![
@@ -21,6 +22,8 @@ tests![
     promtool_finds_nothing_wrong_with_the_alerts needs Need::Prometheus,
     calls_and_pods_are_counted,
     only_metrics_are_served,
+    who_asks_at_once_shares_an_answer,
+    silent_clients_keep_no_scrape_out,
 ];
 
 const MIB: u64 = 1 << 20;
@@ -360,5 +363,32 @@ async fn only_metrics_are_served(lab: &Lab) -> Result<()> {
     ensure!(head("POST /metrics").await?.starts_with("HTTP/1.1 405 "), "{}", head("POST /metrics").await?);
     let answer = head("GET /metrics").await?;
     ensure!(answer.contains("text/plain; version=0.0.4"), "{answer}");
+    Ok(())
+}
+
+async fn who_asks_at_once_shares_an_answer(lab: &Lab) -> Result<()> {
+    let node = lab.node().await?;
+    let address = metrics::address(&node)?;
+    let (one, other) = tokio::try_join!(metrics::scrape_once(&address), metrics::scrape_once(&address))?;
+    assert_eq!(one, other);
+    ensure!(metrics::scrape(&address).await? != one, "the answer is never a new one");
+    Ok(())
+}
+
+async fn silent_clients_keep_no_scrape_out(lab: &Lab) -> Result<()> {
+    // More than there are places; each has ten seconds to say something.
+    const CLIENTS: usize = 40;
+    let node = lab.node().await?;
+    let address = metrics::address(&node)?;
+    let mut clients = Vec::new();
+    for number in 0..CLIENTS {
+        let mut client = TcpStream::connect(&address).await?;
+        // Some say something, and never all of it.
+        client.write_all(if number % 2 == 0 { b"GET /met" } else { b"" }).await?;
+        clients.push(client);
+    }
+    let scrape = tokio::time::timeout(Duration::from_secs(5), metrics::scrape_once(&address));
+    let text = scrape.await.context("silent clients were in the way")??;
+    ensure!(text.contains("hartpod_build_info{"), "{text}");
     Ok(())
 }

@@ -22,7 +22,7 @@ pub(crate) use log::{GuestLog, LogError, LogTokens, last_lines};
 pub(crate) use oom::set_score;
 pub(crate) use plan::{ANNOTATIONS, GuestPlan, MAX_MEMORY_MIB, MAX_VCPUS, plan};
 pub(crate) use resize::{Ceiling, NoRoom, resize, room_for};
-pub(crate) use series::{GuestSeries, series};
+pub(crate) use series::{VmmUse, counts};
 pub(crate) use told::{cut, to_host_time};
 pub(crate) use users::{NoUser, VmmUser, VmmUsers};
 pub(crate) use volumes::{

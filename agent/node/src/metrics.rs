@@ -2,19 +2,23 @@
 
 mod collect;
 mod device;
+mod door;
 mod endpoint;
 mod family;
 mod guests;
+pub(crate) mod labels;
 mod node_text;
 mod own;
-mod series;
+mod scrape;
+pub(crate) mod series;
 mod text;
 
-pub(crate) use collect::{CommonLabels, PodMetrics, Told, collect};
+pub(crate) use collect::{Readings, collect};
 pub(crate) use endpoint::Endpoint;
 pub(crate) use family::{FAMILIES, Family, Kind};
+pub(crate) use labels::CommonLabels;
 pub(crate) use own::Own;
-pub(crate) use series::Series;
+pub(crate) use series::{Sink, Value};
 
 #[cfg(test)]
 mod tests {
@@ -40,7 +44,8 @@ mod tests {
         own.network("ADD", true, Duration::ZERO);
         own.swept("pod");
         own.record_not_written();
-        let mut text = own.render() + &node_text::process_blocking() + node_text::NAMES;
+        let mut text =
+            own.render() + &node_text::process_blocking() + &node_text::read_at(0) + node_text::NAMES;
         text.push(' ');
         text.push_str(guests::NAMES);
         let mut told = names(&text);

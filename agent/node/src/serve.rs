@@ -138,6 +138,7 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     tokio::spawn(node.trash.clone().keep_empty());
     take_over(&node, loaded).await;
     tokio::spawn(stats::keep(node.clone()));
+    tokio::spawn(stats::keep_layers(node.clone()));
     tokio::spawn(check_adopted(node.clone()));
     if collects_garbage {
         tokio::spawn(collect_now_and_then(node.clone()));

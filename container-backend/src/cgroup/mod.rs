@@ -64,7 +64,7 @@ pub use node::is_populated;
 pub use oom::{OomWatch, Readiness};
 pub use oom_limit::{OomLimit, OomsBefore};
 pub use path::{DEFAULT_PARENT, SCOPE_PREFIX, check_parent, is_slice};
-pub use processes::{ProcessSample, open_files_limit};
+pub use processes::{FileLooks, ProcessSample, open_files, open_files_limit};
 pub use sample::{CpuSample, DeviceSample, HugePageSample, MemorySample, Pressure, Sample, Stall};
 pub use tree::{Controller, Mode, Tree};
 pub use unit::{Unit, UnitValue};

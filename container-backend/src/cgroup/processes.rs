@@ -1,19 +1,24 @@
 //! The processes of a cgroup, and what they hold open.
 
+use std::ffi::CStr;
 use std::fs;
 use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, RawDir, open, readlinkat_raw};
+use rustix::fs::{Mode, OFlags, RawDir, open, readlinkat_raw, stat};
 
 use super::file;
 use super::meter::Meter;
+use crate::sys::process::soft_limit;
 
 /// Processes that are looked into; a container may have as many as its limit allows.
 const MOST_PROCESSES: usize = 4096;
-/// Open files that are looked at in all of a cgroup.
-const MOST_FILES: u64 = 65_536;
+/// Open files of one cgroup that are looked at for sockets.
+const MOST_LOOKS: u64 = 4096;
+/// Entries of a process's list of open files, where the kernel does not tell their number.
+const MOST_LISTED: u64 = 65_536;
 /// Cgroups below it: execs, and what a container with a cgroup tree of its own makes.
 const MOST_CGROUPS: usize = 1024;
 /// What the names of sockets in /proc/PID/fd begin with.
@@ -24,18 +29,43 @@ const SOCKET: &[u8; 7] = b"socket:";
 pub struct ProcessSample {
     /// Processes, zombies left out.
     pub processes: u64,
-    /// Open files of all of them; none where there are more than are looked at.
+    /// Open files of all of them; none where there are more processes than are looked into.
     pub files: Option<u64>,
-    /// Those that are sockets.
+    /// Those that are sockets; none where there are more files than are looked at.
     pub sockets: Option<u64>,
 }
 
-impl Meter {
-    /// Counts them; nothing if the cgroup is gone. Takes a few microseconds for each open file, and is bounded.
+impl ProcessSample {
+    /// Both together.
     #[must_use]
-    pub fn processes(&self) -> Option<ProcessSample> {
-        let mut counts = Counts::default();
-        let mut dirs = vec![self.unified().to_owned()];
+    pub fn and(self, other: Self) -> Self {
+        let sum = |one: Option<u64>, other: Option<u64>| Some(one?.saturating_add(other?));
+        Self {
+            processes: self.processes.saturating_add(other.processes),
+            files: sum(self.files, other.files),
+            sockets: sum(self.sockets, other.sockets),
+        }
+    }
+}
+
+/// How many open files may still be looked at, by all counts that are made for one answer. The kernel tells how many files a process has
+/// (Linux 6.2), but which are sockets shows by their names alone, and each name costs a call.
+#[derive(Debug)]
+pub struct FileLooks(u64);
+
+impl FileLooks {
+    #[must_use]
+    pub fn new(most: u32) -> Self {
+        Self(most.into())
+    }
+}
+
+impl Meter {
+    /// Counts them; nothing if the cgroup is gone. Takes a microsecond for each process and for each look, and is bounded.
+    #[must_use]
+    pub fn processes(&self, looks: &mut FileLooks) -> Option<ProcessSample> {
+        let mut counts = Counts::new(looks);
+        let mut dirs = vec![self.unified()];
         let mut seen = 0;
         while let Some(dir) = dirs.pop() {
             seen += 1;
@@ -51,21 +81,56 @@ impl Meter {
                 dirs.extend(below(&dir));
             }
         }
-        let whole = counts.processes <= MOST_PROCESSES && counts.files <= MOST_FILES;
-        Some(ProcessSample {
-            processes: counts.processes as u64,
-            files: whole.then_some(counts.files),
-            sockets: whole.then_some(counts.sockets),
-        })
+        Some(counts.sample())
     }
 }
 
-/// How many files a process may have open (its soft limit, RLIMIT_NOFILE); nothing if it is gone.
+/// How many files a process has open, 0 if it is gone; nothing where they are too many for a kernel that does not count them.
 #[must_use]
-pub fn open_files_limit(pid: i32) -> Option<u64> {
-    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
-    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
-    line.split_whitespace().next()?.parse().ok()
+pub fn open_files(pid: u32) -> Option<u64> {
+    files_in(&fd_dir(&pid.to_string()))
+}
+
+fn fd_dir(pid: &str) -> String {
+    format!("/proc/{pid}/fd")
+}
+
+/// The size of the folder is the number of open files (Linux 6.2; 0 before).
+fn files_in(dir: &str) -> Option<u64> {
+    match stat(dir).map(|found| u64::try_from(found.st_size)) {
+        Err(_) => Some(0),
+        Ok(Ok(files)) if files > 0 => Some(files),
+        Ok(_) => listed(dir),
+    }
+}
+
+fn listed(dir: &str) -> Option<u64> {
+    let mut files = 0;
+    each(dir, |_, _| {
+        files += 1;
+        files <= MOST_LISTED
+    });
+    (files <= MOST_LISTED).then_some(files)
+}
+
+/// Calls `see` with the folder and each name in it, until it says no.
+fn each(dir: &str, mut see: impl FnMut(&OwnedFd, &CStr) -> bool) {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Ok(folder) = open(dir, flags, Mode::empty()) else { return };
+    let mut entries = [MaybeUninit::uninit(); 2048];
+    let mut entries = RawDir::new(&folder, &mut entries);
+    while let Some(Ok(entry)) = entries.next() {
+        let name = entry.file_name();
+        if !name.to_bytes().starts_with(b".") && !see(&folder, name) {
+            return;
+        }
+    }
+}
+
+fn is_socket(folder: &OwnedFd, name: &CStr) -> bool {
+    // The rest of the target is of no interest.
+    let mut target = [MaybeUninit::uninit(); SOCKET.len()];
+    readlinkat_raw(folder, name, &mut target).is_ok_and(|(target, _)| *target == *SOCKET)
 }
 
 fn below(dir: &Path) -> impl Iterator<Item = PathBuf> {
@@ -76,38 +141,65 @@ fn below(dir: &Path) -> impl Iterator<Item = PathBuf> {
     entries.filter(|entry| entry.file_type().is_ok_and(|t| t.is_dir())).map(|entry| entry.path())
 }
 
-#[derive(Debug, Default)]
-struct Counts {
+#[derive(Debug)]
+struct Counts<'a> {
+    looks: &'a mut FileLooks,
     processes: usize,
-    files: u64,
-    sockets: u64,
+    files: Option<u64>,
+    sockets: Option<u64>,
+    /// Looks at files of this cgroup.
+    looked: u64,
 }
 
-impl Counts {
+impl<'a> Counts<'a> {
+    fn new(looks: &'a mut FileLooks) -> Self {
+        Self { looks, processes: 0, files: Some(0), sockets: Some(0), looked: 0 }
+    }
+
     fn add(&mut self, pid: &str) {
         self.processes += 1;
         if self.processes > MOST_PROCESSES {
+            (self.files, self.sockets) = (None, None);
             return;
         }
-        // One that has ended meanwhile has no files.
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let Ok(files) = open(format!("/proc/{pid}/fd"), flags, Mode::empty()) else { return };
-        let mut entries = [MaybeUninit::uninit(); 2048];
-        let mut entries = RawDir::new(&files, &mut entries);
-        while let Some(Ok(entry)) = entries.next() {
-            if entry.file_name().to_bytes().starts_with(b".") {
-                continue;
-            }
-            self.files += 1;
-            if self.files > MOST_FILES {
-                return;
-            }
-            // The rest of the name is of no interest.
-            let mut target = [MaybeUninit::uninit(); SOCKET.len()];
-            let target = readlinkat_raw(&files, entry.file_name(), &mut target);
-            self.sockets += u64::from(target.is_ok_and(|(target, _)| *target == *SOCKET));
-        }
+        let dir = fd_dir(pid);
+        let files = files_in(&dir);
+        self.files = self.files.zip(files).map(|(known, files)| known.saturating_add(files));
+        self.sockets = self.sockets.and_then(|known| Some(known + self.sockets_in(&dir, files?)?));
     }
+
+    /// Nothing where that would be too many looks.
+    fn sockets_in(&mut self, dir: &str, files: u64) -> Option<u64> {
+        let room = self.looks.0.min(MOST_LOOKS - self.looked);
+        if files > room {
+            return None;
+        }
+        if files == 0 {
+            return Some(0);
+        }
+        let (mut looked, mut sockets) = (0, 0);
+        // It may open more meanwhile.
+        each(dir, |folder, name| {
+            looked += 1;
+            sockets += u64::from(is_socket(folder, name));
+            looked < room
+        });
+        self.looked += looked;
+        self.looks.0 -= looked;
+        Some(sockets)
+    }
+
+    fn sample(self) -> ProcessSample {
+        ProcessSample { processes: self.processes as u64, files: self.files, sockets: self.sockets }
+    }
+}
+
+/// How many files a process may have open (its soft limit, RLIMIT_NOFILE); nothing without a limit, or if it is gone.
+#[must_use]
+pub fn open_files_limit(pid: i32) -> Option<u64> {
+    // 0 would be the caller.
+    let limit = (pid > 0).then(|| soft_limit(pid, libc::RLIMIT_NOFILE).ok()).flatten();
+    limit.filter(|limit| *limit != libc::RLIM64_INFINITY)
 }
 
 #[cfg(test)]
@@ -117,20 +209,56 @@ mod tests {
     #[test]
     fn open_files_and_sockets_of_a_process_are_counted() {
         let own = rustix::process::getpid().as_raw_nonzero().to_string();
-        let count = || {
-            let mut counts = Counts::default();
+        let count = |most| {
+            let mut looks = FileLooks::new(most);
+            let mut counts = Counts::new(&mut looks);
             counts.add(&own);
-            counts
+            counts.sample()
         };
         let pair = std::os::unix::net::UnixStream::pair().unwrap();
         let file = tempfile::tempfile().unwrap();
-        let counts = count();
+        let counts = count(1000);
         // Tests that run beside this one open and close files as well.
-        assert!(counts.processes == 1 && counts.sockets >= 2 && counts.files > counts.sockets, "{counts:?}");
+        assert!(counts.processes == 1 && counts.sockets.unwrap() >= 2, "{counts:?}");
+        assert!(counts.files > counts.sockets, "{counts:?}");
+        let unseen = count(3);
+        assert!(unseen.files.is_some() && unseen.sockets.is_none(), "{unseen:?}");
         drop((pair, file));
-        let mut gone = Counts::default();
-        gone.add("0");
-        assert_eq!((gone.processes, gone.files), (1, 0));
+    }
+
+    #[test]
+    fn a_process_that_is_gone_has_nothing_open() {
+        let mut looks = FileLooks::new(1);
+        let mut counts = Counts::new(&mut looks);
+        counts.add("0");
+        assert_eq!(counts.sample(), ProcessSample { processes: 1, files: Some(0), sockets: Some(0) });
+    }
+
+    #[test]
+    fn looks_are_shared_by_all_cgroups_of_an_answer() {
+        let own = rustix::process::getpid().as_raw_nonzero().to_string();
+        let mut looks = FileLooks::new(1_000_000);
+        Counts::new(&mut looks).add(&own);
+        assert!(looks.0 < 1_000_000);
+        looks.0 = 1;
+        let mut other = Counts::new(&mut looks);
+        other.add(&own);
+        assert_eq!(other.sample().sockets, None);
+    }
+
+    #[test]
+    fn what_the_kernel_counts_can_be_listed() {
+        let _open: Vec<_> = (0..100).map(|_| tempfile::tempfile().unwrap()).collect();
+        let (told, listed) = (open_files(std::process::id()).unwrap(), listed("/proc/self/fd").unwrap());
+        // Other tests open and close files as well.
+        assert!(told >= 100 && listed >= 100 && told.abs_diff(listed) < 50, "{told} and {listed}");
+    }
+
+    #[test]
+    fn of_what_is_not_known_there_is_no_sum() {
+        let one = ProcessSample { processes: 2, files: Some(7), sockets: Some(1) };
+        let other = ProcessSample { processes: 1, files: Some(3), sockets: None };
+        assert_eq!(one.and(other), ProcessSample { processes: 3, files: Some(10), sockets: None });
     }
 
     #[test]

@@ -125,7 +125,8 @@ fn a_leaf_lives_and_goes_with_everything_in_it() {
         "{sample:?}"
     );
     assert!(sample.memory.working_set().is_some() && sample.memory.rss.is_some(), "{sample:?}");
-    let processes = meter.processes().expect("it is there");
+    let mut looks = FileLooks::new(1000);
+    let processes = meter.processes(&mut looks).expect("it is there");
     assert!(
         processes.processes == 1 && processes.files >= Some(3) && processes.sockets == Some(0),
         "{processes:?}"
@@ -136,7 +137,7 @@ fn a_leaf_lives_and_goes_with_everything_in_it() {
     leaf.destroy_blocking(soon()).expect("destroy");
     assert_eq!(meter.read(Depth::All, &mut buffer).expect("a leaf that is gone"), None);
     assert_eq!(leaf.meter().read(Depth::Stats, &mut buffer).expect("a leaf that is gone"), None);
-    assert_eq!(meter.processes(), None);
+    assert_eq!(meter.processes(&mut looks), None);
     assert!(!child.wait().success());
     assert_eq!(fixture.left(), Vec::<PathBuf>::new());
     leaf.destroy_blocking(soon()).expect("a leaf that is gone");

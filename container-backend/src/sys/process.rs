@@ -39,6 +39,15 @@ pub(crate) fn reset_signals() {
     };
 }
 
+/// A soft limit of any process.
+pub(crate) fn soft_limit(pid: i32, resource: libc::__rlimit_resource_t) -> io::Result<u64> {
+    let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: nothing is set, and limit is of the type that the kernel fills.
+    let result = unsafe { libc::prlimit64(pid, resource, std::ptr::null(), &raw mut limit) };
+    check(result.into())?;
+    Ok(limit.rlim_cur)
+}
+
 /// Sends a signal, by number so that real-time signals work too.
 pub(crate) fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     let none = std::ptr::null::<libc::siginfo_t>();

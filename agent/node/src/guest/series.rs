@@ -14,38 +14,38 @@ const THREADS: usize = 1024;
 /// What a VMM calls the threads of its vCPUs, with a number behind.
 const VCPU: &str = "vcpu";
 
-/// What is known of a guest.
-#[derive(Debug, Default)]
-pub(crate) struct GuestSeries {
-    /// As the VMM says; none where it does not answer, or is of a version that does not count.
-    pub(crate) counts: Option<Counts>,
+/// What the kernel says of a VMM's process.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct VmmUse {
     /// CPU time of the vCPUs' threads, in the guest and for it.
     pub(crate) vcpu_nanos: Option<u64>,
     /// Memory that is nobody's but the VMM's: the guest's RAM as far as it was touched, and a MiB or two.
     pub(crate) resident_bytes: Option<u64>,
 }
 
-/// Asks the VMM, and the kernel.
-pub(crate) async fn series(agent: &RunningAgent) -> GuestSeries {
-    if !agent.process.is_alive() {
-        return GuestSeries::default();
+impl VmmUse {
+    pub(crate) fn of_blocking(agent: &RunningAgent) -> Self {
+        if !agent.process.is_alive() {
+            return Self::default();
+        }
+        let process = Path::new("/proc").join(agent.process.record.pid.to_string());
+        Self { vcpu_nanos: vcpu_nanos_blocking(&process), resident_bytes: resident_bytes_blocking(&process) }
     }
-    let process = Path::new("/proc").join(agent.process.record.pid.to_string());
-    let seen = tokio::task::spawn_blocking(move || {
-        (vcpu_nanos_blocking(&process), resident_bytes_blocking(&process))
-    });
-    let asked = tokio::time::timeout(ANSWER, agent.vmm.ask(ANSWER, hartpod_vm::launcher::Control::counts));
-    let (seen, asked) = tokio::join!(seen, asked);
-    let counts = match asked {
-        Ok(Ok(counts)) => Some(counts),
-        Ok(Err(error)) => {
+}
+
+/// Asks the VMM; nothing where it does not answer, or is of a version that does not count.
+pub(crate) async fn counts(agent: &RunningAgent) -> Option<Counts> {
+    if !agent.process.is_alive() {
+        return None;
+    }
+    let asked = agent.vmm.ask(ANSWER, hartpod_vm::launcher::Control::counts);
+    match tokio::time::timeout(ANSWER, asked).await.ok()? {
+        Ok(counts) => Some(counts),
+        Err(error) => {
             tracing::debug!(pid = agent.process.record.pid, error = %crate::chain(&error), "a VMM does not count");
             None
         }
-        Err(_) => None,
-    };
-    let (vcpu_nanos, resident_bytes) = seen.unwrap_or_default();
-    GuestSeries { counts, vcpu_nanos, resident_bytes }
+    }
 }
 
 /// Nanoseconds on a CPU (Documentation/scheduler/sched-stats.rst). A vCPU thread does nothing but the guest's work until the guest ends.

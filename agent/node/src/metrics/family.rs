@@ -1,5 +1,7 @@
 //! The families: name, kind and labels of what is told.
 
+use super::labels::COMMON_LABELS;
+
 /// Whether a value only grows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -7,9 +9,6 @@ pub(crate) enum Kind {
     Counter,
     Gauge,
 }
-
-/// Labels that all series have, in their order; those of a family of its own come after.
-pub(crate) const COMMON_LABELS: [&str; 6] = ["container", "id", "image", "name", "namespace", "pod"];
 
 /// One family of series.
 #[derive(Debug, PartialEq, Eq)]
@@ -19,6 +18,8 @@ pub(crate) struct Family {
     pub(crate) kind: Kind,
     /// Besides [`COMMON_LABELS`].
     pub(crate) labels: &'static [&'static str],
+    /// Its place among [`FAMILIES`].
+    pub(super) place: usize,
 }
 
 impl Family {
@@ -30,8 +31,12 @@ impl Family {
 
 macro_rules! families {
     ($($id:ident = $kind:ident $name:literal [$($label:literal),*] $help:literal;)*) => {
+        /// What counts the families.
+        #[allow(non_camel_case_types, clippy::upper_case_acronyms)]
+        enum Place { $($id),* }
+
         $(pub(crate) static $id: Family =
-            Family { name: $name, help: $help, kind: Kind::$kind, labels: &[$($label),*] };)*
+            Family { name: $name, help: $help, kind: Kind::$kind, labels: &[$($label),*], place: Place::$id as usize };)*
 
         /// All of them, by name.
         pub(crate) static FAMILIES: &[&Family] = &[$(&$id),*];
@@ -120,6 +125,11 @@ mod tests {
     fn every_name_that_the_kubelet_wants_has_a_family_and_no_other() {
         let families: Vec<_> = FAMILIES.iter().map(|f| f.name).collect();
         assert_eq!(families, NAMES.lines().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn every_family_knows_its_place() {
+        assert!(FAMILIES.iter().enumerate().all(|(place, family)| family.place == place));
     }
 
     #[test]

@@ -6,9 +6,8 @@ use std::sync::Arc;
 use hartpod_vm::counts::{Counts, DeviceCounts};
 use tokio::task::JoinSet;
 
-use super::node_text::head;
-use super::text::label;
-use crate::guest::{GuestSeries, series};
+use super::text::{head, label};
+use crate::guest::{VmmUse, counts};
 use crate::node::Node;
 use crate::pod::{PodInfo, PodSnapshot};
 
@@ -20,6 +19,15 @@ pub(super) const NAMES: &str = "hartpod_guest_vmm_stale hartpod_guest_vcpus hart
     hartpod_guest_device_requests_total hartpod_guest_device_bytes_total \
     hartpod_guest_balloon_reclaimed_bytes_total";
 
+/// What is known of one.
+#[derive(Debug)]
+struct Guest {
+    pod: Arc<PodSnapshot>,
+    /// As the VMM says; none where it did not.
+    counts: Option<Counts>,
+    vmm: VmmUse,
+}
+
 /// Asks all guests at once, and tells what they do.
 pub(super) async fn guests(node: &Arc<Node>) -> String {
     let snapshots = node.registry.pods().into_iter().map(|pod| pod.snapshot());
@@ -27,11 +35,23 @@ pub(super) async fn guests(node: &Arc<Node>) -> String {
     let mut asked = JoinSet::new();
     for pod in guests {
         let Some(agent) = pod.agent.clone() else { continue };
-        asked.spawn(async move { (pod, series(&agent).await) });
+        asked.spawn(async move { (counts(&agent).await, agent, pod) });
     }
-    let mut told = asked.join_all().await;
-    told.sort_by(|(one, _), (other, _)| one.info.id.cmp(&other.info.id));
-    render(&told)
+    if asked.is_empty() {
+        return String::new();
+    }
+    let mut answers = asked.join_all().await;
+    answers.sort_by(|(.., one), (.., other)| one.info.id.cmp(&other.info.id));
+    // One thread for all of them.
+    let told = tokio::task::spawn_blocking(move || {
+        let guests = answers.into_iter().map(|(counts, agent, pod)| Guest {
+            vmm: VmmUse::of_blocking(&agent),
+            counts,
+            pod,
+        });
+        render(&guests.collect::<Vec<_>>())
+    });
+    told.await.unwrap_or_default()
 }
 
 /// One family, its lines as they come.
@@ -70,24 +90,24 @@ const FAMILIES: [(&str, &str, &str); 11] = [
 
 // Nanoseconds of less than a hundred days are exact.
 #[allow(clippy::cast_precision_loss)]
-fn render(guests: &[(Arc<PodSnapshot>, GuestSeries)]) -> String {
+fn render(guests: &[Guest]) -> String {
     let mut families = FAMILIES.map(Family::new);
     let [stale, vcpus, time, memory, resident, exits, kicks, interrupts, requests, bytes, reclaimed] =
         &mut families;
-    for (pod, told) in guests {
+    for Guest { pod, counts, vmm: used } in guests {
         let labels = labels(&pod.info);
-        stale.add(&labels, u8::from(told.counts.is_none()));
+        stale.add(&labels, u8::from(counts.is_none()));
         if let Some(ceiling) = pod.info.guest.as_ref().and_then(|guest| guest.ceiling) {
             vcpus.add(&labels, ceiling.vcpus);
             memory.add(&labels, u64::from(ceiling.memory_mib) << 20);
         }
-        if let Some(nanos) = told.vcpu_nanos {
+        if let Some(nanos) = used.vcpu_nanos {
             time.add(&labels, nanos as f64 * 1e-9);
         }
-        if let Some(own) = told.resident_bytes {
+        if let Some(own) = used.resident_bytes {
             resident.add(&labels, own);
         }
-        let Some(counts) = &told.counts else { continue };
+        let Some(counts) = counts else { continue };
         for (reason, count) in reasons(counts) {
             exits.add(&format!("{labels}reason=\"{reason}\""), count);
         }
@@ -159,9 +179,9 @@ mod tests {
             balloon: DeviceCounts { from_guest: 4096, ..DeviceCounts::default() },
             ..Counts::default()
         };
-        let told =
-            GuestSeries { counts: Some(counts), vcpu_nanos: Some(1_500_000_000), resident_bytes: Some(7) };
-        let text = render(&[(pod.clone(), told), (pod.clone(), GuestSeries::default())]);
+        let vmm = VmmUse { vcpu_nanos: Some(1_500_000_000), resident_bytes: Some(7) };
+        let silent = Guest { pod: pod.clone(), counts: None, vmm: VmmUse::default() };
+        let text = render(&[Guest { pod: pod.clone(), counts: Some(counts), vmm }, silent]);
         let labels = labels(&pod.info);
         for expected in [
             "# TYPE hartpod_guest_exits_total counter".to_owned(),

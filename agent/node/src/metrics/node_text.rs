@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::PodMetrics;
-use super::text::label;
+use super::labels;
+use super::series::Value;
+use super::text::{head, label, number};
+use crate::node::Node;
 use crate::pod::{PodSnapshot, SandboxState};
+use crate::stats::PodReading;
 
 /// Kernel ticks of a second as /proc shows times (USER_HZ).
 const TICKS: f64 = 100.0;
@@ -15,13 +18,8 @@ const TICKS: f64 = 100.0;
 pub(super) const NAMES: &str =
     "hartpod_pods hartpod_pod_overhead_memory_bytes hartpod_pod_overhead_cpu_seconds_total hartpod_pod_stale";
 
-pub(super) fn head(text: &mut String, name: &str, kind: &str, help: &str) {
-    // Writing to a String cannot fail, here and below.
-    let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
-}
-
 /// How many pods there are of each state and kind.
-pub(crate) fn states<'a>(pods: impl Iterator<Item = &'a PodSnapshot>) -> String {
+pub(super) fn states<'a>(pods: impl Iterator<Item = &'a PodSnapshot>) -> String {
     let mut counts: BTreeMap<(&str, &str), u64> = BTreeMap::new();
     for pod in pods {
         *counts.entry((state(pod.state), kind(pod.info.is_guest()))).or_default() += 1;
@@ -35,24 +33,30 @@ pub(crate) fn states<'a>(pods: impl Iterator<Item = &'a PodSnapshot>) -> String 
 }
 
 /// What pods cost besides their workload, and guests that did not answer.
-pub(crate) fn overheads(pods: &[PodMetrics]) -> String {
+pub(super) fn overheads(node: &Node, pods: &[PodReading]) -> String {
     let mut memory = String::new();
     let mut cpu = String::new();
     let mut stale = String::new();
-    for pod in pods {
-        let [_, id, _, _, namespace, name] = &pod.pod.labels;
+    for read in pods {
+        let (id, is_guest) = (read.pod.info.id.as_str(), read.pod.info.is_guest());
+        let [_, cgroup, _, _, namespace, name] = &labels::of_pod(node, &read.pod);
         let mut labels = String::new();
-        for (key, value) in [("namespace", namespace), ("pod", name), ("id", id), ("sandbox", &pod.pod.id)] {
+        for (key, value) in [("namespace", &**namespace), ("pod", name), ("id", cgroup), ("sandbox", id)] {
             label(&mut labels, key, value);
         }
-        let _ = write!(labels, "kind=\"{}\"", kind(pod.is_guest));
-        if let Some(bytes) = pod.overhead.memory_bytes {
+        // Writing to a String cannot fail, here and below.
+        let _ = write!(labels, "kind=\"{}\"", kind(is_guest));
+        let overhead = read.overhead;
+        if let Some(bytes) = overhead.memory_bytes {
             let _ = writeln!(memory, "hartpod_pod_overhead_memory_bytes{{{labels}}} {bytes}");
         }
-        if let Some(seconds) = pod.overhead.cpu_seconds {
-            let _ = writeln!(cpu, "hartpod_pod_overhead_cpu_seconds_total{{{labels}}} {seconds}");
+        if let Some(time) = overhead.cpu_ns {
+            let _ = write!(cpu, "hartpod_pod_overhead_cpu_seconds_total{{{labels}}} ");
+            number(&mut cpu, Value::Nanoseconds(time));
+            cpu.push('\n');
         }
-        let _ = writeln!(stale, "hartpod_pod_stale{{{labels}}} {}", u8::from(pod.is_stale));
+        let is_stale = is_guest && read.inside.is_none();
+        let _ = writeln!(stale, "hartpod_pod_stale{{{labels}}} {}", u8::from(is_stale));
     }
     let mut text = String::new();
     for (name, kind, help, lines) in [
@@ -83,8 +87,20 @@ pub(crate) fn overheads(pods: &[PodMetrics]) -> String {
     text
 }
 
+/// When all of this began to be read: an answer may be that to another's question.
+pub(super) fn read_at(began_at: i64) -> String {
+    const NAME: &str = "hartpod_metrics_read_timestamp_seconds";
+    let mut text = String::new();
+    head(&mut text, NAME, "gauge", "When these numbers began to be read, since the Unix epoch.");
+    text.push_str(NAME);
+    text.push(' ');
+    number(&mut text, Value::Nanoseconds(u64::try_from(began_at).unwrap_or_default()));
+    text.push('\n');
+    text
+}
+
 /// The daemon itself, by the names that every exporter has.
-pub(crate) fn process_blocking() -> String {
+pub(super) fn process_blocking() -> String {
     let mut text = String::new();
     head(&mut text, "hartpod_build_info", "gauge", "Which hartpod this is.");
     let _ = writeln!(text, "hartpod_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"));
@@ -96,9 +112,9 @@ pub(crate) fn process_blocking() -> String {
         head(&mut text, "process_cpu_seconds_total", "counter", "CPU time of the daemon.");
         let _ = writeln!(text, "process_cpu_seconds_total {seconds}");
     }
-    if let Ok(files) = std::fs::read_dir("/proc/self/fd") {
+    if let Some(files) = hartpod_container::cgroup::open_files(std::process::id()) {
         head(&mut text, "process_open_fds", "gauge", "Open files of the daemon.");
-        let _ = writeln!(text, "process_open_fds {}", files.count());
+        let _ = writeln!(text, "process_open_fds {files}");
     }
     text
 }
@@ -148,6 +164,12 @@ mod tests {
         let text = states(pods.iter());
         assert!(text.contains("hartpod_pods{state=\"ready\",kind=\"container\"} 2\n"), "{text}");
         assert!(text.contains("hartpod_pods{state=\"not_ready\",kind=\"container\"} 1\n"), "{text}");
+    }
+
+    #[test]
+    fn the_time_of_reading_is_told_in_seconds() {
+        let text = read_at(1_500_000_000);
+        assert!(text.ends_with("\nhartpod_metrics_read_timestamp_seconds 1.5\n"), "{text}");
     }
 
     #[test]

@@ -1,46 +1,45 @@
 //! Readings, told as series. What was not counted has no series.
 
-use hartpod_container::cgroup::{DeviceSample, Pressure};
+use hartpod_container::cgroup::{DeviceSample, Pressure, Stall};
 use hartpod_proto::cri::v1 as cri;
 
 use super::device::{Devices, FileSystem};
 use super::family::{self as f, Family};
 use crate::stats::{ContainerReading, PodReading, Reading};
 
-/// One value.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Series {
-    pub(crate) family: &'static Family,
-    /// Of the family's own labels.
-    pub(crate) labels: Vec<String>,
-    /// In the unit that the name says; times are in seconds.
-    pub(crate) value: f64,
+/// One value, in the unit that its family's name says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Value {
+    Count(u64),
+    /// A time, which is told in seconds.
+    Nanoseconds(u64),
 }
 
-/// Nanoseconds, microseconds and seconds.
-const NANO: f64 = 1e-9;
-const MICRO: f64 = 1e-6;
+/// Takes the series of one pod or container, as they come: there are thousands, so none is kept on the way.
+pub(crate) trait Sink {
+    /// `labels` are the family's own.
+    fn put(&mut self, family: &'static Family, labels: &[&str], value: Value);
+}
 
-#[derive(Debug, Default)]
-struct Told(Vec<Series>);
+/// Gives a sink what is there.
+struct Teller<'a, S>(&'a mut S);
 
-impl Told {
-    fn value(&mut self, family: &'static Family, labels: &[&str], value: Option<f64>) {
-        if let Some(value) = value {
-            let labels = labels.iter().map(|l| (*l).to_owned()).collect();
-            self.0.push(Series { family, labels, value });
+impl<S: Sink> Teller<'_, S> {
+    fn count(&mut self, family: &'static Family, labels: &[&str], count: Option<u64>) {
+        if let Some(count) = count {
+            self.0.put(family, labels, Value::Count(count));
         }
     }
 
-    // Counters beyond 2^53 lose their last digits, as in every client of Prometheus.
-    #[allow(clippy::cast_precision_loss)]
-    fn count(&mut self, family: &'static Family, labels: &[&str], count: Option<u64>) {
-        self.value(family, labels, count.map(|count| count as f64));
+    fn nanoseconds(&mut self, family: &'static Family, labels: &[&str], time: Option<u64>) {
+        if let Some(time) = time {
+            self.0.put(family, labels, Value::Nanoseconds(time));
+        }
     }
 
-    #[allow(clippy::cast_precision_loss)]
-    fn time(&mut self, family: &'static Family, time: Option<u64>, unit: f64) {
-        self.value(family, &[], time.map(|time| time as f64 * unit));
+    /// Of what happened at a moment since the Unix epoch.
+    fn moment(&mut self, family: &'static Family, at: i64) {
+        self.nanoseconds(family, &[], u64::try_from(at).ok().filter(|at| *at > 0));
     }
 }
 
@@ -49,8 +48,9 @@ pub(crate) fn of_container(
     read: &ContainerReading,
     layers: Option<&FileSystem>,
     devices: &mut Devices,
-) -> Vec<Series> {
-    let mut told = Told::default();
+    sink: &mut impl Sink,
+) {
+    let mut told = Teller(sink);
     if let Some(reading) = &read.reading {
         // A guest's devices have numbers of its own.
         let is_guest = read.target.pod.info.is_guest();
@@ -59,11 +59,7 @@ pub(crate) fn of_container(
         specification(&mut told, container.resources.as_deref().or_else(|| container.info.resources()));
         let limit = reading.processes.and_then(|p| p.files_limit);
         told.count(&f::ULIMITS, &["max_open_files"], limit);
-        told.time(
-            &f::START_TIME,
-            u64::try_from(read.target.container.started_at).ok().filter(|at| *at > 0),
-            NANO,
-        );
+        told.moment(&f::START_TIME, container.started_at);
     }
     if let Some(layers) = layers {
         let device = [layers.device.as_str()];
@@ -72,15 +68,14 @@ pub(crate) fn of_container(
         told.count(&f::FS_INODES, &device, layers.inodes.map(|(all, _)| all));
         told.count(&f::FS_INODES_FREE, &device, layers.inodes.map(|(_, free)| free));
     }
-    told.0
 }
 
 /// What a pod has used as a whole: on this host, agent or VMM included.
-pub(crate) fn of_pod(read: &PodReading, devices: &mut Devices) -> Vec<Series> {
-    let mut told = Told::default();
+pub(crate) fn of_pod(read: &PodReading, devices: &mut Devices, sink: &mut impl Sink) {
+    let mut told = Teller(sink);
     if let Some(reading) = &read.reading {
         usage(&mut told, reading, Some(devices));
-        told.time(&f::START_TIME, u64::try_from(read.pod.info.created_at).ok(), NANO);
+        told.moment(&f::START_TIME, read.pod.info.created_at);
     }
     for interface in read.interfaces.iter().flatten() {
         let name = [interface.name.as_str()];
@@ -94,19 +89,17 @@ pub(crate) fn of_pod(read: &PodReading, devices: &mut Devices) -> Vec<Series> {
         told.count(&f::NET_TX_ERRORS, &name, Some(transmit.errors));
         told.count(&f::NET_TX_DROPPED, &name, Some(transmit.dropped));
     }
-    told.0
 }
 
-fn usage(told: &mut Told, reading: &Reading, devices: Option<&mut Devices>) {
+fn usage(told: &mut Teller<'_, impl Sink>, reading: &Reading, devices: Option<&mut Devices>) {
     let sample = &reading.sample;
     let (cpu, memory) = (&sample.cpu, &sample.memory);
     told.count(&f::CPU_PERIODS, &[], cpu.periods);
     told.count(&f::CPU_THROTTLED_PERIODS, &[], cpu.throttled_periods);
-    told.time(&f::CPU_THROTTLED, cpu.throttled_ns, NANO);
-    told.time(&f::CPU_SYSTEM, cpu.system_ns, NANO);
-    told.time(&f::CPU_USER, cpu.user_ns, NANO);
-    #[allow(clippy::cast_precision_loss)]
-    told.value(&f::CPU_USAGE, &["total"], cpu.usage_ns.map(|ns| ns as f64 * NANO));
+    told.nanoseconds(&f::CPU_THROTTLED, &[], cpu.throttled_ns);
+    told.nanoseconds(&f::CPU_SYSTEM, &[], cpu.system_ns);
+    told.nanoseconds(&f::CPU_USER, &[], cpu.user_ns);
+    told.nanoseconds(&f::CPU_USAGE, &["total"], cpu.usage_ns);
 
     told.count(&f::MEMORY_CACHE, &[], memory.cache);
     told.count(&f::MEMORY_LIMIT_HITS, &[], memory.limit_hits);
@@ -126,9 +119,10 @@ fn usage(told: &mut Told, reading: &Reading, devices: Option<&mut Devices>) {
 
     let mut names = devices;
     for device in &sample.io {
-        let numbers = format!("{}:{}", device.major, device.minor);
-        let name = names.as_mut().map_or(numbers, |n| n.name(device.major, device.minor).to_owned());
-        block_device(told, device, &name);
+        match names.as_mut() {
+            Some(names) => block_device(told, device, names.name(device.major, device.minor)),
+            None => block_device(told, device, &format!("{}:{}", device.major, device.minor)),
+        }
     }
     for pages in &sample.huge_pages {
         told.count(&f::HUGE_PAGES, &[&pages.size], Some(pages.usage));
@@ -144,10 +138,10 @@ fn usage(told: &mut Told, reading: &Reading, devices: Option<&mut Devices>) {
     told.count(&f::PROCESSES, &[], counts.map(|c| c.processes));
     told.count(&f::FILES, &[], counts.and_then(|c| c.files));
     told.count(&f::SOCKETS, &[], counts.and_then(|c| c.sockets));
-    told.time(&f::LAST_SEEN, u64::try_from(reading.at).ok(), NANO);
+    told.moment(&f::LAST_SEEN, reading.at);
 }
 
-fn block_device(told: &mut Told, device: &DeviceSample, name: &str) {
+fn block_device(told: &mut Teller<'_, impl Sink>, device: &DeviceSample, name: &str) {
     told.count(&f::FS_READ_BYTES, &[name], Some(device.read_bytes));
     told.count(&f::FS_READS, &[name], Some(device.reads));
     told.count(&f::FS_WRITTEN_BYTES, &[name], Some(device.write_bytes));
@@ -157,13 +151,18 @@ fn block_device(told: &mut Told, device: &DeviceSample, name: &str) {
     told.count(&f::BLKIO, &[name, &major, &minor, "Write"], Some(device.write_bytes));
 }
 
-fn pressure(told: &mut Told, families: (&'static Family, &'static Family), pressure: Option<Pressure>) {
-    told.time(families.0, pressure.map(|p| p.some.total_us), MICRO);
-    told.time(families.1, pressure.and_then(|p| p.full).map(|full| full.total_us), MICRO);
+fn pressure(
+    told: &mut Teller<'_, impl Sink>,
+    (waiting, stalled): (&'static Family, &'static Family),
+    pressure: Option<Pressure>,
+) {
+    let nanoseconds = |stall: Stall| stall.total_us.saturating_mul(1000);
+    told.nanoseconds(waiting, &[], pressure.map(|p| nanoseconds(p.some)));
+    told.nanoseconds(stalled, &[], pressure.and_then(|p| p.full).map(nanoseconds));
 }
 
 /// What was asked for, as cAdvisor has it: 0 is no limit, and what the kernel has of itself where nothing was said.
-fn specification(told: &mut Told, resources: Option<&cri::LinuxContainerResources>) {
+fn specification(told: &mut Teller<'_, impl Sink>, resources: Option<&cri::LinuxContainerResources>) {
     const SHARES: i64 = 1024;
     const PERIOD: i64 = 100_000;
     let none = cri::LinuxContainerResources::default();

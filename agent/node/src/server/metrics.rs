@@ -3,11 +3,29 @@
 use hartpod_proto::cri::v1 as cri;
 
 use super::Server;
-use crate::metrics::{self, CommonLabels, FAMILIES, Kind, PodMetrics, Series};
+use crate::metrics::{self, CommonLabels, FAMILIES, Kind, Sink, Value, labels, series};
 
 impl Server {
     pub(super) async fn pod_metrics(&self) -> Vec<cri::PodSandboxMetrics> {
-        metrics::collect(&self.node).await.into_iter().map(pod).collect()
+        let told = metrics::collect(&self.node, |node, metrics::Readings { pods, layers, mut devices }| {
+            let told = pods.iter().map(|pod| {
+                let container_metrics = pod.containers.iter().map(|container| {
+                    let mut told = Told::new(labels::of_container(container));
+                    series::of_container(container, layers.as_ref(), &mut devices, &mut told);
+                    cri::ContainerMetrics {
+                        container_id: container.target.container.info.id.to_string(),
+                        metrics: told.metrics,
+                    }
+                });
+                let container_metrics = container_metrics.collect();
+                let mut told = Told::new(labels::of_pod(node, &pod.pod));
+                series::of_pod(pod, &mut devices, &mut told);
+                let pod_sandbox_id = pod.pod.info.id.to_string();
+                cri::PodSandboxMetrics { pod_sandbox_id, metrics: told.metrics, container_metrics }
+            });
+            told.collect()
+        });
+        told.await.unwrap_or_default()
     }
 }
 
@@ -21,36 +39,43 @@ pub(super) fn descriptors() -> Vec<cri::MetricDescriptor> {
     FAMILIES.iter().map(descriptor).collect()
 }
 
-fn pod(told: PodMetrics) -> cri::PodSandboxMetrics {
-    let container = |told: metrics::Told| cri::ContainerMetrics {
-        container_id: told.id,
-        metrics: told.series.into_iter().map(|s| metric(s, &told.labels)).collect(),
-    };
-    cri::PodSandboxMetrics {
-        pod_sandbox_id: told.pod.id,
-        metrics: told.pod.series.into_iter().map(|s| metric(s, &told.pod.labels)).collect(),
-        container_metrics: told.containers.into_iter().map(container).collect(),
+/// Takes the series of one pod or container.
+struct Told<'a> {
+    common: CommonLabels<'a>,
+    /// Nanoseconds since the Unix epoch.
+    at: i64,
+    metrics: Vec<cri::Metric>,
+}
+
+impl<'a> Told<'a> {
+    fn new(common: CommonLabels<'a>) -> Self {
+        Self { common, at: crate::clock::now(), metrics: Vec::with_capacity(FAMILIES.len()) }
     }
 }
 
-fn metric(series: Series, common: &CommonLabels) -> cri::Metric {
-    let kind = match series.family.kind {
-        Kind::Counter => cri::MetricType::Counter,
-        Kind::Gauge => cri::MetricType::Gauge,
-    };
-    cri::Metric {
-        name: series.family.name.to_owned(),
-        timestamp: crate::clock::now(),
-        metric_type: kind.into(),
-        label_values: common.iter().cloned().chain(series.labels).collect(),
-        value: Some(cri::UInt64Value { value: whole(series.value) }),
+impl Sink for Told<'_> {
+    fn put(&mut self, family: &'static metrics::Family, labels: &[&str], value: Value) {
+        let kind = match family.kind {
+            Kind::Counter => cri::MetricType::Counter,
+            Kind::Gauge => cri::MetricType::Gauge,
+        };
+        let common = self.common.iter().map(|label| &**label);
+        self.metrics.push(cri::Metric {
+            name: family.name.to_owned(),
+            timestamp: self.at,
+            metric_type: kind.into(),
+            label_values: common.chain(labels.iter().copied()).map(str::to_owned).collect(),
+            value: Some(cri::UInt64Value { value: whole(value) }),
+        });
     }
 }
 
 /// CRI has whole numbers only, so of seconds what is behind the point is lost; `/metrics` has it.
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-fn whole(value: f64) -> u64 {
-    value as u64
+fn whole(value: Value) -> u64 {
+    match value {
+        Value::Count(count) => count,
+        Value::Nanoseconds(time) => time / 1_000_000_000,
+    }
 }
 
 #[cfg(test)]
@@ -63,9 +88,10 @@ mod tests {
         let descriptor = descriptors.iter().find(|d| d.name == "container_cpu_usage_seconds_total").unwrap();
         assert_eq!(descriptor.label_keys, ["container", "id", "image", "name", "namespace", "pod", "cpu"]);
         let family = FAMILIES.iter().find(|f| f.name == descriptor.name).unwrap();
-        let series = Series { family, labels: vec!["total".into()], value: 2.9 };
-        let labels = ["main", "/kubepods/x", "busybox", "0f", "default", "web"].map(str::to_owned);
-        let metric = metric(series, &labels);
+        let labels = ["main", "/kubepods/x", "busybox", "0f", "default", "web"].map(Into::into);
+        let mut told = Told::new(labels);
+        told.put(family, &["total"], Value::Nanoseconds(2_900_000_000));
+        let metric = told.metrics.pop().unwrap();
         assert_eq!(metric.label_values, ["main", "/kubepods/x", "busybox", "0f", "default", "web", "total"]);
         assert_eq!((metric.value.unwrap().value, metric.metric_type), (2, cri::MetricType::Counter as i32));
         assert!(metric.timestamp > 0);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use hartpod_container::cgroup::{Depth, Meter, ProcessSample, Sample};
+use hartpod_container::cgroup::{Depth, FileLooks, Meter, ProcessSample, Sample};
 
 use super::window::Window;
 use super::writable::DiskUse;
@@ -44,6 +44,14 @@ struct Kept {
     window: Window,
     last: Option<Reading>,
     disk: Option<DiskUse>,
+    /// The last walk of its layer took too long for its turn.
+    is_large: bool,
+    /// What was counted, and when.
+    processes: Option<(Instant, ProcessSample)>,
+    /// The most that was told, in nanoseconds.
+    overhead_cpu: u64,
+    /// Block devices that a guest was heard of: major and minor.
+    devices: Vec<(u32, u32)>,
 }
 
 /// All entries, by id.
@@ -76,16 +84,32 @@ impl Entry {
     pub(crate) fn read_blocking(&self, depth: Depth, began_at: i64, buffer: &mut Vec<u8>) -> Option<Reading> {
         let meter = self.meter.as_ref()?;
         match meter.read(depth, buffer) {
-            Ok(sample) => {
-                let counts = (depth == Depth::All).then(|| meter.processes()).flatten();
-                let processes = counts.map(|counts| Processes { counts, files_limit: None });
-                Some(self.take(sample?, processes, began_at))
-            }
+            Ok(sample) => Some(self.take(sample?, None, began_at)),
             Err(error) => {
                 tracing::debug!(%error, "no numbers");
                 None
             }
         }
+    }
+
+    /// Counts the cgroup's processes; nothing if it is gone, or there is none on this host.
+    pub(crate) fn processes_blocking(&self, looks: &mut FileLooks) -> Option<ProcessSample> {
+        self.meter.as_ref()?.processes(looks)
+    }
+
+    /// The same, or what was counted less than `age` ago.
+    pub(crate) fn processes_lately_blocking(
+        &self,
+        age: Duration,
+        looks: &mut FileLooks,
+    ) -> Option<ProcessSample> {
+        let known = lock(&self.kept).processes;
+        if let Some((_, counts)) = known.filter(|(at, _)| at.elapsed() < age) {
+            return Some(counts);
+        }
+        let counts = self.processes_blocking(looks)?;
+        lock(&self.kept).processes = Some((Instant::now(), counts));
+        Some(counts)
     }
 
     /// Numbers that came some other way.
@@ -120,6 +144,31 @@ impl Entry {
     pub(crate) fn set_disk(&self, disk: DiskUse) {
         lock(&self.kept).disk = Some(disk);
     }
+
+    /// Whether its layer takes more than a turn to walk.
+    pub(crate) fn is_large(&self) -> bool {
+        lock(&self.kept).is_large
+    }
+
+    pub(crate) fn set_large(&self, is_large: bool) {
+        lock(&self.kept).is_large = is_large;
+    }
+
+    /// Nanoseconds to be told of a counter that is a difference: it may not fall, for Prometheus would take that for a new beginning.
+    pub(crate) fn overhead_cpu(&self, found: u64) -> u64 {
+        let mut kept = lock(&self.kept);
+        kept.overhead_cpu = kept.overhead_cpu.max(found);
+        kept.overhead_cpu
+    }
+
+    /// Whether a guest's block device is told on: the first `most` that it ever named are, so that its names do not pile up with who reads them.
+    pub(crate) fn knows_device(&self, device: (u32, u32), most: usize) -> bool {
+        let known = &mut lock(&self.kept).devices;
+        if !known.contains(&device) && known.len() < most {
+            known.push(device);
+        }
+        known.contains(&device)
+    }
 }
 
 /// A panic while a lock was held cannot have left more than a rate or a number behind that is old.
@@ -142,6 +191,19 @@ mod tests {
         assert!(Arc::ptr_eq(&made, &book.entry("a", || None)));
         book.keep_only(&BTreeSet::new());
         assert!(!Arc::ptr_eq(&made, &book.entry("a", || None)));
+    }
+
+    #[test]
+    fn an_overhead_does_not_fall() {
+        let entry = Book::default().entry("own/a", || None);
+        assert_eq!([5, 3, 7].map(|found| entry.overhead_cpu(found)), [5, 5, 7]);
+    }
+
+    #[test]
+    fn a_guest_names_a_few_devices_for_ever() {
+        let entry = Book::default().entry("a", || None);
+        assert!(entry.knows_device((8, 0), 2) && entry.knows_device((8, 16), 2));
+        assert!(!entry.knows_device((8, 32), 2) && entry.knows_device((8, 0), 2));
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! Numbers of many containers at once.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use hartpod_container::cgroup::{Depth, open_files_limit};
 
-use super::book::Entry;
+use super::book::{Entry, Processes};
 use super::guest::Words;
+use super::pass::Pass;
 use super::writable::{Layer, measure_blocking};
 use super::{DiskUse, Reading};
 use crate::container::{ContainerSnapshot, ContainerState};
@@ -14,8 +15,6 @@ use crate::guest::SCRATCH_FILE;
 use crate::node::Node;
 use crate::pod::PodSnapshot;
 
-/// For layers that were never measured, all of them together: who asks first should not get nothing of small ones, nor wait for large ones.
-const FIRST_WALKS: Duration = Duration::from_millis(100);
 /// Where an overlay's upper folder is (pod.proto, Overlay).
 const UPPER: &str = "upper";
 
@@ -44,31 +43,37 @@ pub(crate) async fn containers(
 ) -> Vec<ContainerReading> {
     let words = Words::ask(node, targets.iter().map(|t| &t.pod), depth).await;
     let node = node.clone();
-    let read = tokio::task::spawn_blocking(move || read_blocking(&node, targets, &words, depth));
+    let read = tokio::task::spawn_blocking(move || {
+        let mut pass = Pass::new(&node, &words, depth);
+        targets.into_iter().map(|target| pass.container_blocking(target)).collect()
+    });
     read.await.unwrap_or_default()
 }
 
-pub(super) fn read_blocking(
-    node: &Node,
-    targets: Vec<Target>,
-    words: &Words,
-    depth: Depth,
-) -> Vec<ContainerReading> {
-    let deadline = Instant::now() + FIRST_WALKS;
-    let mut buffer = Vec::new();
-    let readings = targets.into_iter().map(|target| {
-        let entry = target.entry(node);
+impl Pass<'_> {
+    pub(super) fn container_blocking(&mut self, target: Target) -> ContainerReading {
+        let entry = target.entry(self.node);
         let reading = match target.is_alive() {
             false => None,
-            true if target.pod.info.is_guest() => words.of(&target).or_else(|| entry.last()),
-            true => target.read_blocking(&entry, depth, &mut buffer),
+            true if target.pod.info.is_guest() => self.words.of(&target).or_else(|| entry.last()),
+            true => self.read_blocking(&target, &entry),
         };
-        if entry.disk().is_none() && depth > Depth::Cpu && Instant::now() < deadline {
-            target.measure_blocking(node, Some(deadline));
+        let is_new = entry.disk().is_none() && !entry.is_large();
+        if is_new && self.depth >= Depth::Stats && Instant::now() < self.first_walks_end {
+            target.measure_blocking(self.node, Some(self.first_walks_end));
         }
         ContainerReading { reading, disk: entry.disk(), target }
-    });
-    readings.collect()
+    }
+
+    fn read_blocking(&mut self, target: &Target, entry: &Entry) -> Option<Reading> {
+        let mut reading = entry.read_blocking(self.depth, target.began_at(), &mut self.buffer)?;
+        if self.depth == Depth::All {
+            let counts = entry.processes_blocking(&mut self.looks);
+            let files_limit = open_files_limit(target.container.pid);
+            reading.processes = counts.map(|counts| Processes { counts, files_limit });
+        }
+        Some(reading)
+    }
 }
 
 impl Target {
@@ -90,19 +95,11 @@ impl Target {
         })
     }
 
-    fn read_blocking(&self, entry: &Entry, depth: Depth, buffer: &mut Vec<u8>) -> Option<Reading> {
-        let mut reading = entry.read_blocking(depth, self.began_at(), buffer)?;
-        if let Some(processes) = &mut reading.processes {
-            processes.files_limit = open_files_limit(self.container.pid);
-        }
-        Some(reading)
-    }
-
     pub(super) fn began_at(&self) -> i64 {
         self.container.started_at.max(self.container.info.created_at)
     }
 
-    /// Measures what the container has written.
+    /// Measures what the container has written, until `deadline` at most.
     pub(super) fn measure_blocking(&self, node: &Node, deadline: Option<Instant>) {
         let scratch = node.layout.scratch(&self.container.info.id);
         let path = scratch.join(if self.pod.info.is_guest() { SCRATCH_FILE } else { UPPER });

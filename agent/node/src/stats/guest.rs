@@ -14,14 +14,12 @@ use tokio::task::JoinSet;
 use super::book::Processes;
 use super::{Reading, Target};
 use crate::node::Node;
-use crate::pod::PodSnapshot;
+use crate::pod::{INTERFACE, PodSnapshot};
 
 /// For a guest to answer; who asks for numbers does not wait for one that hangs.
 const ANSWER: Duration = Duration::from_secs(1);
-/// Block devices, sizes of huge pages and interfaces that are told on.
-const MOST: usize = 32;
-/// Bytes of a name.
-const NAME: usize = 32;
+/// Block devices, sizes of huge pages and interfaces of one pod or container that are told on.
+pub(super) const MOST: usize = 32;
 
 /// What guests said just now.
 #[derive(Debug, Default)]
@@ -81,8 +79,10 @@ impl Word {
             let id = target.container.info.id.to_string();
             let told = told.remove(&id)?;
             let processes = processes(&told);
-            let sample = sample(told.sample.unwrap_or_default());
-            let reading = target.entry(node).take_and_keep(sample, processes, target.began_at());
+            let entry = target.entry(node);
+            let mut sample = sample(told.sample.unwrap_or_default());
+            sample.io.retain(|device| entry.knows_device((device.major, device.minor), MOST));
+            let reading = entry.take_and_keep(sample, processes, target.began_at());
             Some((id, reading))
         });
         let containers = containers.collect();
@@ -93,7 +93,7 @@ impl Word {
 /// At least what is kept for when the guest does not answer.
 fn asked_depth(depth: Depth) -> pod::stats_request::Depth {
     match depth {
-        Depth::Cpu | Depth::Stats => pod::stats_request::Depth::Stats,
+        Depth::Cpu | Depth::Usage | Depth::Stats => pod::stats_request::Depth::Stats,
         Depth::All => pod::stats_request::Depth::All,
     }
 }
@@ -131,7 +131,7 @@ fn sample(told: pod::Sample) -> Sample {
         },
         io: first_of_each(told.io, |d| (d.major, d.minor)).map(device).collect(),
         huge_pages: first_of_each(told.huge_pages, |h| h.size.clone())
-            .filter(|h| is_name(&h.size))
+            .filter(|h| is_size(&h.size))
             .map(huge_pages)
             .collect(),
         tasks: told.tasks,
@@ -158,7 +158,8 @@ fn interfaces(told: Vec<pod::InterfaceStats>) -> Vec<Interface> {
             dropped: told.tx_dropped,
         },
     };
-    first_of_each(told, |i| i.name.clone()).filter(|i| is_name(&i.name)).map(interface).collect()
+    // A guest has the one that the daemon gave it. What a container makes besides has names of its choice.
+    first_of_each(told, |i| i.name.clone()).filter(|i| i.name == INTERFACE).map(interface).collect()
 }
 
 /// Not too many, and none twice: the same series with two values would spoil a whole scrape.
@@ -167,9 +168,11 @@ fn first_of_each<T, K: Ord>(told: Vec<T>, key: impl Fn(&T) -> K) -> impl Iterato
     told.into_iter().take(MOST).filter(move |one| seen.insert(key(one)))
 }
 
-/// What an interface or a size can be called.
-fn is_name(text: &str) -> bool {
-    !text.is_empty() && text.len() <= NAME && text.chars().all(|c| c.is_ascii_graphic())
+/// A size of huge pages as the kernel writes it (hugetlb_cgroup's mem_fmt): a power of two below 1024, so that there are few.
+fn is_size(text: &str) -> bool {
+    let number = ["KB", "MB", "GB"].iter().find_map(|unit| text.strip_suffix(unit));
+    let is_size = |number: &str| number.parse().is_ok_and(|n: u16| n < 1024 && n.is_power_of_two());
+    number.is_some_and(|number| !number.starts_with(['0', '+']) && is_size(number))
 }
 
 fn device(told: pod::DeviceStats) -> DeviceSample {
@@ -201,11 +204,11 @@ mod tests {
 
     #[test]
     fn what_a_guest_says_is_bounded() {
-        let names = ["eth0", "", "a\nb", "x y", &"e".repeat(33), "eth0", "eth1"];
+        let names = ["", "eth0", "a\nb", "x y", "eth0", "eth1"];
         let told =
             names.map(|name| pod::InterfaceStats { name: name.into(), rx_bytes: 1, ..Default::default() });
         let kept = interfaces(told.to_vec());
-        assert_eq!(kept.iter().map(|i| i.name.as_str()).collect::<Vec<_>>(), ["eth0", "eth1"]);
+        assert_eq!(kept.iter().map(|i| i.name.as_str()).collect::<Vec<_>>(), ["eth0"]);
         let device = |minor| pod::DeviceStats { minor, ..Default::default() };
         let many: Vec<_> = std::iter::repeat_n(device(7), 2).chain((0..1000).map(device)).collect();
         let stalled = pod::Stall { avg10: f64::NAN, avg60: 1e300, ..Default::default() };
@@ -216,6 +219,10 @@ mod tests {
             ..Default::default()
         };
         let kept = sample(told);
+        assert!(["2MB", "1GB", "512KB"].into_iter().all(is_size));
+        for size in ["", "KB", "2mb", "2 MB", "3MB", "02MB", "+2MB", "1024MB", "65536MB", "2MB\"}"] {
+            assert!(!is_size(size), "{size}");
+        }
         let minors: Vec<_> = kept.io.iter().map(|d| d.minor).collect();
         assert_eq!(minors[..3], [7, 0, 1]);
         assert_eq!(minors.iter().filter(|minor| **minor == 7).count(), 1, "none twice");

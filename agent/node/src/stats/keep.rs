@@ -1,4 +1,4 @@
-//! Now and then, whether or not anybody asks: CPU times for the windows of rates, and what containers have written.
+//! Now and then, whether or not anybody asks: CPU times, for the windows of rates.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -6,9 +6,9 @@ use std::sync::Arc;
 use hartpod_container::cgroup::Depth;
 use tokio::time::MissedTickBehavior;
 
+use super::pods;
 use super::pods::own_id;
 use super::window::SPAN;
-use super::{Target, pods};
 use crate::node::Node;
 use crate::pod::PodSnapshot;
 
@@ -20,14 +20,8 @@ pub(crate) async fn keep(node: Arc<Node>) {
         ticks.tick().await;
         let snapshots: Vec<_> = node.registry.pods().iter().map(|pod| pod.snapshot()).collect();
         forget_others(&node, &snapshots);
-        if snapshots.is_empty() {
-            continue;
-        }
-        pods(&node, snapshots.clone(), Depth::Cpu).await;
-        let node = node.clone();
-        let measured = tokio::task::spawn_blocking(move || measure_blocking(&node, &snapshots)).await;
-        if let Err(error) = measured {
-            tracing::warn!(%error, "writable layers are not measured");
+        if !snapshots.is_empty() {
+            pods(&node, snapshots, Depth::Cpu).await;
         }
     }
 }
@@ -42,15 +36,4 @@ fn forget_others(node: &Node, snapshots: &[Arc<PodSnapshot>]) {
         ids.extend(pod.containers.iter().map(|c| c.info.id.to_string()));
     }
     node.stats.keep_only(&ids);
-}
-
-fn measure_blocking(node: &Node, snapshots: &[Arc<PodSnapshot>]) {
-    for target in snapshots.iter().flat_map(Target::all_of) {
-        let known = target.entry(node).disk();
-        let ended_at = target.container.exit.as_ref().map(|exit| exit.finished_at);
-        let is_final = known.zip(ended_at).is_some_and(|(disk, ended_at)| disk.at > ended_at);
-        if !is_final && known.is_none_or(|disk| disk.is_due()) {
-            target.measure_blocking(node, None);
-        }
-    }
 }

@@ -1,15 +1,25 @@
 //! Numbers of many pods at once.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use hartpod_container::cgroup::{CpuSample, Depth, MemorySample, Sample};
+use hartpod_container::cgroup::{CpuSample, Depth, MemorySample, ProcessSample, Sample};
 use hartpod_container::net_dev::{self, Interface};
 
-use super::collect::read_blocking as read_containers_blocking;
-use super::guest::Words;
+use super::book::Processes;
+use super::guest::{MOST, Words};
+use super::overhead::Overhead;
+use super::pass::Pass;
 use super::{ContainerReading, Reading, Target};
 use crate::node::Node;
 use crate::pod::{PodInfo, PodSnapshot, own_leaf};
+
+/// Threads that read: it is the kernel that works, on two CPUs at a time at most.
+const THREADS: usize = 2;
+/// Pods that are not worth another thread.
+const PART: usize = 16;
+/// For how long the processes of an agent or VMM, and what they have open, are told again: they change little, and to look takes as long as all else.
+const OWN_COUNTS: Duration = Duration::from_secs(60);
 
 /// What a pod uses.
 #[derive(Debug)]
@@ -17,8 +27,8 @@ pub(crate) struct PodReading {
     pub(crate) pod: Arc<PodSnapshot>,
     /// On this host, its agent or VMM included. None of one that has stopped.
     pub(crate) reading: Option<Reading>,
-    /// What its agent or VMM uses on this host; only of [`Depth::All`].
-    pub(crate) own: Option<Sample>,
+    /// Nothing but of [`Depth::All`].
+    pub(crate) overhead: Overhead,
     /// What its workload uses as the guest counts it; none of a pod on this host.
     pub(crate) inside: Option<Sample>,
     /// Processes and threads of its workload: in a guest those that are inside.
@@ -30,63 +40,93 @@ pub(crate) struct PodReading {
 
 /// Reads the numbers of these pods, in their order, and of all their containers.
 pub(crate) async fn pods(node: &Arc<Node>, pods: Vec<Arc<PodSnapshot>>, depth: Depth) -> Vec<PodReading> {
-    let words = Words::ask(node, pods.iter(), depth).await;
-    let node = node.clone();
-    let read = tokio::task::spawn_blocking(move || {
-        pods.into_iter().map(|pod| read_blocking(&node, pod, &words, depth)).collect()
+    let words = Arc::new(Words::ask(node, pods.iter(), depth).await);
+    let part = pods.len().div_ceil(THREADS).max(PART);
+    let parts: Vec<_> = pods.chunks(part).map(<[_]>::to_vec).collect();
+    let passes = parts.into_iter().map(|part| {
+        let (node, words) = (node.clone(), words.clone());
+        tokio::task::spawn_blocking(move || {
+            let mut pass = Pass::new(&node, &words, depth);
+            part.into_iter().map(|pod| pass.pod_blocking(pod)).collect::<Vec<_>>()
+        })
     });
-    read.await.unwrap_or_default()
-}
-
-fn read_blocking(node: &Node, pod: Arc<PodSnapshot>, words: &Words, depth: Depth) -> PodReading {
-    let containers = read_containers_blocking(node, Target::all_of(&pod).collect(), words, depth);
-    let word = words.get(&pod);
-    let agent = pod.agent.as_ref().filter(|agent| agent.process.is_alive());
-    let reading = agent.and_then(|_| host_reading_blocking(node, &pod, &containers, depth));
-    let own = agent.filter(|_| depth == Depth::All).and_then(|_| own_reading_blocking(node, &pod));
-    // The keeper, which wants CPU times alone, comes every ten seconds.
-    let has_interfaces = depth > Depth::Cpu && pod.info.netns.is_some();
-    let interfaces = match (has_interfaces, pod.info.is_guest()) {
-        (false, _) => None,
-        (true, true) => word.map(|word| word.interfaces.clone()),
-        (true, false) => agent.and_then(|agent| interfaces_blocking(agent.process.record.pid)),
-    };
-    let tasks = match pod.info.is_guest() {
-        true => word.and_then(|word| word.pod.as_ref()?.tasks),
-        false => reading.as_ref().and_then(|r| r.sample.tasks),
-    };
-    let inside = word.and_then(|word| word.pod.clone());
-    PodReading { reading, own, inside, tasks, interfaces, containers, pod }
-}
-
-/// The kubelet makes a cgroup for each pod, which has the numbers. A pod without one uses what its containers and its agent or VMM use now.
-fn host_reading_blocking(
-    node: &Node,
-    pod: &PodSnapshot,
-    containers: &[ContainerReading],
-    depth: Depth,
-) -> Option<Reading> {
-    let info = &pod.info;
-    let has_parent = !info.cgroup_parent().is_empty();
-    let own = own_leaf(node, info).ok()?;
-    let meter = || Some(if has_parent { own.parent_meter() } else { own.meter() });
-    let entry = node.stats.entry(info.id.as_str(), meter);
-    let mut buffer = Vec::new();
-    let mut reading = entry.read_blocking(depth, info.created_at, &mut buffer)?;
-    if !has_parent && !info.is_guest() {
-        for other in containers.iter().filter_map(|c| c.reading.as_ref()) {
-            add(&mut reading.sample, &other.sample);
-            reading.nano_cores = sum(reading.nano_cores, other.nano_cores);
-        }
+    // All of them begin before the first is waited for.
+    let passes: Vec<_> = passes.collect();
+    let mut read = Vec::with_capacity(pods.len());
+    for pass in passes {
+        read.extend(pass.await.unwrap_or_default());
     }
-    Some(reading)
+    read
 }
 
-/// Of the leaf of the pod's agent or VMM.
-fn own_reading_blocking(node: &Node, pod: &PodSnapshot) -> Option<Sample> {
-    let own = own_leaf(node, &pod.info).ok()?;
-    let entry = node.stats.entry(&own_id(&pod.info), || Some(own.meter()));
-    Some(entry.read_blocking(Depth::Stats, pod.info.created_at, &mut Vec::new())?.sample)
+impl Pass<'_> {
+    fn pod_blocking(&mut self, pod: Arc<PodSnapshot>) -> PodReading {
+        let containers: Vec<_> = Target::all_of(&pod).map(|target| self.container_blocking(target)).collect();
+        let word = self.words.get(&pod);
+        let agent = pod.agent.as_ref().filter(|agent| agent.process.is_alive());
+        let mut reading = agent.and_then(|_| self.host_reading_blocking(&pod, &containers));
+        let own = agent.filter(|_| self.depth == Depth::All);
+        let overhead =
+            own.and_then(|_| self.own_blocking(&pod, &containers, reading.as_mut())).unwrap_or_default();
+        // The keeper, which wants CPU times alone, comes every ten seconds.
+        let has_interfaces = self.depth >= Depth::Stats && pod.info.netns.is_some();
+        let interfaces = match (has_interfaces, pod.info.is_guest()) {
+            (false, _) => None,
+            (true, true) => word.map(|word| word.interfaces.clone()),
+            (true, false) => agent.and_then(|agent| interfaces_blocking(agent.process.record.pid)),
+        };
+        let tasks = match pod.info.is_guest() {
+            true => word.and_then(|word| word.pod.as_ref()?.tasks),
+            false => reading.as_ref().and_then(|r| r.sample.tasks),
+        };
+        let inside = word.and_then(|word| word.pod.clone());
+        PodReading { reading, overhead, inside, tasks, interfaces, containers, pod }
+    }
+
+    /// The kubelet makes a cgroup for each pod, which has the numbers. A pod without one uses what its containers and its agent or VMM use now.
+    fn host_reading_blocking(
+        &mut self,
+        pod: &PodSnapshot,
+        containers: &[ContainerReading],
+    ) -> Option<Reading> {
+        let info = &pod.info;
+        let has_parent = !info.cgroup_parent().is_empty();
+        let entry = self.node.stats.entry(info.id.as_str(), || {
+            let own = own_leaf(self.node, info).ok()?;
+            Some(if has_parent { own.parent_meter() } else { own.meter() })
+        });
+        let mut reading = entry.read_blocking(self.depth, info.created_at, &mut self.buffer)?;
+        if !has_parent && !info.is_guest() {
+            for other in containers.iter().filter_map(|c| c.reading.as_ref()) {
+                add(&mut reading.sample, &other.sample);
+                reading.nano_cores = sum(reading.nano_cores, other.nano_cores);
+            }
+        }
+        Some(reading)
+    }
+
+    /// Of the leaf of the pod's agent or VMM: what it costs, and its processes, which with those of the containers are all of the pod's on this host.
+    fn own_blocking(
+        &mut self,
+        pod: &PodSnapshot,
+        containers: &[ContainerReading],
+        whole: Option<&mut Reading>,
+    ) -> Option<Overhead> {
+        let info = &pod.info;
+        let entry = self.node.stats.entry(&own_id(info), || Some(own_leaf(self.node, info).ok()?.meter()));
+        let counts = entry.processes_lately_blocking(OWN_COUNTS, &mut self.looks);
+        if let (Some(whole), Some(own)) = (whole, counts) {
+            let inside = containers.iter().filter_map(|c| c.reading.as_ref()?.processes);
+            let inside = inside.filter(|_| !info.is_guest()).map(|inside| inside.counts);
+            let counts = inside.fold(own, ProcessSample::and);
+            whole.processes = Some(Processes { counts, files_limit: None });
+        }
+        let own = entry.read_blocking(Depth::Usage, info.created_at, &mut self.buffer)?.sample;
+        let inside = self.words.get(pod).and_then(|word| word.pod.as_ref());
+        let mut overhead = Overhead::new(&own, inside, info.is_guest());
+        overhead.cpu_ns = overhead.cpu_ns.map(|told| entry.overhead_cpu(told));
+        Some(overhead)
+    }
 }
 
 /// In the book, beside the pod as a whole.
@@ -128,6 +168,8 @@ fn sum(one: Option<u64>, other: Option<u64>) -> Option<u64> {
 fn interfaces_blocking(pid: i32) -> Option<Vec<Interface>> {
     let mut interfaces = net_dev::read(format!("/proc/{pid}/net/dev").as_ref()).ok()?;
     interfaces.retain(|i| i.name != "lo");
+    // Some containers may make as many as they like.
+    interfaces.truncate(MOST);
     Some(interfaces)
 }
 

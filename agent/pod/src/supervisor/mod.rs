@@ -17,6 +17,7 @@ pub(crate) use news::About;
 use connect::FORWARDS_MAX;
 use news::{News, Newsdesk};
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hartpod_container::Pod;
+use hartpod_container::cgroup::Meter;
 use hartpod_proto::ContainerId;
 use hartpod_proto::pod::v1::{DescribeResponse, SetUpPodRequest, SetUpPodResponse};
 use tokio::sync::{Semaphore, mpsc};
@@ -56,6 +58,8 @@ struct SetUp {
     warnings: Vec<String>,
     log_directory: Option<PathBuf>,
     pod: Arc<Pod>,
+    /// Of the pod's cgroup: made by the first question for statistics, in a guest alone.
+    meter: OnceCell<Meter>,
 }
 
 /// How the agent's work ended.
@@ -234,7 +238,8 @@ impl Supervisor {
         info!(pod = pod_id, "pod is set up");
         self.broken = false;
         let answer = SetUpPodResponse { warnings: warnings.clone() };
-        self.set_up = Some(SetUp { fingerprint, pod_id, warnings, log_directory, pod: Arc::new(pod) });
+        let (pod, meter) = (Arc::new(pod), OnceCell::new());
+        self.set_up = Some(SetUp { fingerprint, pod_id, warnings, log_directory, pod, meter });
         Ok(answer)
     }
 

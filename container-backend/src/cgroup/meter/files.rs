@@ -55,7 +55,7 @@ pub(super) static FILES: [Wanted; 19] = [
     of(What::CpuUsage, Depth::Cpu, Controller::Cpuacct, "cpuacct.usage", "cpu.stat"),
     of(What::CpuTimes, Depth::All, Controller::Cpuacct, "cpuacct.stat", ""),
     of(What::CpuThrottling, Depth::All, Controller::Cpu, "cpu.stat", ""),
-    of(What::MemoryUsage, Depth::Stats, Controller::Memory, "memory.usage_in_bytes", "memory.current"),
+    of(What::MemoryUsage, Depth::Usage, Controller::Memory, "memory.usage_in_bytes", "memory.current"),
     of(What::MemoryStat, Depth::Stats, Controller::Memory, "memory.stat", "memory.stat"),
     of(What::MemoryLimit, Depth::Stats, Controller::Memory, "", "memory.max"),
     of(What::MemoryPeak, Depth::All, Controller::Memory, "memory.max_usage_in_bytes", "memory.peak"),

@@ -8,8 +8,8 @@ mod v2;
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{Mode, OFlags, open};
 
@@ -20,13 +20,15 @@ use super::file;
 use super::leaf::Leaf;
 use super::make::below;
 use super::sample::Sample;
-use super::tree::{Hierarchies, Version};
+use super::tree::{Controller, Hierarchies, Version};
 
 /// How much of a [`Sample`] is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Depth {
     /// CPU time alone: one file.
     Cpu,
+    /// CPU time, and memory in use.
+    Usage,
     /// What CRI's statistics have.
     Stats,
     /// Everything that metrics have.
@@ -38,12 +40,9 @@ pub enum Depth {
 /// They keep what is left of a removed cgroup in the kernel's memory until they are closed, so a meter goes with its container.
 #[derive(Debug)]
 pub struct Meter {
+    hierarchies: Arc<Hierarchies>,
     path: String,
-    /// In the v2 tree.
-    unified: PathBuf,
     files: Vec<StatFile>,
-    /// Where the huge pages' files are, which have the size in their names.
-    huge_pages: Option<(Version, PathBuf)>,
     /// Opened by the first sample that wants them: sizes neither come nor go.
     huge_page_files: OnceLock<Vec<HugePageFiles>>,
 }
@@ -52,26 +51,18 @@ pub struct Meter {
 struct StatFile {
     wanted: &'static Wanted,
     version: Version,
-    path: PathBuf,
     /// Opened by the first sample that wants it; nothing where the kernel has no such file.
     opened: OnceLock<Option<OwnedFd>>,
 }
 
 impl Meter {
-    pub(super) fn new(hierarchies: &Hierarchies, path: &str) -> Self {
+    pub(super) fn new(hierarchies: Arc<Hierarchies>, path: &str) -> Self {
         let files = FILES.iter().filter_map(|wanted| {
-            let (version, name, dir) = wanted.place(hierarchies)?;
-            let path = below(dir, path).join(name);
-            Some(StatFile { wanted, version, path, opened: OnceLock::new() })
+            let (version, ..) = wanted.place(&hierarchies)?;
+            Some(StatFile { wanted, version, opened: OnceLock::new() })
         });
-        let huge_pages = hierarchies.home(super::Controller::Hugetlb);
-        Self {
-            path: path.to_owned(),
-            unified: below(&hierarchies.unified, path),
-            files: files.collect(),
-            huge_pages: huge_pages.map(|(version, root)| (version, below(root, path))),
-            huge_page_files: OnceLock::new(),
-        }
+        let files = files.collect();
+        Self { hierarchies, path: path.to_owned(), files, huge_page_files: OnceLock::new() }
     }
 
     /// The cgroup's path below the hierarchies' roots.
@@ -80,8 +71,9 @@ impl Meter {
         &self.path
     }
 
-    pub(super) fn unified(&self) -> &Path {
-        &self.unified
+    /// Its folder in the v2 tree.
+    pub(super) fn unified(&self) -> PathBuf {
+        below(&self.hierarchies.unified, &self.path)
     }
 
     /// Reads the numbers; nothing if the cgroup is gone. `buffer` only saves allocations.
@@ -92,7 +84,7 @@ impl Meter {
         let mut sample = Sample::default();
         let mut any = false;
         for stat in self.files.iter().filter(|f| f.wanted.depth <= depth) {
-            let Some(text) = stat.text(buffer)? else { continue };
+            let Some(text) = self.text(stat, buffer)? else { continue };
             any = true;
             match stat.version {
                 Version::V1 => v1::take(stat.wanted.what, text, &mut sample),
@@ -100,27 +92,23 @@ impl Meter {
             }
         }
         if depth == Depth::All {
-            if let Some((version, dir)) = &self.huge_pages {
-                let files = self.huge_page_files.get_or_init(|| huge_pages::open_all(*version, dir));
-                sample.huge_pages = files.iter().filter_map(|files| files.read(buffer)).collect();
-            }
+            let files = self.huge_page_files.get_or_init(|| {
+                let home = self.hierarchies.home(Controller::Hugetlb);
+                home.map(|(version, root)| huge_pages::open_all(version, &below(root, &self.path)))
+                    .unwrap_or_default()
+            });
+            sample.huge_pages = files.iter().filter_map(|files| files.read(buffer)).collect();
         }
         Ok(any.then_some(sample))
     }
-}
 
-impl StatFile {
-    fn text<'b>(&self, buffer: &'b mut Vec<u8>) -> Result<Option<&'b str>, CgroupError> {
-        let failed = |source: io::Error| CgroupError::Read { file: self.path.clone(), source };
-        let opened = match self.opened.get() {
+    fn text<'b>(&self, stat: &StatFile, buffer: &'b mut Vec<u8>) -> Result<Option<&'b str>, CgroupError> {
+        let failed = |source: io::Error| CgroupError::Read { file: PathBuf::from(&self.path), source };
+        let opened = match stat.opened.get() {
             Some(opened) => opened,
             None => {
-                let opened = match open(&self.path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
-                    Ok(opened) => Some(opened),
-                    Err(e) if file::is_gone(&e.into()) => None,
-                    Err(e) => return Err(failed(e.into())),
-                };
-                self.opened.get_or_init(|| opened)
+                let opened = self.open(stat.wanted).map_err(failed)?;
+                stat.opened.get_or_init(|| opened)
             }
         };
         let Some(opened) = opened else { return Ok(None) };
@@ -129,6 +117,17 @@ impl StatFile {
             // Pressure files without accounting (psi=0) are there, and refuse.
             Err(e) if file::is_gone(&e) || e.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(None),
             Err(e) => Err(failed(e)),
+        }
+    }
+
+    fn open(&self, wanted: &Wanted) -> io::Result<Option<OwnedFd>> {
+        let Some((_, name, root)) = wanted.place(&self.hierarchies) else { return Ok(None) };
+        match open(below(root, &self.path).join(name), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(io::Error::from)
+        {
+            Ok(opened) => Ok(Some(opened)),
+            Err(e) if file::is_gone(&e) => Ok(None),
+            Err(e) => Err(e),
         }
     }
 }
@@ -155,13 +154,13 @@ impl Leaf {
     /// A meter of the leaf; it opens nothing yet.
     #[must_use]
     pub fn meter(&self) -> Meter {
-        Meter::new(&self.hierarchies, &self.path)
+        Meter::new(Arc::clone(&self.hierarchies), &self.path)
     }
 
     /// A meter of the leaf's parent: of the whole pod, where the kubelet made a cgroup for each.
     #[must_use]
     pub fn parent_meter(&self) -> Meter {
         let parent = self.path.rsplit_once('/').map_or("", |(parent, _)| parent);
-        Meter::new(&self.hierarchies, parent)
+        Meter::new(Arc::clone(&self.hierarchies), parent)
     }
 }
