@@ -160,6 +160,21 @@ pub(crate) fn shell(command: &str) -> Value {
     spec(&["sh", "-c", command])
 }
 
+/// What a child says that goes to the host's mounts, as log writers do.
+pub(crate) fn on_host(agent: &Agent, work: &dyn Fn() -> String) -> String {
+    let (reader, writer) = rustix::pipe::pipe().unwrap();
+    let child = hartpod_container::fork_role("on-host", &[agent.pod.host().as_fd(), writer.as_fd()], || {
+        agent.pod.host().enter().unwrap();
+        rustix::io::write(&writer, work().as_bytes()).unwrap();
+        0
+    });
+    drop(writer);
+    wait(&child.unwrap());
+    let mut text = String::new();
+    File::from(reader).read_to_string(&mut text).unwrap();
+    text
+}
+
 /// Adds to a list of a spec.
 pub(crate) fn add(spec: &mut Value, list: &str, value: Value) {
     let list = spec.pointer_mut(list).expect("a list of the spec");

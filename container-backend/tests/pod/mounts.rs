@@ -7,8 +7,8 @@ use nix::mount::MsFlags;
 use serde_json::json;
 
 use crate::kit::{
-    Agent, add, agent, agent_sharing_pids, agent_with, bind, finish, home, new_mount_on_the_host, set, shell,
-    streams,
+    Agent, add, agent, agent_sharing_pids, agent_with, bind, finish, home, new_mount_on_the_host, on_host,
+    set, shell, streams,
 };
 
 pub(crate) const SCENARIOS: &[(&str, fn())] = &[
@@ -187,22 +187,6 @@ fn propagation() {
         fs::create_dir(shared.join(folder)).unwrap();
     }
     let agent = agent();
-    let on_host = |work: &dyn Fn() -> String| -> String {
-        // A child that goes to the host's mounts, as log writers do.
-        let (reader, writer) = rustix::pipe::pipe().unwrap();
-        use std::os::fd::AsFd as _;
-        let child =
-            hartpod_container::fork_role("on-host", &[agent.pod.host().as_fd(), writer.as_fd()], || {
-                agent.pod.host().enter().unwrap();
-                rustix::io::write(&writer, work().as_bytes()).unwrap();
-                0
-            });
-        drop(writer);
-        crate::kit::wait(&child.unwrap());
-        let mut text = String::new();
-        std::io::Read::read_to_string(&mut fs::File::from(reader), &mut text).unwrap();
-        text
-    };
     let container = |option: &str| {
         let mut volume = shell("echo up; while :; do sleep 1000; done");
         for set in ["bounding", "effective", "permitted"] {
@@ -212,7 +196,7 @@ fn propagation() {
         agent.start(volume).unwrap()
     };
     let (both, one, none) = (container("rshared"), container("rslave"), container("rprivate"));
-    on_host(&|| {
+    on_host(&agent, &|| {
         nix::mount::mount(Some("t"), &shared.join("later"), Some("tmpfs"), MsFlags::empty(), None::<&str>)
             .unwrap();
         fs::write(shared.join("later/f"), "came\n").unwrap();
@@ -223,8 +207,8 @@ fn propagation() {
         let mount = ["sh", "-c", "mount -t tmpfs t /v/theirs && touch /v/theirs/$1", "sh", "x"];
         assert_eq!(agent.exec(&running.container, &mount).unwrap().code, 0);
         let shared = shared.clone();
-        let on_host = on_host(&move || fs::read_dir(shared.join("theirs")).unwrap().count().to_string());
-        assert_eq!(on_host, if std::ptr::eq(running, &both) { "1" } else { "0" });
+        let count = move || fs::read_dir(shared.join("theirs")).unwrap().count().to_string();
+        assert_eq!(on_host(&agent, &count), if std::ptr::eq(running, &both) { "1" } else { "0" });
         assert_eq!(agent.exec(&running.container, &["umount", "/v/theirs"]).unwrap().code, 0);
     }
     both.kill();

@@ -10,7 +10,7 @@ use hartpod_container::{
 use nix::mount::MsFlags;
 use serde_json::{Value, json};
 
-use crate::kit::{Agent, Running, add, agent_with, bind, home, new_mount_on_the_host, shell, spec};
+use crate::kit::{Agent, Running, add, agent_with, bind, home, new_mount_on_the_host, on_host, shell, spec};
 
 pub(crate) const SCENARIOS: &[(&str, fn())] = &[
     ("root_of_a_user_namespace_is_nobody_on_the_node", root_is_nobody),
@@ -22,6 +22,7 @@ pub(crate) const SCENARIOS: &[(&str, fn())] = &[
     ("an_image_as_a_volume_has_the_pods_ids", image_volume),
     ("what_is_handed_in_stays_as_it_is", || kept_mounts(PodPid::PerContainer)),
     ("what_is_handed_in_stays_as_it_is_beside_others", || kept_mounts(PodPid::Shared)),
+    ("what_the_host_mounts_later_reaches_such_a_pod", later_mounts),
     ("containers_of_such_a_pod_share_a_pid_namespace", shared_pids),
     ("the_pid_namespace_of_another_container_of_such_a_pod", target_pids),
     ("devices_in_a_user_namespace_are_the_nodes", devices),
@@ -224,6 +225,42 @@ fn kept_mounts(pid: PodPid) {
     bind(&mut asked, &plain, "/plain", &["rbind", "rro", "rslave", "nosuid", "nodev", "noexec", "relatime"]);
     let outcome = agent.run(asked);
     assert_eq!((outcome.out.as_str(), outcome.code), ("its own\n", 0), "{outcome:?}");
+}
+
+fn later_mounts() {
+    let shared = new_mount_on_the_host("shared", MsFlags::MS_SHARED);
+    for folder in ["later", "theirs"] {
+        fs::create_dir(shared.join(folder)).unwrap();
+    }
+    let agent = agent(PodPid::PerContainer);
+    let container = |option: &str| {
+        let mut asked = mapped(shell("echo up; while :; do sleep 1000; done"));
+        may_mount(&mut asked);
+        bind(&mut asked, &shared, "/v", &["rbind", "ro", option]);
+        let mut running = agent.start(asked).unwrap();
+        assert_eq!(running.output.line(), "up");
+        running
+    };
+    let (one, none) = (container("rslave"), container("rprivate"));
+    on_host(&agent, &|| {
+        let later = shared.join("later");
+        nix::mount::mount(Some("t"), &later, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        fs::write(later.join("f"), "came\n").unwrap();
+        String::new()
+    });
+    for (running, seen) in [(&one, "came\n"), (&none, "")] {
+        assert_eq!(agent.exec(&running.container, &["cat", "/v/later/f"]).unwrap().out, seen);
+        // Nothing goes the other way.
+        agent.exec(&running.container, &["umount", "/v/later"]).unwrap();
+        assert_eq!(
+            agent.exec(&running.container, &["mount", "-t", "tmpfs", "t", "/v/theirs"]).unwrap().code,
+            0
+        );
+        let table = on_host(&agent, &|| fs::read_to_string("/proc/self/mounts").unwrap());
+        assert!(table.contains("/later ") && !table.contains("/theirs "), "{table}");
+    }
+    one.kill();
+    none.kill();
 }
 
 fn shared_pids() {
