@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use hartpod_proto::cri::v1 as own;
 use hartpod_proto::cri::v1::runtime_service_client::RuntimeServiceClient;
-use hartpod_tests::{Container, Lab, Need, Pod, Refused, eventually, tests};
+use hartpod_tests::{Container, Lab, Need, Pod, Refused, cri, eventually, tests};
 use tonic::{Code, Status};
 
 tests![
@@ -18,6 +18,7 @@ tests![
     a_container_that_has_ended_has_no_limits_to_change,
     updates_race_stops_and_removals,
     a_pods_new_size_is_noted_and_told,
+    a_guest_grows_and_shrinks_below_its_ceiling needs Need::Kvm,
 ];
 
 const MIB: i64 = 1 << 20;
@@ -112,7 +113,7 @@ async fn a_limit_below_what_is_in_use_is_refused_and_kills_nobody(lab: &Lab) -> 
     let pod = node.pod("web").run().await?;
     let main = pod.container("main").sh(HOG).with_resources(|resources| {
         resources.memory_limit_in_bytes = 256 * MIB;
-        resources.cpu_quota = 50_000;
+        resources.cpu_quota = 100_000;
     });
     let main = main.run().await?;
     main.logged("full").await?;
@@ -124,7 +125,7 @@ async fn a_limit_below_what_is_in_use_is_refused_and_kills_nobody(lab: &Lab) -> 
     assert_eq!(status.code(), Code::FailedPrecondition, "{status:?}");
     ensure!(status.message().contains("below the"), "{status:?}");
     assert_eq!(memory(&main).await?, 256 * MIB);
-    assert!(["50000", "50000 100000"].contains(&main.limit(&QUOTA).await?.as_str()));
+    assert!(["100000", "100000 100000"].contains(&main.limit(&QUOTA).await?.as_str()));
     assert_eq!(main.resources().await?.memory_limit_in_bytes, 256 * MIB);
     // Nobody was killed.
     assert_eq!(main.sh("echo alive").await?, "alive\n");
@@ -274,5 +275,53 @@ async fn a_pods_new_size_is_noted_and_told(lab: &Lab) -> Result<()> {
     pod.remove().await?;
     let status = resize(&pod, 0).await.refused("a removed pod")?;
     assert_eq!(status.code(), Code::NotFound, "{status:?}");
+    Ok(())
+}
+
+/// Tries to take so many MiB, and says whether the kernel let it.
+async fn takes(container: &Container, mib: u64) -> Result<bool> {
+    let script = format!("a=$(head -c {} /dev/zero | tr '\\0' x) && echo taken", mib << 20);
+    Ok(container.exec(["sh", "-c", &script]).await?.stdout == "taken\n")
+}
+
+async fn a_guest_grows_and_shrinks_below_its_ceiling(lab: &Lab) -> Result<()> {
+    let node = lab.node_with("[vm]\nresize_headroom_percent = 50\n").await?;
+    let pod = node.pod("web").in_guest().with(|config| {
+        let linux = config.linux.get_or_insert_default();
+        let memory =
+            |mib| cri::LinuxContainerResources { memory_limit_in_bytes: mib * MIB, ..Default::default() };
+        (linux.resources, linux.overhead) = (Some(memory(64)), Some(memory(160)));
+    });
+    let pod = pod.run().await?;
+    let main = pod.container("main").idle().run().await?;
+    let limit = || -> Result<i64> {
+        let parent = pod.cgroup.as_ref().context("the pod has no cgroup")?;
+        let files = MEMORY.iter().find_map(|file| Some(parent.leaf_with(&pod.id, file).ok()??.join(file)));
+        Ok(std::fs::read_to_string(files.context("no memory limit of the VMM")?)?.trim().parse()?)
+    };
+    // (64 + 128) * 1.5 = 288 MiB are there; the pod has 64 of them, which its containers share.
+    let total = main.sh("sed -n 's/^MemTotal: *\\([0-9]*\\).*/\\1/p' /proc/meminfo").await?;
+    ensure!((200..=288).contains(&(total.trim().parse::<u64>()? >> 10)), "{total}");
+    ensure!(!takes(&main, 80).await?, "it took more than its pod may have");
+    let before = limit()?;
+    let size = |mib: i64| resize(&pod, mib * MIB);
+    // As the kubelet does before it tells.
+    pod.cgroup.as_ref().context("the pod has no cgroup")?.limit_memory((160 + 160) << 20)?;
+    size(160).await?;
+    assert_eq!(limit()? - before, 96 * MIB);
+    ensure!(takes(&main, 48).await?, "it has room for that now");
+    let status = size(170).await.refused("more than the guest booted with")?;
+    assert_eq!(status.code(), Code::FailedPrecondition, "{status:?}");
+    ensure!(
+        status.message().contains("288 MiB") && status.message().contains("resize_headroom_percent"),
+        "{status:?}"
+    );
+    let status = main.update(|resources| resources.memory_limit_in_bytes = 170 * MIB).await;
+    assert_eq!(status.refused("a container larger than its guest")?.code(), Code::FailedPrecondition);
+    // The next daemon knows the ceiling.
+    node.crash().await?;
+    ensure!(size(170).await.is_err());
+    size(64).await?;
+    ensure!(!takes(&main, 80).await?, "it shrank");
     Ok(())
 }

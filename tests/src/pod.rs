@@ -155,7 +155,16 @@ impl PodBuilder {
         }
         let parent = self.config.linux.as_ref().map(|linux| linux.cgroup_parent.clone()).unwrap_or_default();
         if parent.starts_with(self.node.cgroup_root()) {
-            self.cgroup = Some(PodCgroup::create(&parent)?);
+            let cgroup = PodCgroup::create(&parent)?;
+            let linux = self.config.linux.as_ref();
+            let memory =
+                |r: &cri::LinuxContainerResources| u64::try_from(r.memory_limit_in_bytes).unwrap_or(0);
+            let limit = linux.and_then(|linux| linux.resources.as_ref()).map_or(0, memory);
+            if limit > 0 {
+                let overhead = linux.and_then(|linux| linux.overhead.as_ref()).map_or(0, memory);
+                cgroup.limit_memory(limit + overhead)?;
+            }
+            self.cgroup = Some(cgroup);
         }
         Ok(())
     }
