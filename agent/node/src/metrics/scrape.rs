@@ -15,6 +15,9 @@ use crate::node::Node;
 /// For how long an answer is good for who asks next: two that scrape a node at one time pay for one, and who asks all the time gets one a second.
 const SHARED: Duration = Duration::from_secs(1);
 
+/// Bytes of a text that took memory worth giving back: it and what it was made of.
+const LARGE: usize = 256 << 10;
+
 /// Reads everything, one at a time.
 #[derive(Debug, Clone)]
 pub(super) struct Scraper {
@@ -61,9 +64,10 @@ impl Scraper {
     /// It is megabytes on a node with many pods, and the next scrape is far off.
     async fn forget(self) {
         sleep(SHARED).await;
-        let mut last = self.last.lock().await;
-        if last.as_ref().is_some_and(|answer| !answer.is_good()) {
-            *last = None;
+        let old = self.last.lock().await.take_if(|answer| !answer.is_good());
+        if old.is_some_and(|answer| answer.text.len() >= LARGE) {
+            // On a thread that may block, as it takes a millisecond or two.
+            let _ = tokio::task::spawn_blocking(crate::sys::give_back_free_memory).await;
         }
     }
 }
