@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use hartpod_container::cgroup::{Depth, FileLooks, Meter, ProcessSample, Sample};
 
+use super::layers::{TURN, pause};
 use super::window::Window;
-use super::writable::DiskUse;
+use super::writable::{DiskUse, Unmeasured};
 use crate::clock;
 
 /// Numbers of one moment.
@@ -46,6 +47,8 @@ struct Kept {
     disk: Option<DiskUse>,
     /// The last walk of its layer took too long for its turn.
     is_large: bool,
+    /// When its layer is to be walked again; none of one that never was.
+    walk_due: Option<Instant>,
     /// What was counted, and when.
     processes: Option<(Instant, ProcessSample)>,
     /// The most that was told, in nanoseconds.
@@ -71,6 +74,11 @@ impl Book {
         let entry = Arc::new(Entry { meter: meter(), kept: Mutex::default() });
         entries.insert(id.to_owned(), entry.clone());
         entry
+    }
+
+    /// The entry of this id, if it is still there.
+    pub(crate) fn known(&self, id: &str) -> Option<Arc<Entry>> {
+        lock(&self.entries).get(id).cloned()
     }
 
     /// Closes the files of all others.
@@ -141,17 +149,24 @@ impl Entry {
         lock(&self.kept).disk
     }
 
-    pub(crate) fn set_disk(&self, disk: DiskUse) {
-        lock(&self.kept).disk = Some(disk);
-    }
-
     /// Whether its layer takes more than a turn to walk.
     pub(crate) fn is_large(&self) -> bool {
         lock(&self.kept).is_large
     }
 
-    pub(crate) fn set_large(&self, is_large: bool) {
-        lock(&self.kept).is_large = is_large;
+    pub(crate) fn walk_due(&self) -> Option<Instant> {
+        lock(&self.kept).walk_due
+    }
+
+    /// What a walk of its layer came to, and how long it took. One that was left is walked at once with the large ones; one that they left has to wait.
+    pub(crate) fn walked(&self, found: Result<DiskUse, Unmeasured>, took: Duration) {
+        let mut kept = lock(&self.kept);
+        let is_left = found == Err(Unmeasured::TooLong);
+        if kept.is_large || !is_left {
+            kept.walk_due = Some(Instant::now() + pause(took));
+        }
+        kept.is_large = is_left || took >= TURN;
+        kept.disk = found.ok().or(kept.disk);
     }
 
     /// Nanoseconds to be told of a counter that is a difference: it may not fall, for Prometheus would take that for a new beginning.
@@ -191,6 +206,22 @@ mod tests {
         assert!(Arc::ptr_eq(&made, &book.entry("a", || None)));
         book.keep_only(&BTreeSet::new());
         assert!(!Arc::ptr_eq(&made, &book.entry("a", || None)));
+    }
+
+    #[test]
+    fn a_layer_that_takes_long_is_walked_with_the_large_ones_and_then_waits() {
+        let entry = Book::default().entry("a", || None);
+        entry.walked(Err(Unmeasured::TooLong), Duration::from_millis(100));
+        assert!(entry.is_large() && entry.walk_due().is_none());
+        let minute = Duration::from_secs(60);
+        entry.walked(Err(Unmeasured::TooLong), minute);
+        assert!(entry.is_large() && entry.walk_due().unwrap() > Instant::now() + minute);
+        let disk = DiskUse { at: 1, bytes: 2, inodes: Some(3) };
+        entry.walked(Ok(disk), TURN);
+        assert!(entry.is_large() && entry.walk_due().unwrap() < Instant::now() + minute);
+        entry.walked(Ok(disk), Duration::ZERO);
+        entry.walked(Err(Unmeasured::Gone), Duration::ZERO);
+        assert_eq!((entry.is_large(), entry.disk()), (false, Some(disk)), "the last numbers stay");
     }
 
     #[test]

@@ -60,7 +60,9 @@ impl Pass<'_> {
         };
         let is_new = entry.disk().is_none() && !entry.is_large();
         if is_new && self.depth >= Depth::Stats && Instant::now() < self.first_walks_end {
-            target.measure_blocking(self.node, Some(self.first_walks_end));
+            let began = Instant::now();
+            let found = measure_blocking(&target.layer(self.node), self.first_walks_end);
+            entry.walked(found, began.elapsed());
         }
         ContainerReading { reading, disk: entry.disk(), target }
     }
@@ -99,13 +101,12 @@ impl Target {
         self.container.started_at.max(self.container.info.created_at)
     }
 
-    /// Measures what the container has written, until `deadline` at most.
-    pub(super) fn measure_blocking(&self, node: &Node, deadline: Option<Instant>) {
+    /// Where what the container has written is.
+    pub(super) fn layer(&self, node: &Node) -> Layer {
         let scratch = node.layout.scratch(&self.container.info.id);
-        let path = scratch.join(if self.pod.info.is_guest() { SCRATCH_FILE } else { UPPER });
-        let layer = if self.pod.info.is_guest() { Layer::File(&path) } else { Layer::Folder(&path) };
-        if let Some(disk) = measure_blocking(layer, deadline) {
-            self.entry(node).set_disk(disk);
+        match self.pod.info.is_guest() {
+            true => Layer::File(scratch.join(SCRATCH_FILE)),
+            false => Layer::Folder(scratch.join(UPPER)),
         }
     }
 }

@@ -6,21 +6,20 @@
 use std::collections::HashSet;
 use std::ffi::CStr;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::time::Instant;
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, statat};
 use rustix::io::Errno;
 
-use super::window::SPAN;
 use crate::clock;
 
-/// A layer's walk is repeated after this many times as long as it took, so walking takes a twentieth of one core at most.
-const PAUSE: u32 = 20;
 /// What is deeper in folders is not counted: each level is an open folder.
 const MAX_DEPTH: usize = 256;
 /// Files with several names that are told apart; of more, each name counts.
 const MAX_LINKED: usize = 100_000;
+/// Entries between two looks at the clock: some hundred microseconds.
+const UNWATCHED: u32 = 256;
 /// Bytes of a block as stat(2) counts them.
 const BLOCK: u64 = 512;
 
@@ -31,45 +30,49 @@ pub(crate) struct DiskUse {
     pub(crate) at: i64,
     pub(crate) bytes: u64,
     pub(crate) inodes: Option<u64>,
-    /// When it is to be measured again.
-    due: Instant,
 }
 
-impl DiskUse {
-    pub(crate) fn is_due(&self) -> bool {
-        Instant::now() >= self.due
-    }
+/// Why a layer has no numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unmeasured {
+    /// It is not there (any more).
+    Gone,
+    /// It took longer than it may.
+    TooLong,
 }
 
 /// Which layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Layer<'a> {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Layer {
     /// The upper folder of an overlay.
-    Folder(&'a Path),
+    Folder(PathBuf),
     /// A file with a file system in it.
-    File(&'a Path),
+    File(PathBuf),
 }
 
-/// Measures a layer; nothing if it is gone, or took longer than until `deadline`.
-pub(crate) fn measure_blocking(layer: Layer<'_>, deadline: Option<Instant>) -> Option<DiskUse> {
-    let began = Instant::now();
+/// Measures a layer, until `deadline` at most.
+pub(crate) fn measure_blocking(layer: &Layer, deadline: Instant) -> Result<DiskUse, Unmeasured> {
     let (bytes, inodes) = match layer {
-        Layer::File(path) => (std::fs::metadata(path).ok()?.blocks() * BLOCK, None),
+        Layer::File(path) => (std::fs::metadata(path).map_err(|_| Unmeasured::Gone)?.blocks() * BLOCK, None),
         Layer::Folder(path) => {
-            let mut walk = Walk { bytes: 0, inodes: 0, linked: HashSet::new(), deadline };
-            walk.folder(rustix::fs::CWD, path, 0).ok()?;
+            let mut walk = Walk { bytes: 0, inodes: 0, linked: HashSet::new(), entries: 0, deadline };
+            walk.folder(rustix::fs::CWD, path, 0).map_err(|errno| match errno {
+                Errno::TIMEDOUT => Unmeasured::TooLong,
+                _ => Unmeasured::Gone,
+            })?;
             (walk.bytes, Some(walk.inodes))
         }
     };
-    let due = Instant::now() + SPAN.max(began.elapsed() * PAUSE) - Duration::from_secs(1);
-    Some(DiskUse { at: clock::now(), bytes, inodes, due })
+    Ok(DiskUse { at: clock::now(), bytes, inodes })
 }
 
 struct Walk {
     bytes: u64,
     inodes: u64,
     linked: HashSet<u64>,
-    deadline: Option<Instant>,
+    /// Looked at so far, those that do not count included.
+    entries: u32,
+    deadline: Instant,
 }
 
 impl Walk {
@@ -84,6 +87,10 @@ impl Walk {
         let folder = openat(at, name, flags, Mode::empty())?;
         for entry in Dir::read_from(&folder)? {
             let entry = entry?;
+            self.entries = self.entries.wrapping_add(1);
+            if self.entries % UNWATCHED == 0 {
+                self.check()?;
+            }
             let name: &CStr = entry.file_name();
             if name == c".." {
                 continue;
@@ -116,19 +123,23 @@ impl Walk {
     }
 
     fn check(&self) -> Result<(), Errno> {
-        match self.deadline {
-            Some(deadline) if Instant::now() > deadline => Err(Errno::TIMEDOUT),
-            _ => Ok(()),
-        }
+        if Instant::now() > self.deadline { Err(Errno::TIMEDOUT) } else { Ok(()) }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
     use super::*;
 
+    fn later() -> Instant {
+        Instant::now() + Duration::from_secs(60)
+    }
+
     fn measured(path: &Path) -> (u64, u64) {
-        let found = measure_blocking(Layer::Folder(path), None).unwrap();
+        let found = measure_blocking(&Layer::Folder(path.to_owned()), later()).unwrap();
         (found.bytes, found.inodes.unwrap())
     }
 
@@ -150,15 +161,30 @@ mod tests {
         assert_eq!(inodes, 6);
         let grown = bytes - before;
         assert!(((128 << 10)..(192 << 10)).contains(&grown), "{grown}");
-        let layer = Layer::File(&upper.join("file"));
-        assert!(measure_blocking(layer, None).unwrap().bytes >= 64 << 10);
+        let layer = Layer::File(upper.join("file"));
+        assert!(measure_blocking(&layer, later()).unwrap().bytes >= 64 << 10);
     }
 
     #[test]
     fn a_layer_that_takes_too_long_or_is_gone_has_no_numbers() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(measure_blocking(Layer::Folder(&dir.path().join("none")), None), None);
-        let past = Instant::now().checked_sub(Duration::from_secs(1));
-        assert_eq!(measure_blocking(Layer::Folder(dir.path()), past), None);
+        let none = Layer::Folder(dir.path().join("none"));
+        assert_eq!(measure_blocking(&none, later()), Err(Unmeasured::Gone));
+        let past = Instant::now().checked_sub(Duration::from_secs(1)).unwrap();
+        let found = measure_blocking(&Layer::Folder(dir.path().to_owned()), past);
+        assert_eq!(found, Err(Unmeasured::TooLong));
+    }
+
+    #[test]
+    fn one_flat_folder_is_left_at_the_deadline() {
+        let dir = tempfile::tempdir().unwrap();
+        (0..1000).for_each(|n| std::fs::write(dir.path().join(n.to_string()), "").unwrap());
+        let walk = |deadline| Walk { bytes: 0, inodes: 0, linked: HashSet::new(), entries: 0, deadline };
+        let mut late = walk(Instant::now());
+        assert_eq!(late.folder(rustix::fs::CWD, dir.path(), 0), Err(Errno::TIMEDOUT));
+        assert_eq!(late.entries, UNWATCHED, "what was looked at");
+        let mut in_time = walk(later());
+        assert_eq!(in_time.folder(rustix::fs::CWD, dir.path(), 0), Ok(()));
+        assert_eq!(in_time.inodes, 1001, "the folder and its files");
     }
 }
