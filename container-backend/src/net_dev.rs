@@ -29,6 +29,15 @@ pub fn read(file: &Path) -> io::Result<Vec<Interface>> {
     Ok(std::fs::read_to_string(file)?.lines().filter_map(interface).collect())
 }
 
+/// Those to tell of, `most` at most: the pod's own first, however many some container has made besides; `lo` is none.
+#[must_use]
+pub fn told(mut found: Vec<Interface>, own: &str, most: usize) -> Vec<Interface> {
+    found.retain(|interface| interface.name != "lo");
+    found.sort_by_key(|interface| interface.name != own);
+    found.truncate(most);
+    found
+}
+
 /// `eth0: bytes packets errs drop fifo frame compressed multicast`, and the same sent; the two lines above have no such shape.
 fn interface(line: &str) -> Option<Interface> {
     let (name, numbers) = line.split_once(':')?;
@@ -58,6 +67,16 @@ mod tests {
         assert_eq!(found[1].name, "eth0");
         assert_eq!(found[1].receive, Traffic { bytes: 10, packets: 20, errors: 30, dropped: 40 });
         assert_eq!(found[1].transmit, Traffic { bytes: 90, packets: 100, errors: 110, dropped: 120 });
+    }
+
+    #[test]
+    fn the_own_interface_is_told_however_many_there_are() {
+        let none = Traffic::default();
+        let names = ["lo", "dummy0", "dummy1", "eth0", "dummy2"];
+        let found = names.map(|name| Interface { name: name.into(), receive: none, transmit: none });
+        let names = |most| told(found.to_vec(), "eth0", most).into_iter().map(|i| i.name).collect::<Vec<_>>();
+        assert_eq!(names(2), ["eth0", "dummy0"]);
+        assert_eq!(names(9), ["eth0", "dummy0", "dummy1", "dummy2"]);
     }
 
     #[test]

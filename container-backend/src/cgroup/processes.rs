@@ -6,6 +6,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use rustix::fs::{Mode, OFlags, RawDir, open, readlinkat_raw, stat};
 
@@ -29,7 +30,7 @@ const SOCKET: &[u8; 7] = b"socket:";
 pub struct ProcessSample {
     /// Processes, zombies left out.
     pub processes: u64,
-    /// Open files of all of them; none where there are more processes than are looked into.
+    /// Open files of all of them; none where there are more processes than are looked into, or more files than are listed.
     pub files: Option<u64>,
     /// Those that are sockets; none where there are more files than are looked at.
     pub sockets: Option<u64>,
@@ -48,8 +49,8 @@ impl ProcessSample {
     }
 }
 
-/// How many open files may still be looked at, by all counts that are made for one answer. The kernel tells how many files a process has
-/// (Linux 6.2), but which are sockets shows by their names alone, and each name costs a call.
+/// How many open files may still be listed or looked at, by all counts that are made for one answer. Since Linux 6.2 the kernel tells how many files a
+/// process has; before, they have to be listed. Which are sockets shows by their names alone, and each name costs a call.
 #[derive(Debug)]
 pub struct FileLooks(u64);
 
@@ -88,7 +89,7 @@ impl Meter {
 /// How many files a process has open, 0 if it is gone; nothing where they are too many for a kernel that does not count them.
 #[must_use]
 pub fn open_files(pid: u32) -> Option<u64> {
-    files_in(&fd_dir(&pid.to_string()))
+    files_in(&fd_dir(&pid.to_string()), &mut FileLooks(MOST_LISTED))
 }
 
 fn fd_dir(pid: &str) -> String {
@@ -96,21 +97,30 @@ fn fd_dir(pid: &str) -> String {
 }
 
 /// The size of the folder is the number of open files (Linux 6.2; 0 before).
-fn files_in(dir: &str) -> Option<u64> {
+fn files_in(dir: &str, looks: &mut FileLooks) -> Option<u64> {
+    /// Whoever asks has files open itself.
+    static IS_COUNTED: LazyLock<bool> =
+        LazyLock::new(|| stat("/proc/self/fd").is_ok_and(|found| found.st_size > 0));
     match stat(dir).map(|found| u64::try_from(found.st_size)) {
         Err(_) => Some(0),
-        Ok(Ok(files)) if files > 0 => Some(files),
-        Ok(_) => listed(dir),
+        Ok(Ok(files)) if *IS_COUNTED => Some(files),
+        Ok(_) => listed(dir, looks),
     }
 }
 
-fn listed(dir: &str) -> Option<u64> {
+/// Nothing where there are more than may be looked at.
+fn listed(dir: &str, looks: &mut FileLooks) -> Option<u64> {
+    let room = looks.0.min(MOST_LISTED);
+    if room == 0 {
+        return None;
+    }
     let mut files = 0;
     each(dir, |_, _| {
         files += 1;
-        files <= MOST_LISTED
+        files <= room
     });
-    (files <= MOST_LISTED).then_some(files)
+    looks.0 -= files.min(room);
+    (files <= room).then_some(files)
 }
 
 /// Calls `see` with the folder and each name in it, until it says no.
@@ -163,7 +173,7 @@ impl<'a> Counts<'a> {
             return;
         }
         let dir = fd_dir(pid);
-        let files = files_in(&dir);
+        let files = files_in(&dir, self.looks);
         self.files = self.files.zip(files).map(|(known, files)| known.saturating_add(files));
         self.sockets = self.sockets.and_then(|known| Some(known + self.sockets_in(&dir, files?)?));
     }
@@ -249,9 +259,15 @@ mod tests {
     #[test]
     fn what_the_kernel_counts_can_be_listed() {
         let _open: Vec<_> = (0..100).map(|_| tempfile::tempfile().unwrap()).collect();
-        let (told, listed) = (open_files(std::process::id()).unwrap(), listed("/proc/self/fd").unwrap());
+        let mut looks = FileLooks::new(10_000);
+        let told = open_files(std::process::id()).unwrap();
+        let found = listed("/proc/self/fd", &mut looks).unwrap();
         // Other tests open and close files as well.
-        assert!(told >= 100 && listed >= 100 && told.abs_diff(listed) < 50, "{told} and {listed}");
+        assert!(told >= 100 && found >= 100 && told.abs_diff(found) < 50, "{told} and {found}");
+        assert_eq!(looks.0, 10_000 - found, "each was a look");
+        looks.0 = 50;
+        assert_eq!((listed("/proc/self/fd", &mut looks), looks.0), (None, 0), "there are more than 50");
+        assert_eq!(listed("/proc/self/fd", &mut looks), None, "none may be looked at");
     }
 
     #[test]

@@ -55,6 +55,8 @@ struct Kept {
     overhead_cpu: u64,
     /// Block devices that a guest was heard of: major and minor.
     devices: Vec<(u32, u32)>,
+    /// Interfaces that a pod had, by name.
+    interfaces: Vec<String>,
 }
 
 /// All entries, by id.
@@ -178,12 +180,21 @@ impl Entry {
 
     /// Whether a guest's block device is told on: the first `most` that it ever named are, so that its names do not pile up with who reads them.
     pub(crate) fn knows_device(&self, device: (u32, u32), most: usize) -> bool {
-        let known = &mut lock(&self.kept).devices;
-        if !known.contains(&device) && known.len() < most {
-            known.push(device);
-        }
-        known.contains(&device)
+        is_known(&mut lock(&self.kept).devices, device, most)
     }
+
+    /// The same of a pod's interface: some containers may make as many as they like, of any name.
+    pub(crate) fn knows_interface(&self, name: &str, most: usize) -> bool {
+        is_known(&mut lock(&self.kept).interfaces, name.to_owned(), most)
+    }
+}
+
+fn is_known<T: PartialEq>(known: &mut Vec<T>, one: T, most: usize) -> bool {
+    known.contains(&one)
+        || known.len() < most && {
+            known.push(one);
+            true
+        }
 }
 
 /// A panic while a lock was held cannot have left more than a rate or a number behind that is old.
@@ -231,10 +242,12 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_names_a_few_devices_for_ever() {
+    fn a_few_devices_and_interfaces_are_named_for_ever() {
         let entry = Book::default().entry("a", || None);
         assert!(entry.knows_device((8, 0), 2) && entry.knows_device((8, 16), 2));
         assert!(!entry.knows_device((8, 32), 2) && entry.knows_device((8, 0), 2));
+        assert!(entry.knows_interface("net1", 1));
+        assert!(!entry.knows_interface("net2", 1) && entry.knows_interface("net1", 1));
     }
 
     #[test]

@@ -159,7 +159,7 @@ fn interfaces(told: Vec<pod::InterfaceStats>) -> Vec<Interface> {
         },
     };
     // A guest has the one that the daemon gave it. What a container makes besides has names of its choice.
-    first_of_each(told, |i| i.name.clone()).filter(|i| i.name == INTERFACE).map(interface).collect()
+    told.into_iter().find(|i| i.name == INTERFACE).map(interface).into_iter().collect()
 }
 
 /// Not too many, and none twice: the same series with two values would spoil a whole scrape.

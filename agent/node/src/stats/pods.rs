@@ -6,13 +6,13 @@ use std::time::Duration;
 use hartpod_container::cgroup::{CpuSample, Depth, MemorySample, ProcessSample, Sample};
 use hartpod_container::net_dev::{self, Interface};
 
-use super::book::Processes;
+use super::book::{Entry, Processes};
 use super::guest::{MOST, Words};
 use super::overhead::Overhead;
 use super::pass::Pass;
 use super::{ContainerReading, Reading, Target};
 use crate::node::Node;
-use crate::pod::{PodInfo, PodSnapshot, own_leaf};
+use crate::pod::{INTERFACE, PodInfo, PodSnapshot, own_leaf};
 
 /// Threads that read: it is the kernel that works, on two CPUs at a time at most.
 const THREADS: usize = 2;
@@ -69,11 +69,12 @@ impl Pass<'_> {
         let overhead =
             own.and_then(|_| self.own_blocking(&pod, &containers, reading.as_mut())).unwrap_or_default();
         // The keeper, which wants CPU times alone, comes every ten seconds.
-        let has_interfaces = self.depth >= Depth::Stats && pod.info.netns.is_some();
-        let interfaces = match (has_interfaces, pod.info.is_guest()) {
+        let info = &pod.info;
+        let has_interfaces = self.depth >= Depth::Stats && info.netns.is_some();
+        let interfaces = match (has_interfaces, info.is_guest()) {
             (false, _) => None,
             (true, true) => word.map(|word| word.interfaces.clone()),
-            (true, false) => agent.and_then(|agent| interfaces_blocking(agent.process.record.pid)),
+            (true, false) => agent.and_then(|agent| self.interfaces_blocking(info, agent.process.record.pid)),
         };
         let tasks = match pod.info.is_guest() {
             true => word.and_then(|word| word.pod.as_ref()?.tasks),
@@ -91,10 +92,7 @@ impl Pass<'_> {
     ) -> Option<Reading> {
         let info = &pod.info;
         let has_parent = !info.cgroup_parent().is_empty();
-        let entry = self.node.stats.entry(info.id.as_str(), || {
-            let own = own_leaf(self.node, info).ok()?;
-            Some(if has_parent { own.parent_meter() } else { own.meter() })
-        });
+        let entry = self.entry(info);
         let mut reading = entry.read_blocking(self.depth, info.created_at, &mut self.buffer)?;
         if !has_parent && !info.is_guest() {
             for other in containers.iter().filter_map(|c| c.reading.as_ref()) {
@@ -103,6 +101,23 @@ impl Pass<'_> {
             }
         }
         Some(reading)
+    }
+
+    /// Of the pod as a whole.
+    fn entry(&self, info: &PodInfo) -> Arc<Entry> {
+        self.node.stats.entry(info.id.as_str(), || {
+            let own = own_leaf(self.node, info).ok()?;
+            Some(if info.cgroup_parent().is_empty() { own.meter() } else { own.parent_meter() })
+        })
+    }
+
+    /// Of the network namespace that a process is in, the pod's agent.
+    fn interfaces_blocking(&self, info: &PodInfo, pid: i32) -> Option<Vec<Interface>> {
+        let found = net_dev::read(format!("/proc/{pid}/net/dev").as_ref()).ok()?;
+        let mut interfaces = net_dev::told(found, INTERFACE, MOST);
+        let entry = self.entry(info);
+        interfaces.retain(|i| i.name == INTERFACE || entry.knows_interface(&i.name, MOST));
+        Some(interfaces)
     }
 
     /// Of the leaf of the pod's agent or VMM: what it costs, and its processes, which with those of the containers are all of the pod's on this host.
@@ -162,15 +177,6 @@ fn add(to: &mut Sample, other: &Sample) {
 
 fn sum(one: Option<u64>, other: Option<u64>) -> Option<u64> {
     Some(one?.saturating_add(other?))
-}
-
-/// Of the network namespace that a process is in.
-fn interfaces_blocking(pid: i32) -> Option<Vec<Interface>> {
-    let mut interfaces = net_dev::read(format!("/proc/{pid}/net/dev").as_ref()).ok()?;
-    interfaces.retain(|i| i.name != "lo");
-    // Some containers may make as many as they like.
-    interfaces.truncate(MOST);
-    Some(interfaces)
 }
 
 #[cfg(test)]

@@ -60,6 +60,8 @@ struct SetUp {
     pod: Arc<Pod>,
     /// Of the pod's cgroup: made by the first question for statistics, in a guest alone.
     meter: OnceCell<Meter>,
+    /// The pod's own interface, which a guest's agent has set up.
+    interface: Option<String>,
 }
 
 /// How the agent's work ended.
@@ -228,8 +230,8 @@ impl Supervisor {
         self.broken = true;
         // Before the pod's own mounts hide the guest's, and before the pod's parameters, which may be those of the interface.
         guest::write_files(&files).map_err(|error| CallError::Files(Arc::new(error)))?;
-        if let Some(interface) = network {
-            guest::set_up_network(&interface).map_err(|error| CallError::Network(Arc::new(error)))?;
+        if let Some(interface) = &network {
+            guest::set_up_network(interface).map_err(|error| CallError::Network(Arc::new(error)))?;
         }
         let (pod, warnings) = Pod::set_up(setup).map_err(|error| CallError::SetUp(Arc::new(error)))?;
         if let Some(holder) = pod.holder() {
@@ -239,7 +241,8 @@ impl Supervisor {
         self.broken = false;
         let answer = SetUpPodResponse { warnings: warnings.clone() };
         let (pod, meter) = (Arc::new(pod), OnceCell::new());
-        self.set_up = Some(SetUp { fingerprint, pod_id, warnings, log_directory, pod, meter });
+        let interface = network.map(|interface| interface.name);
+        self.set_up = Some(SetUp { fingerprint, pod_id, warnings, log_directory, pod, meter, interface });
         Ok(answer)
     }
 

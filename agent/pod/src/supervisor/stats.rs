@@ -45,19 +45,22 @@ impl Supervisor {
             Some(stats)
         });
         let containers = containers.collect();
-        let interfaces = if depth == Depth::Cpu { Vec::new() } else { interfaces() };
+        let interfaces = match depth {
+            Depth::Cpu => Vec::new(),
+            _ => interfaces(set_up.interface.as_deref().unwrap_or_default()),
+        };
         let pod = sample(set_up.meter.get_or_init(|| set_up.pod.leaf().parent_meter()));
         Ok(StatsResponse { containers, pod, interfaces })
     }
 }
 
-/// Of the network namespace that the agent is in, which is the pod's.
-fn interfaces() -> Vec<InterfaceStats> {
+/// Of the network namespace that the agent is in, which is the pod's; `own` comes first.
+fn interfaces(own: &str) -> Vec<InterfaceStats> {
     let found = net_dev::read("/proc/thread-self/net/dev".as_ref()).unwrap_or_else(|error| {
         debug!(%error, "no numbers of interfaces");
         Vec::new()
     });
-    let told = found.into_iter().filter(|i| i.name != "lo").take(MOST_INTERFACES).map(|i| InterfaceStats {
+    let told = net_dev::told(found, own, MOST_INTERFACES).into_iter().map(|i| InterfaceStats {
         name: i.name,
         rx_bytes: i.receive.bytes,
         rx_packets: i.receive.packets,

@@ -103,7 +103,10 @@ impl Meter {
     }
 
     fn text<'b>(&self, stat: &StatFile, buffer: &'b mut Vec<u8>) -> Result<Option<&'b str>, CgroupError> {
-        let failed = |source: io::Error| CgroupError::Read { file: PathBuf::from(&self.path), source };
+        let failed = |source: io::Error| {
+            let file = self.place(stat.wanted).unwrap_or_else(|| PathBuf::from(&self.path));
+            CgroupError::Read { file, source }
+        };
         let opened = match stat.opened.get() {
             Some(opened) => opened,
             None => {
@@ -120,11 +123,14 @@ impl Meter {
         }
     }
 
+    fn place(&self, wanted: &Wanted) -> Option<PathBuf> {
+        let (_, name, root) = wanted.place(&self.hierarchies)?;
+        Some(below(root, &self.path).join(name))
+    }
+
     fn open(&self, wanted: &Wanted) -> io::Result<Option<OwnedFd>> {
-        let Some((_, name, root)) = wanted.place(&self.hierarchies) else { return Ok(None) };
-        match open(below(root, &self.path).join(name), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(io::Error::from)
-        {
+        let Some(file) = self.place(wanted) else { return Ok(None) };
+        match open(file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(io::Error::from) {
             Ok(opened) => Ok(Some(opened)),
             Err(e) if file::is_gone(&e) => Ok(None),
             Err(e) => Err(e),
@@ -162,5 +168,21 @@ impl Leaf {
     pub fn parent_meter(&self) -> Meter {
         let parent = self.path.rsplit_once('/').map_or("", |(parent, _)| parent);
         Meter::new(Arc::clone(&self.hierarchies), parent)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_names_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        // Opened and not read: EISDIR.
+        let odd = dir.path().join("pod/cpu.stat");
+        std::fs::create_dir_all(&odd).unwrap();
+        let hierarchies = Hierarchies { unified: dir.path().to_owned(), v2: [].into(), v1: Vec::new() };
+        let error = Meter::new(Arc::new(hierarchies), "/pod").read(Depth::Cpu, &mut Vec::new()).unwrap_err();
+        assert!(matches!(&error, CgroupError::Read { file, .. } if *file == odd), "{error:?}");
     }
 }
