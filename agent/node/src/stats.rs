@@ -18,5 +18,5 @@ pub(crate) use book::{Book, Reading};
 pub(crate) use collect::{ContainerReading, Target, containers};
 pub(crate) use keep::keep;
 pub(crate) use layers::keep as keep_layers;
-pub(crate) use pods::{PodReading, pods};
+pub(crate) use pods::{PodReading, ReadError, pods};
 pub(crate) use writable::DiskUse;

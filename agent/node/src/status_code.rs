@@ -21,6 +21,7 @@ use crate::pod::{
 use crate::registry::LookupError;
 use crate::server::{NameTaken, PodCidrError, ReopenError};
 use crate::spec::SpecError;
+use crate::stats::ReadError;
 use crate::validate::InvalidRequest;
 
 /// An error that a caller may get to see.
@@ -374,6 +375,12 @@ impl Coded for PodCidrError {
             Self::Generate(GenerateError::Template(_)) => Code::FailedPrecondition,
             Self::Generate(GenerateError::Io(_)) | Self::BrokenOff(_) => Code::Internal,
         }
+    }
+}
+
+impl Coded for ReadError {
+    fn code(&self) -> Code {
+        Code::Internal
     }
 }
 

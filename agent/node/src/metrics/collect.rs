@@ -6,7 +6,7 @@ use hartpod_container::cgroup::Depth;
 
 use super::device::{Devices, FileSystem};
 use crate::node::Node;
-use crate::stats::{PodReading, pods};
+use crate::stats::{PodReading, ReadError, pods};
 
 /// What series are made of.
 #[derive(Debug)]
@@ -19,19 +19,19 @@ pub(crate) struct Readings {
     pub(crate) devices: Devices,
 }
 
-/// Reads the numbers, and has them told on a thread that may block; nothing if that panics.
+/// Reads the numbers, and has them told on a thread that may block.
 pub(crate) async fn collect<T: Send + 'static>(
     node: &Arc<Node>,
     tell_blocking: impl FnOnce(&Node, Readings) -> T + Send + 'static,
-) -> Option<T> {
+) -> Result<T, ReadError> {
     let snapshots =
         node.registry.pods().iter().map(|pod| pod.snapshot()).filter(|pod| pod.state.is_up()).collect();
-    let pods = pods(node, snapshots, Depth::All).await;
+    let pods = pods(node, snapshots, Depth::All).await?;
     let node = node.clone();
     let told = tokio::task::spawn_blocking(move || {
         let mut devices = Devices::default();
         let layers = FileSystem::of_blocking(&node.layout.containers(), &mut devices);
         tell_blocking(&node, Readings { pods, layers, devices })
     });
-    told.await.ok()
+    Ok(told.await?)
 }

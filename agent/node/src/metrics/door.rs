@@ -2,17 +2,21 @@
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
 /// Connections at a time.
 const MOST: usize = 16;
+/// For who comes to say something; a scrape's request is in its first packet.
+const TO_ASK: Duration = Duration::from_secs(1);
+/// For who has an answer to take it, some megabytes.
+const TO_READ: Duration = Duration::from_secs(10);
 
-/// The connections. Where there are as many as may be, a new one takes the place of the one that has been idle for longest.
+/// The connections. Where there are as many as may be, a new one takes the place of another, see [`Client::worth`].
 #[derive(Debug, Clone, Default)]
 pub(super) struct Door {
-    /// Held while one comes, goes, or becomes idle or busy.
+    /// Held while one comes, goes, asks, or has its answer.
     inside: Arc<Mutex<Inside>>,
 }
 
@@ -26,10 +30,35 @@ struct Inside {
 #[derive(Debug)]
 struct Client {
     number: u64,
-    /// Since it came, or since its last answer was there for it to take; none while it waits for one.
-    idle_since: Option<Instant>,
+    state: State,
+    since: Instant,
     /// Dropped when it has to leave.
     _stay: oneshot::Sender<Infallible>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// It never asked for anything.
+    Silent,
+    /// It waits for an answer.
+    Asks,
+    /// Its last answer is there for it to take; how much of that it took is not known.
+    HasAnswer,
+}
+
+impl Client {
+    /// The lowest leaves first, of equal ones who has been that for longest: who comes and says nothing, who had the time to read an answer, and only then who may
+    /// yet ask, reads, or waits.
+    fn worth(&self, now: Instant) -> u8 {
+        let age = now.saturating_duration_since(self.since);
+        match self.state {
+            State::Silent if age > TO_ASK => 0,
+            State::HasAnswer if age > TO_READ => 1,
+            State::Silent => 2,
+            State::HasAnswer => 3,
+            State::Asks => 4,
+        }
+    }
 }
 
 /// One connection's stay; ends with this value.
@@ -42,17 +71,17 @@ pub(super) struct Visit {
 impl Door {
     /// Lets one in. It has to leave when the second value resolves.
     pub(super) fn enter(&self) -> (Visit, oneshot::Receiver<Infallible>) {
-        let (stay, leave) = oneshot::channel();
+        let ((stay, leave), now) = (oneshot::channel(), Instant::now());
         let mut inside = self.inside();
         if inside.clients.len() >= MOST {
-            let idle = inside.clients.iter().enumerate().filter(|(_, client)| client.idle_since.is_some());
-            let longest = idle.min_by_key(|(_, client)| client.idle_since).map_or(0, |(at, _)| at);
-            // All wait for an answer: then it is the one that came first.
-            inside.clients.remove(longest);
+            let clients = inside.clients.iter().enumerate();
+            let least = clients.min_by_key(|(_, client)| (client.worth(now), client.since));
+            let least = least.map_or(0, |(at, _)| at);
+            inside.clients.remove(least);
         }
         let number = inside.number;
         inside.number += 1;
-        inside.clients.push(Client { number, idle_since: Some(Instant::now()), _stay: stay });
+        inside.clients.push(Client { number, state: State::Silent, since: now, _stay: stay });
         drop(inside);
         (Visit { door: self.clone(), number }, leave)
     }
@@ -65,19 +94,19 @@ impl Door {
 
 impl Visit {
     /// It has asked for something.
-    pub(super) fn is_busy(&self) {
-        self.set(None);
+    pub(super) fn asks(&self) {
+        self.set(State::Asks);
     }
 
     /// Its answer is there.
-    pub(super) fn is_idle(&self) {
-        self.set(Some(Instant::now()));
+    pub(super) fn has_answer(&self) {
+        self.set(State::HasAnswer);
     }
 
-    fn set(&self, idle_since: Option<Instant>) {
+    fn set(&self, state: State) {
         let mut inside = self.door.inside();
         if let Some(client) = inside.clients.iter_mut().find(|client| client.number == self.number) {
-            client.idle_since = idle_since;
+            (client.state, client.since) = (state, Instant::now());
         }
     }
 }
@@ -98,17 +127,52 @@ mod tests {
         leave.try_recv() == Err(TryRecvError::Closed)
     }
 
+    /// As if it had come, asked or been answered that much earlier.
+    fn earlier(visit: &Visit, by: Duration) {
+        let mut inside = visit.door.inside();
+        let client = inside.clients.iter_mut().find(|client| client.number == visit.number).unwrap();
+        client.since = client.since.checked_sub(by).unwrap();
+    }
+
+    /// Which of them had to leave.
+    fn gone(visits: &mut [(Visit, oneshot::Receiver<Infallible>)]) -> Vec<usize> {
+        let gone =
+            visits.iter_mut().enumerate().filter_map(|(at, (_, leave))| must_leave(leave).then_some(at));
+        gone.collect()
+    }
+
     #[test]
-    fn the_one_that_was_idle_for_longest_makes_room() {
+    fn who_reads_slowly_stays_as_long_as_there_are_silent_ones() {
         let door = Door::default();
         let mut visits: Vec<_> = (0..MOST).map(|_| door.enter()).collect();
-        visits[0].0.is_busy();
-        visits[1].0.is_busy();
-        visits[1].0.is_idle();
+        for (visit, _) in &visits[..MOST - 1] {
+            visit.asks();
+            visit.has_answer();
+            earlier(visit, TO_READ / 2);
+        }
+        let mut new = vec![door.enter()];
+        assert_eq!(gone(&mut visits), [MOST - 1], "the silent one, which came last");
+        // It asked at once, and reads; who reads longest has had its time.
+        new[0].0.asks();
+        new[0].0.has_answer();
+        earlier(&visits[3].0, TO_READ);
+        let _newer = door.enter();
+        assert_eq!(gone(&mut visits), [3, MOST - 1]);
+        // A new one has a moment to ask before it is silent.
+        earlier(&visits[5].0, TO_READ);
+        let _newest = door.enter();
+        assert_eq!((gone(&mut visits), gone(&mut new)), (vec![3, 5, MOST - 1], vec![]));
+    }
+
+    #[test]
+    fn the_one_that_was_silent_for_longest_makes_room() {
+        let door = Door::default();
+        let mut visits: Vec<_> = (0..MOST).map(|_| door.enter()).collect();
+        visits[0].0.asks();
+        visits[1].0.asks();
+        visits[1].0.has_answer();
         let (_second, mut second_leave) = door.enter();
-        let gone: Vec<_> = visits.iter_mut().map(|(_, leave)| must_leave(leave)).collect();
-        assert_eq!(gone.iter().position(|gone| *gone), Some(2), "{gone:?}");
-        assert_eq!(gone.iter().filter(|gone| **gone).count(), 1, "{gone:?}");
+        assert_eq!(gone(&mut visits), [2]);
         assert!(!must_leave(&mut second_leave));
     }
 
@@ -125,7 +189,7 @@ mod tests {
     fn of_those_that_all_wait_the_first_makes_room() {
         let door = Door::default();
         let mut visits: Vec<_> = (0..MOST).map(|_| door.enter()).collect();
-        visits.iter().for_each(|(visit, _)| visit.is_busy());
+        visits.iter().for_each(|(visit, _)| visit.asks());
         let _new = door.enter();
         assert!(must_leave(&mut visits[0].1) && !must_leave(&mut visits[1].1));
     }

@@ -58,7 +58,7 @@ impl Endpoint {
                     tokio::spawn(async move {
                         tokio::select! {
                             _ = tokio::time::timeout(CONNECTION, converse(stream, &visit, &scraper)) => {}
-                            _ = leave => tracing::debug!("an idle connection for metrics made room"),
+                            _ = leave => tracing::debug!("a connection for metrics made room"),
                         }
                     });
                 }
@@ -73,9 +73,9 @@ impl Endpoint {
 
 async fn converse(stream: TcpStream, visit: &Visit, scraper: &Scraper) {
     let service = service_fn(async |request| {
-        visit.is_busy();
+        visit.asks();
         let answer = answer(&request, scraper).await;
-        visit.is_idle();
+        visit.has_answer();
         Ok::<_, Infallible>(answer)
     });
     let mut server = http1::Builder::new();

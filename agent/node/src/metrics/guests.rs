@@ -10,6 +10,7 @@ use super::text::{head, label};
 use crate::guest::{VmmUse, counts};
 use crate::node::Node;
 use crate::pod::{PodInfo, PodSnapshot};
+use crate::stats::ReadError;
 
 /// The names that there are only with guests.
 #[cfg(test)]
@@ -29,7 +30,7 @@ struct Guest {
 }
 
 /// Asks all guests at once, and tells what they do.
-pub(super) async fn guests(node: &Arc<Node>) -> String {
+pub(super) async fn guests(node: &Arc<Node>) -> Result<String, ReadError> {
     let snapshots = node.registry.pods().into_iter().map(|pod| pod.snapshot());
     let guests = snapshots.filter(|pod| pod.state.is_up() && pod.info.is_guest());
     let mut asked = JoinSet::new();
@@ -38,7 +39,7 @@ pub(super) async fn guests(node: &Arc<Node>) -> String {
         asked.spawn(async move { (counts(&agent).await, agent, pod) });
     }
     if asked.is_empty() {
-        return String::new();
+        return Ok(String::new());
     }
     let mut answers = asked.join_all().await;
     answers.sort_by(|(.., one), (.., other)| one.info.id.cmp(&other.info.id));
@@ -51,7 +52,7 @@ pub(super) async fn guests(node: &Arc<Node>) -> String {
         });
         render(&guests.collect::<Vec<_>>())
     });
-    told.await.unwrap_or_default()
+    Ok(told.await?)
 }
 
 /// One family, its lines as they come.

@@ -11,6 +11,7 @@ use super::guests::guests;
 use super::{collect, node_text, text};
 use crate::clock;
 use crate::node::Node;
+use crate::stats::ReadError;
 
 /// For how long an answer is good for who asks next: two that scrape a node at one time pay for one, and who asks all the time gets one a second.
 const SHARED: Duration = Duration::from_secs(1);
@@ -52,7 +53,10 @@ impl Scraper {
         let this = self.clone();
         // A client that leaves ends what waits here, but not what reads: that keeps its turn until it is done.
         let read = tokio::spawn(async move {
-            let text = Bytes::from(render(&this.node).await?);
+            let text = render(&this.node).await;
+            let text = text
+                .inspect_err(|error| tracing::error!(error = crate::chain(error), "metrics are not told"));
+            let text = Bytes::from(text.ok()?);
             *last = Some(Answer { at: Instant::now(), text: text.clone() });
             drop(last);
             tokio::spawn(this.forget());
@@ -72,7 +76,7 @@ impl Scraper {
     }
 }
 
-async fn render(node: &Arc<Node>) -> Option<String> {
+async fn render(node: &Arc<Node>) -> Result<String, ReadError> {
     let began_at = clock::now();
     let pods = collect(node, move |node, mut readings| {
         let mut text = text::render(node, &mut readings);
@@ -85,5 +89,5 @@ async fn render(node: &Arc<Node>) -> Option<String> {
         text
     });
     let (pods, guests) = tokio::join!(pods, guests(node));
-    Some(pods? + &guests)
+    Ok(pods? + &guests?)
 }

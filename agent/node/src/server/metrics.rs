@@ -1,12 +1,14 @@
 //! Calls about metrics, which the kubelet tells on as they are (KEP-2371).
 
 use hartpod_proto::cri::v1 as cri;
+use tonic::Status;
 
 use super::Server;
 use crate::metrics::{self, CommonLabels, FAMILIES, Kind, Sink, Value, labels, series};
+use crate::status_code::status;
 
 impl Server {
-    pub(super) async fn pod_metrics(&self) -> Vec<cri::PodSandboxMetrics> {
+    pub(super) async fn pod_metrics(&self) -> Result<Vec<cri::PodSandboxMetrics>, Status> {
         let told = metrics::collect(&self.node, |node, metrics::Readings { pods, layers, mut devices }| {
             let told = pods.iter().map(|pod| {
                 let container_metrics = pod.containers.iter().map(|container| {
@@ -25,7 +27,7 @@ impl Server {
             });
             told.collect()
         });
-        told.await.unwrap_or_default()
+        told.await.map_err(|e| status(&e))
     }
 }
 

@@ -192,7 +192,7 @@ impl RuntimeService for Server {
         &self,
         request: Request<cri::ListContainerStatsRequest>,
     ) -> Answer<cri::ListContainerStatsResponse> {
-        let stats = self.stats_of_containers(request.into_inner().filter.as_ref()).await;
+        let stats = self.stats_of_containers(request.into_inner().filter.as_ref()).await?;
         Ok(Response::new(cri::ListContainerStatsResponse { stats }))
     }
 
@@ -201,7 +201,7 @@ impl RuntimeService for Server {
         &self,
         request: Request<cri::StreamContainerStatsRequest>,
     ) -> Answer<Self::StreamContainerStatsStream> {
-        let stats = self.stats_of_containers(request.into_inner().filter.as_ref()).await;
+        let stats = self.stats_of_containers(request.into_inner().filter.as_ref()).await?;
         Ok(in_parts(stats, |container_stats| cri::StreamContainerStatsResponse { container_stats }))
     }
 
@@ -217,7 +217,7 @@ impl RuntimeService for Server {
         &self,
         request: Request<cri::ListPodSandboxStatsRequest>,
     ) -> Answer<cri::ListPodSandboxStatsResponse> {
-        let stats = self.stats_of_pods(request.into_inner().filter.as_ref()).await;
+        let stats = self.stats_of_pods(request.into_inner().filter.as_ref()).await?;
         Ok(Response::new(cri::ListPodSandboxStatsResponse { stats }))
     }
 
@@ -226,7 +226,7 @@ impl RuntimeService for Server {
         &self,
         request: Request<cri::StreamPodSandboxStatsRequest>,
     ) -> Answer<Self::StreamPodSandboxStatsStream> {
-        let stats = self.stats_of_pods(request.into_inner().filter.as_ref()).await;
+        let stats = self.stats_of_pods(request.into_inner().filter.as_ref()).await?;
         Ok(in_parts(stats, |pod_sandbox_stats| cri::StreamPodSandboxStatsResponse { pod_sandbox_stats }))
     }
 
@@ -256,7 +256,7 @@ impl RuntimeService for Server {
         &self,
         _: Request<cri::ListPodSandboxMetricsRequest>,
     ) -> Answer<cri::ListPodSandboxMetricsResponse> {
-        let pod_metrics = self.pod_metrics().await;
+        let pod_metrics = self.pod_metrics().await?;
         Ok(Response::new(cri::ListPodSandboxMetricsResponse { pod_metrics }))
     }
 
@@ -265,7 +265,7 @@ impl RuntimeService for Server {
         &self,
         _: Request<cri::StreamPodSandboxMetricsRequest>,
     ) -> Answer<Self::StreamPodSandboxMetricsStream> {
-        let metrics = self.pod_metrics().await;
+        let metrics = self.pod_metrics().await?;
         Ok(in_parts(metrics, |pod_sandbox_metrics| cri::StreamPodSandboxMetricsResponse {
             pod_sandbox_metrics,
         }))

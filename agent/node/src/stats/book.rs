@@ -1,6 +1,7 @@
 //! What is kept between two readings.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -51,8 +52,8 @@ struct Kept {
     walk_due: Option<Instant>,
     /// What was counted, and when.
     processes: Option<(Instant, ProcessSample)>,
-    /// The most that was told, in nanoseconds.
-    overhead_cpu: u64,
+    /// The most that was told of its overhead, and what it had used in all at that time, in nanoseconds.
+    overhead_cpu: Option<(u64, u64)>,
     /// Block devices that a guest was heard of: major and minor.
     devices: Vec<(u32, u32)>,
     /// Interfaces that a pod had, by name.
@@ -64,6 +65,8 @@ struct Kept {
 pub(crate) struct Book {
     /// Held for a look-up.
     entries: Mutex<BTreeMap<String, Arc<Entry>>>,
+    /// How often everything was read.
+    turns: AtomicUsize,
 }
 
 impl Book {
@@ -76,6 +79,11 @@ impl Book {
         let entry = Arc::new(Entry { meter: meter(), kept: Mutex::default() });
         entries.insert(id.to_owned(), entry.clone());
         entry
+    }
+
+    /// A number that is another each time.
+    pub(crate) fn turn(&self) -> usize {
+        self.turns.fetch_add(1, Ordering::Relaxed)
     }
 
     /// The entry of this id, if it is still there.
@@ -171,11 +179,15 @@ impl Entry {
         kept.disk = found.ok().or(kept.disk);
     }
 
-    /// Nanoseconds to be told of a counter that is a difference: it may not fall, for Prometheus would take that for a new beginning.
-    pub(crate) fn overhead_cpu(&self, found: u64) -> u64 {
+    /// Nanoseconds to be told of a counter that is a difference: it may not fall, for Prometheus would take that for a new beginning, and it grows by no more than
+    /// was `used` in all meanwhile, so that one odd answer of a guest is made up for soon.
+    pub(crate) fn overhead_cpu(&self, found: u64, used: u64) -> u64 {
         let mut kept = lock(&self.kept);
-        kept.overhead_cpu = kept.overhead_cpu.max(found);
-        kept.overhead_cpu
+        let told = kept.overhead_cpu.map_or(found, |(told, then)| {
+            found.min(told.saturating_add(used.saturating_sub(then))).max(told)
+        });
+        kept.overhead_cpu = Some((told, used));
+        told
     }
 
     /// Whether a guest's block device is told on: the first `most` that it ever named are, so that its names do not pile up with who reads them.
@@ -238,7 +250,17 @@ mod tests {
     #[test]
     fn an_overhead_does_not_fall() {
         let entry = Book::default().entry("own/a", || None);
-        assert_eq!([5, 3, 7].map(|found| entry.overhead_cpu(found)), [5, 5, 7]);
+        let told = [(5, 10), (3, 11), (7, 14)].map(|(found, used)| entry.overhead_cpu(found, used));
+        assert_eq!(told, [5, 5, 7]);
+    }
+
+    #[test]
+    fn a_guest_that_once_says_that_nothing_was_used_inside_holds_no_overhead_fast() {
+        let entry = Book::default().entry("own/a", || None);
+        assert_eq!(entry.overhead_cpu(100, 1000), 100);
+        assert_eq!(entry.overhead_cpu(1010, 1010), 110, "no more than was used meanwhile");
+        assert_eq!(entry.overhead_cpu(105, 1050), 110);
+        assert_eq!(entry.overhead_cpu(120, 1100), 120);
     }
 
     #[test]

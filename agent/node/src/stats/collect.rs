@@ -9,7 +9,7 @@ use super::book::{Entry, Processes};
 use super::guest::Words;
 use super::pass::Pass;
 use super::writable::{Layer, measure_blocking};
-use super::{DiskUse, Reading};
+use super::{DiskUse, ReadError, Reading};
 use crate::container::{ContainerSnapshot, ContainerState};
 use crate::guest::SCRATCH_FILE;
 use crate::node::Node;
@@ -40,14 +40,14 @@ pub(crate) async fn containers(
     node: &Arc<Node>,
     targets: Vec<Target>,
     depth: Depth,
-) -> Vec<ContainerReading> {
+) -> Result<Vec<ContainerReading>, ReadError> {
     let words = Words::ask(node, targets.iter().map(|t| &t.pod), depth).await;
     let node = node.clone();
     let read = tokio::task::spawn_blocking(move || {
-        let mut pass = Pass::new(&node, &words, depth);
+        let mut pass = Pass::one_of(1, &node, &words, depth);
         targets.into_iter().map(|target| pass.container_blocking(target)).collect()
     });
-    read.await.unwrap_or_default()
+    Ok(read.await?)
 }
 
 impl Pass<'_> {

@@ -21,7 +21,9 @@ pub(crate) async fn keep(node: Arc<Node>) {
         let snapshots: Vec<_> = node.registry.pods().iter().map(|pod| pod.snapshot()).collect();
         forget_others(&node, &snapshots);
         if !snapshots.is_empty() {
-            pods(&node, snapshots, Depth::Cpu).await;
+            if let Err(error) = pods(&node, snapshots, Depth::Cpu).await {
+                tracing::warn!(error = crate::chain(&error), "CPU times are not noted");
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! One reading of many containers and pods: what they share of time and files.
+//! One thread's reading of many containers and pods: what they share of time and files.
 
 use std::time::{Duration, Instant};
 
@@ -7,9 +7,9 @@ use hartpod_container::cgroup::{Depth, FileLooks};
 use super::guest::Words;
 use crate::node::Node;
 
-/// For layers that were never measured, all of them together: who asks first should not get nothing of small ones, nor wait for large ones.
+/// For layers that were never measured, all of a pass together, which with another runs beside it: who asks first should not get nothing of small ones, nor wait for large ones.
 const FIRST_WALKS: Duration = Duration::from_millis(100);
-/// Open files that are looked at for sockets, of all containers together: some 30 ms.
+/// Open files that are looked at for sockets, or listed, for one answer, by all its passes together: some 30 ms.
 const LOOKS: u32 = 65_536;
 
 #[derive(Debug)]
@@ -25,8 +25,11 @@ pub(super) struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    pub(super) fn new(node: &'a Node, words: &'a Words, depth: Depth) -> Self {
+    /// One of so many for an answer.
+    pub(super) fn one_of(passes: usize, node: &'a Node, words: &'a Words, depth: Depth) -> Self {
         let first_walks_end = Instant::now() + FIRST_WALKS;
-        Self { node, words, depth, first_walks_end, buffer: Vec::new(), looks: FileLooks::new(LOOKS) }
+        let passes = u32::try_from(passes.max(1)).unwrap_or(u32::MAX);
+        let looks = FileLooks::new(LOOKS / passes);
+        Self { node, words, depth, first_walks_end, buffer: Vec::new(), looks }
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use hartpod_container::cgroup::{CpuSample, Depth, MemorySample, ProcessSample, Sample};
 use hartpod_container::net_dev::{self, Interface};
+use tokio::task::{JoinError, JoinHandle};
 
 use super::book::{Entry, Processes};
 use super::guest::{MOST, Words};
@@ -38,24 +39,49 @@ pub(crate) struct PodReading {
     pub(crate) containers: Vec<ContainerReading>,
 }
 
+/// Numbers could not be read: what reads them has panicked. Half of them would look like a node with half as many pods.
+#[derive(Debug, thiserror::Error)]
+#[error("read what pods use")]
+pub(crate) struct ReadError(#[from] JoinError);
+
 /// Reads the numbers of these pods, in their order, and of all their containers.
-pub(crate) async fn pods(node: &Arc<Node>, pods: Vec<Arc<PodSnapshot>>, depth: Depth) -> Vec<PodReading> {
+pub(crate) async fn pods(
+    node: &Arc<Node>,
+    pods: Vec<Arc<PodSnapshot>>,
+    depth: Depth,
+) -> Result<Vec<PodReading>, ReadError> {
     let words = Arc::new(Words::ask(node, pods.iter(), depth).await);
     let part = pods.len().div_ceil(THREADS).max(PART);
     let parts: Vec<_> = pods.chunks(part).map(<[_]>::to_vec).collect();
+    let passes = parts.len();
+    // Another pod comes first each time: looks at files may not be enough for all.
+    let first = if depth == Depth::All { node.stats.turn() } else { 0 };
     let passes = parts.into_iter().map(|part| {
         let (node, words) = (node.clone(), words.clone());
         tokio::task::spawn_blocking(move || {
-            let mut pass = Pass::new(&node, &words, depth);
-            part.into_iter().map(|pod| pass.pod_blocking(pod)).collect::<Vec<_>>()
+            let mut pass = Pass::one_of(passes, &node, &words, depth);
+            in_turn(part, first, |pod| pass.pod_blocking(pod))
         })
     });
     // All of them begin before the first is waited for.
-    let passes: Vec<_> = passes.collect();
-    let mut read = Vec::with_capacity(pods.len());
+    all(passes.collect()).await
+}
+
+/// What all of these give, one after the other.
+async fn all<T>(passes: Vec<JoinHandle<Vec<T>>>) -> Result<Vec<T>, ReadError> {
+    let mut read = Vec::new();
     for pass in passes {
-        read.extend(pass.await.unwrap_or_default());
+        read.extend(pass.await?);
     }
+    Ok(read)
+}
+
+/// Begins with another one each `turn`; what comes back stands in their order.
+fn in_turn<T, R>(mut of: Vec<T>, turn: usize, read: impl FnMut(T) -> R) -> Vec<R> {
+    let first = turn.checked_rem(of.len()).unwrap_or(0);
+    of.rotate_left(first);
+    let mut read: Vec<_> = of.into_iter().map(read).collect();
+    read.rotate_right(first);
     read
 }
 
@@ -139,7 +165,8 @@ impl Pass<'_> {
         let own = entry.read_blocking(Depth::Usage, info.created_at, &mut self.buffer)?.sample;
         let inside = self.words.get(pod).and_then(|word| word.pod.as_ref());
         let mut overhead = Overhead::new(&own, inside, info.is_guest());
-        overhead.cpu_ns = overhead.cpu_ns.map(|told| entry.overhead_cpu(told));
+        overhead.cpu_ns =
+            overhead.cpu_ns.zip(own.cpu.usage_ns).map(|(found, used)| entry.overhead_cpu(found, used));
         Some(overhead)
     }
 }
@@ -182,6 +209,30 @@ fn sum(one: Option<u64>, other: Option<u64>) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_part_that_cannot_be_read_is_no_smaller_node() {
+        let whole = || tokio::task::spawn_blocking(|| vec![1, 2]);
+        assert_eq!(all(vec![whole(), whole()]).await.unwrap(), [1, 2, 1, 2]);
+        let broken = tokio::task::spawn_blocking(|| panic!("a test's"));
+        assert!(all(vec![whole(), broken]).await.unwrap_err().0.is_panic());
+    }
+
+    #[test]
+    fn each_comes_first_in_its_turn() {
+        let order = |turn| {
+            let mut seen = Vec::new();
+            let read = in_turn(vec![1, 2, 3], turn, |one| {
+                seen.push(one);
+                one * 10
+            });
+            assert_eq!(read, [10, 20, 30], "in their order");
+            seen
+        };
+        assert_eq!([0, 1, 2, 3].map(|turn| order(turn)[0]), [1, 2, 3, 1]);
+        assert_eq!(order(1), [2, 3, 1]);
+        assert!(in_turn(Vec::<u8>::new(), 7, |one| one).is_empty());
+    }
 
     #[test]
     fn a_sum_of_what_is_not_counted_is_not_told() {
