@@ -285,6 +285,8 @@ async fn hooks_after_the_start_and_the_end_may_fail(lab: &Lab) -> Result<()> {
         shell("poststart", "echo too late >&2; exit 5"),
         world.noting("poststart", ""),
         shell("poststop", "echo much too late >&2; exit 6"),
+        json!({"hookName": "poststop", "path": "/none/such"}),
+        json!({"hookName": "poststop", "path": world.told}),
         world.noting("poststop", ""),
     ])?;
     let main = main_of(&pod).run().await?;
@@ -293,7 +295,12 @@ async fn hooks_after_the_start_and_the_end_may_fail(lab: &Lab) -> Result<()> {
     main.remove().await?;
     assert_eq!(world.order()?, ["poststart", "poststop"]);
     let log = async || Ok(fs::read_to_string(world.node.log_file())?);
-    for expected in ["it ended with code 5: too late", "it ended with code 6: much too late"] {
+    for expected in [
+        "it ended with code 5: too late",
+        "it ended with code 6: much too late",
+        "it ended with code 127: execute /none/such: No such file or directory",
+        "it ended with code 126: execute /",
+    ] {
         eventually("a warning of the hook", log, |log| log.contains(expected)).await?;
     }
     Ok(())
@@ -357,9 +364,11 @@ async fn a_removal_ends_the_hooks_beside_a_container(lab: &Lab) -> Result<()> {
 async fn hooks_after_the_end_have_a_mask_and_a_score_of_their_own(lab: &Lab) -> Result<()> {
     let world = World::new(lab).await?;
     let out = world.told.join("own");
-    let script = r#"echo "$0 $1 $(umask) $(cat /proc/self/oom_score_adj)" >$2"#;
+    let script = r#"echo "$0 $1 $(umask) $(cat /proc/self/oom_score_adj) ${A-} ${HOME-none}" >$2"#;
     world.write(&[json!({"hookName": "poststop", "path": "/bin/sh",
-        "args": ["sh", "-c", script, "named", "--help", out]})])?;
+        "args": ["sh", "-c", script, "named", "--help", out],
+        // As its own they would act on the daemon's program, which becomes the hook.
+        "env": ["A=b=c", "LD_SHOW_AUXV=1", "LD_DEBUG=all"]})])?;
     // As a unit of systemd may give it to the daemon; it is raised, for lowering takes a right that not every place has.
     fs::write(format!("/proc/{}/oom_score_adj", world.node.daemon_pid()?), "7")?;
     let pod = world.node.pod("web").run().await?;
@@ -367,7 +376,7 @@ async fn hooks_after_the_end_have_a_mask_and_a_score_of_their_own(lab: &Lab) -> 
     main.stop(Duration::ZERO).await?;
     main.remove().await?;
     let told = fs::read_to_string(&out)?;
-    assert_eq!(told.trim(), "named --help 0022 0");
+    assert_eq!(told.trim(), "named --help 0022 0 b=c none");
     Ok(())
 }
 

@@ -1,10 +1,10 @@
 //! The command line: what it accepts, and how its end becomes an exit code.
 
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use hartpod_container::hooks::be_hook;
 use tracing_subscriber::filter::LevelFilter;
@@ -13,6 +13,10 @@ use crate::commands;
 use crate::config::{Config, Overrides};
 use crate::serve::runtime;
 use crate::{logging, open_files, serve};
+
+/// As a shell's, of a hook that is not there, and of one that cannot be executed.
+const NOT_FOUND: u8 = 127;
+const NOT_EXECUTED: u8 = 126;
 
 /// A Kubernetes node runtime: pods as namespace containers, one small agent per pod.
 #[derive(Debug, Parser)]
@@ -37,7 +41,7 @@ enum Command {
     /// The first process of a systemd scope, until its input ends. For the daemon alone.
     #[command(hide = true)]
     Placeholder,
-    /// Becomes a poststop hook of a container: its path, its name and its arguments. For the daemon alone.
+    /// Becomes a poststop hook of a container: its path, its variables and their number, its name and its arguments. For the daemon alone.
     #[command(hide = true)]
     Hook {
         #[arg(last = true)]
@@ -131,7 +135,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Ok(never) => match never {},
             Err(error) => {
                 let path = command.first().map(Path::new).unwrap_or(Path::new(""));
-                Err(error).with_context(|| format!("execute {}", path.display()))
+                eprintln!("execute {}: {error}", path.display());
+                Ok(ExitCode::from(if error.kind() == ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTED }))
             }
         },
         Command::Config(args) => commands::config::config(&args.into()),
@@ -178,10 +183,11 @@ mod tests {
 
     #[test]
     fn a_hook_has_its_arguments_to_itself() {
-        let line = ["hartpod", crate::poststop::ROLE, "--", "/bin/sh", "sh", "--help", "--", "-c"];
+        let line =
+            ["hartpod", crate::poststop::ROLE, "--", "/bin/sh", "1", "--A=b", "sh", "--help", "--", "-c"];
         let cli = Cli::try_parse_from(line).unwrap();
         let Command::Hook { command } = cli.command else { panic!("{cli:?}") };
-        assert_eq!(command, ["/bin/sh", "sh", "--help", "--", "-c"]);
+        assert_eq!(command, ["/bin/sh", "1", "--A=b", "sh", "--help", "--", "-c"]);
     }
 
     #[test]

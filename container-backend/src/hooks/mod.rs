@@ -49,6 +49,12 @@ impl Budget {
         Self(Instant::now() + time)
     }
 
+    /// This, and not less than so much from now on.
+    #[must_use]
+    pub fn or_at_least(self, time: Duration) -> Self {
+        Self(self.0.max(Instant::now() + time))
+    }
+
     /// How long `hook` may take.
     #[must_use]
     pub fn timeout(self, hook: &Hook) -> Duration {

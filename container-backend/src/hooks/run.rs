@@ -50,9 +50,7 @@ pub fn run_blocking(
 }
 
 fn spawn(hook: &Hook, bundle: &Path, state: OwnedFd, launcher: Launcher<'_>) -> Result<Child, HookFailure> {
-    let mut command = launcher.command(hook.path(), hook.args().as_deref().unwrap_or_default());
-    let env = hook.env().iter().flatten();
-    command.env_clear().envs(env.map(|variable| variable.split_once('=').unwrap_or((variable, ""))));
+    let mut command = launcher.command(hook);
     command.current_dir(bundle).process_group(0);
     command.stdin(Stdio::from(state)).stdout(Stdio::null()).stderr(Stdio::piped());
     command.spawn().map_err(HookFailure::step("execute it"))
