@@ -171,11 +171,11 @@ impl Node {
     /// Sets limits anew, and has systemd know where the leaf is a scope.
     pub(crate) fn update_blocking(&self, leaf: &Leaf, update: &Update) -> Result<Vec<Warning>, UpdateError> {
         let warnings = leaf.update_blocking(update)?;
-        if let Some(Err(error)) = self.systemd.as_ref().map(|s| s.set_blocking(leaf, &update.limits)) {
+        for error in self.systemd.iter().flat_map(|systemd| systemd.set_blocking(leaf, &update.limits)) {
             tracing::warn!(
                 cgroup = leaf.cgroup_path(),
                 error = %crate::chain(&error),
-                "systemd does not know the new limits, and sets the old ones when it is reloaded"
+                "limits of a scope are not all as systemd has them"
             );
         }
         Ok(warnings)

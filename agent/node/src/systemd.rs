@@ -40,13 +40,19 @@ pub(crate) enum ScopeError {
     Make { scope: String, slice: String, source: Box<BusError> },
 }
 
-/// systemd does not know all of the new limits.
+/// What systemd knows of new limits, or has made of them, is not as it should be.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TellError {
-    #[error(transparent)]
-    Bus(#[from] BusError),
-    #[error("keep the CPU quota as it is")]
-    Bandwidth(#[source] CgroupError),
+    #[error("systemd may not know the new limits, and then sets the old ones when it is reloaded")]
+    Untold(#[source] BusError),
+    #[error(
+        "systemd knows the new limits, but does not say that it has written them: the CPU quota may become whole percents"
+    )]
+    Unwritten(#[source] BusError),
+    #[error("systemd is told nothing of the CPU quota, and may have rounded it to whole percents: read it")]
+    UnknownQuota(#[source] CgroupError),
+    #[error("systemd may have rounded the CPU quota to whole percents: set it back")]
+    Quota(#[source] CgroupError),
 }
 
 /// The systemd of this node.
@@ -128,32 +134,40 @@ impl Systemd {
 
     /// Tells systemd the new limits of a leaf, which are in force already: it would write its own into the cgroup at the next reload.
     ///
-    /// It writes into the cgroup now as well, the CPU quota in whole percents, be that new or not. So what was in force is set again.
-    pub(crate) fn set_blocking(&self, leaf: &Leaf, limits: &Limits) -> Result<(), TellError> {
-        let Some(unit) = leaf.unit() else { return Ok(()) };
-        let bandwidth = leaf.bandwidth().map_err(TellError::Bandwidth)?;
-        let properties = limits.completed(bandwidth).unit_properties();
-        if properties.is_empty() {
-            return Ok(());
+    /// It writes into the cgroup now as well, the CPU quota in whole percents, be that new or not. So what was in force is set again, whatever
+    /// systemd answers.
+    pub(crate) fn set_blocking(&self, leaf: &Leaf, limits: &Limits) -> Vec<TellError> {
+        let Some(unit) = leaf.unit() else { return Vec::new() };
+        let (in_force, unread) = match leaf.bandwidth() {
+            Ok(in_force) => (in_force, None),
+            Err(error) => (None, Some(error)),
+        };
+        let mut properties = limits.completed(in_force).unit_properties();
+        if unread.is_some() {
+            // Half of it may be what these limits leave as it is.
+            properties.retain(|(name, _)| !name.starts_with("CPUQuota"));
         }
-        self.set_properties(unit.scope, &properties)?;
-        bandwidth.map_or(Ok(()), |exact| leaf.set_bandwidth(exact)).map_err(TellError::Bandwidth)
+        let told =
+            || if properties.is_empty() { Ok(()) } else { self.set_properties(unit.scope, &properties) };
+        let mut failed = told_and_set_back(in_force, told, |exact| leaf.set_bandwidth(exact));
+        failed.extend(unread.map(TellError::UnknownQuota));
+        failed
     }
 
     /// When this returns without an error, systemd has also written what it wants to.
-    fn set_properties(&self, scope: &str, properties: &[(&str, UnitValue)]) -> Result<(), BusError> {
+    fn set_properties(&self, scope: &str, properties: &[(&str, UnitValue)]) -> Result<(), TellError> {
         let properties: Vec<_> = properties.iter().map(|(name, value)| (*name, as_value(value))).collect();
         let mut body = Writer::default();
         body.text(scope);
         // Of this boot alone.
         body.bool(true);
         body.properties(&properties);
-        let mut bus = Bus::open_blocking(&self.socket)?;
-        bus.call_blocking("SetUnitProperties", "sba(sv)", body, |_| {})?;
+        let mut bus = Bus::open_blocking(&self.socket).map_err(TellError::Untold)?;
+        bus.call_blocking("SetUnitProperties", "sba(sv)", body, |_| {}).map_err(TellError::Untold)?;
         // systemd answers first, writes then, and looks at the next message only after that (src/core/manager.c: manager_loop).
         let mut body = Writer::default();
         body.text(scope);
-        bus.call_blocking("GetUnit", "s", body, |_| {}).map(drop)
+        bus.call_blocking("GetUnit", "s", body, |_| {}).map(drop).map_err(TellError::Unwritten)
     }
 
     /// Has systemd forget the scope of a leaf, which is gone. It learns of an empty cgroup by itself, but not of one that was removed at once.
@@ -192,6 +206,17 @@ impl Systemd {
             }
         }
     }
+}
+
+/// An answer that did not come says nothing about what systemd has written.
+fn told_and_set_back<B>(
+    in_force: Option<B>,
+    tell: impl FnOnce() -> Result<(), TellError>,
+    set: impl FnOnce(B) -> Result<(), CgroupError>,
+) -> Vec<TellError> {
+    let told = tell();
+    let set_back = in_force.map_or(Ok(()), set).map_err(TellError::Quota);
+    [told, set_back].into_iter().filter_map(Result::err).collect()
 }
 
 fn as_value(value: &UnitValue) -> Value<'_> {

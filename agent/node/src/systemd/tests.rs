@@ -21,6 +21,8 @@ enum Fake {
     },
     Refuses(&'static str),
     HangsUp,
+    /// At the second call.
+    AnswersOnce,
 }
 
 /// Serves one connection, until the caller hangs up; every call's bytes come out of the channel.
@@ -43,11 +45,13 @@ fn converse(socket: &UnixStream, fake: Fake, calls: &Sender<Vec<u8>>) {
     line.clear();
     reader.read_line(&mut line).unwrap();
     assert_eq!(line, "BEGIN\r\n");
+    let mut done = false;
     while let Some(message) = next_call(&mut reader) {
         let serial = u32::from_le_bytes(message[8..12].try_into().unwrap());
         let _ = calls.send(message);
-        let Some(answer) = answer(fake, serial) else { return };
+        let Some(answer) = answer(fake, serial).filter(|_| !done) else { return };
         writer.write_all(&answer).unwrap();
+        done = matches!(fake, Fake::AnswersOnce);
     }
 }
 
@@ -63,6 +67,7 @@ fn next_call(reader: &mut impl Read) -> Option<Vec<u8>> {
 fn answer(fake: Fake, serial: u32) -> Option<Vec<u8>> {
     let (answer, signal) = match fake {
         Fake::HangsUp => return None,
+        Fake::AnswersOnce => (message_of(2, serial, &[], "", Writer::default()), Vec::new()),
         Fake::Refuses(name) => {
             let mut body = Writer::default();
             body.text("Unit a.scope was already loaded");
@@ -186,18 +191,49 @@ fn a_leaf_below_a_path_is_no_business_of_systemds() {
     let nobody = Systemd { socket: "/nonexistent".into(), program: "/nonexistent".into() };
     let leaf = leaf("/kubepods/pod1").unwrap();
     assert!(nobody.make_blocking(&leaf, &Limits::default()).unwrap().is_none());
-    nobody.set_blocking(&leaf, &limits(r#"{"pids":{"limit":5}}"#)).unwrap();
+    assert!(nobody.set_blocking(&leaf, &limits(r#"{"pids":{"limit":5}}"#)).is_empty());
 }
 
 #[test]
 fn new_limits_are_told_for_this_boot() {
     let dir = tempfile::tempdir().unwrap();
     let (systemd, calls) = systemd(dir.path(), Fake::Job { result: "done", early: false });
-    systemd.set_blocking(&leaf("a.slice").unwrap(), &limits(r#"{"pids":{"limit":5}}"#)).unwrap();
+    let failed = systemd.set_blocking(&leaf("a.slice").unwrap(), &limits(r#"{"pids":{"limit":5}}"#));
+    assert!(failed.is_empty(), "{failed:?}");
     let call = calls.recv().unwrap();
     assert!(contains(&call, b"SetUnitProperties") && contains(&call, b"TasksMax\0\x01t\0"));
     // systemd has written them when it answers the next call.
     assert!(contains(&calls.recv().unwrap(), b"GetUnit"));
+}
+
+#[test]
+fn half_a_talk_about_new_limits_is_told_as_that() {
+    for (fake, words) in [
+        (Fake::AnswersOnce, "systemd knows the new limits, but"),
+        (Fake::HangsUp, "systemd may not know the new limits"),
+        (Fake::Refuses("org.freedesktop.DBus.Error.AccessDenied"), "systemd may not know the new limits"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let (systemd, _calls) = systemd(dir.path(), fake);
+        let failed = systemd.set_blocking(&leaf("a.slice").unwrap(), &limits(r#"{"pids":{"limit":5}}"#));
+        let [error] = &failed[..] else { panic!("{failed:?}") };
+        assert!(crate::chain(error).starts_with(words), "{error}");
+    }
+}
+
+#[test]
+fn a_quota_is_set_back_whatever_systemd_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let (systemd, calls) = systemd(dir.path(), Fake::AnswersOnce);
+    let quota = std::cell::Cell::new("rounded");
+    let tell = || systemd.set_properties("a.scope", &[("TasksMax", UnitValue::Number(5))]);
+    let set = |exact| {
+        quota.set(exact);
+        Err(CgroupError::NoController { controller: hartpod_container::cgroup::Controller::Cpu, limit: "it" })
+    };
+    let failed = told_and_set_back(Some("exact"), tell, set);
+    assert_eq!((calls.iter().count(), quota.get()), (2, "exact"));
+    assert!(matches!(failed[..], [TellError::Unwritten(_), TellError::Quota(_)]), "{failed:?}");
 }
 
 #[test]
