@@ -1,6 +1,6 @@
 //! Mounts that the root of a user namespace cannot change.
 //!
-//! What a mount forbids (to write, set-user-ID programs, device nodes ..), whoever has CAP_SYS_ADMIN over the mount namespace may take back. But when
+//! What a mount forbids (to write, set-user-ID programs, device nodes, to execute), whoever has CAP_SYS_ADMIN over the mount namespace may take back. But when
 //! a user namespace makes a mount namespace out of one that another owns, the kernel locks that in all copies, in copies of these
 //! too, and keeps what is mounted below in its place (fs/namespace.c: `lock_mnt_tree`). So what is handed in is attached, complete, in the last mount
 //! namespace that is the node's, and the container gets copies of what its own mount namespace, made from that one, has there.

@@ -209,15 +209,25 @@ pub(crate) fn attach_all(
 ) -> Result<(), Failure> {
     for (number, mount) in plan.iter().enumerate() {
         let bind = collected.take(number);
-        attach_one(context, mount, bind, &mut collected.proc)?;
+        let laid_out = collected.apart.as_ref().is_some_and(|apart| apart.laid_out.contains(&number));
+        let attributes = if laid_out { Attributes::Locked } else { Attributes::Missing };
+        attach_one(context, mount, (bind, attributes), &mut collected.proc)?;
     }
     Ok(())
+}
+
+/// Whether a mount has its attributes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Attributes {
+    Missing,
+    /// It has them, and the kernel lets nobody here set what comes to others, be it for a moment: see [`super::locked`].
+    Locked,
 }
 
 fn attach_one(
     context: Context<'_>,
     plan: &MountPlan,
-    bind: Option<OwnedFd>,
+    (bind, attributes): (Option<OwnedFd>, Attributes),
     target_proc: &mut Option<OwnedFd>,
 ) -> Result<(), Failure> {
     let failed = |errno| plan.failure(errno);
@@ -237,7 +247,11 @@ fn attach_one(
         }
     };
     let point = mount_point(context.root, plan, tree.as_fd())?;
-    set_attributes(plan, tree.as_fd(), Sealing::Later).map_err(failed)?;
+    match attributes {
+        Attributes::Missing => set_attributes(plan, tree.as_fd(), Sealing::Later),
+        Attributes::Locked => set_propagation(plan, tree.as_fd()),
+    }
+    .map_err(failed)?;
     mount::attach(&tree, &point).map_err(failed)
 }
 
@@ -268,12 +282,19 @@ pub(super) fn set_attributes(plan: &MountPlan, tree: BorrowedFd<'_>, sealing: Se
     if sealing == Sealing::Later && is_sealed_late(plan) {
         attr.set &= !MOUNT_ATTR_RDONLY;
     }
-    let mut tree_attr = plan.tree_attr;
-    if tree_attr.propagation == 0 {
-        tree_attr.propagation = libc::MS_PRIVATE;
-    }
+    let tree_attr = MountAttr { propagation: propagation(plan), ..plan.tree_attr };
     mount_attr::set(tree, Reach::Tree, &tree_attr)?;
     mount_attr::set(tree, Reach::One, &attr)
+}
+
+/// A copy made for a user namespace receives from what it is of, whatever that was set to.
+fn set_propagation(plan: &MountPlan, tree: BorrowedFd<'_>) -> Result<(), Errno> {
+    let attr = MountAttr { propagation: propagation(plan), ..MountAttr::default() };
+    mount_attr::set(tree, Reach::Tree, &attr)
+}
+
+fn propagation(plan: &MountPlan) -> u64 {
+    if plan.tree_attr.propagation == 0 { libc::MS_PRIVATE } else { plan.tree_attr.propagation }
 }
 
 fn is_sealed_late(plan: &MountPlan) -> bool {

@@ -225,6 +225,11 @@ fn kept_mounts(pid: PodPid) {
     bind(&mut asked, &plain, "/plain", &["rbind", "rro", "rslave", "nosuid", "nodev", "noexec", "relatime"]);
     let outcome = agent.run(asked);
     assert_eq!((outcome.out.as_str(), outcome.code), ("its own\n", 0), "{outcome:?}");
+    // What one option says of the whole tree, and another of its top.
+    let mut asked = mapped(shell("grep -E ' /plain' /proc/self/mounts | cut -d ' ' -f 4 | cut -d , -f 1-2"));
+    bind(&mut asked, &plain, "/plain", &["rbind", "rnoatime", "relatime"]);
+    let outcome = agent.run(asked);
+    assert_eq!((outcome.out.as_str(), outcome.code), ("rw,relatime\nrw,noatime\n", 0), "{outcome:?}");
 }
 
 fn later_mounts() {
