@@ -3,6 +3,7 @@
 //! It may take as long as a volume is large: it is done by the container's own process, in the host's mount namespace, before that has anything of
 //! the container's. What is in a volume is anybody's: no link is followed, and every name is tried in the folder that is open.
 
+use std::cell::OnceCell;
 use std::ffi::OsStr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
@@ -15,6 +16,7 @@ use rustix::io::Errno as OsErrno;
 
 use crate::errno::Errno;
 use crate::failure::Failure;
+use crate::mount_info::has_mounts_below;
 
 const ATTRIBUTE: &str = "security.selinux";
 
@@ -52,7 +54,8 @@ const NEVER: [&str; 27] = [
     "/var/log",
 ];
 
-/// Labels a file or folder of the host, and all that is below it, but for what is on file systems without labels.
+/// Labels a file or folder of the host, and all that is below it, but for what is on file systems without labels: those are walked only on the
+/// way to others, which are mounted below.
 pub(super) fn relabel(source: &Path, label: &str) -> Result<(), Failure> {
     let failed =
         |what: String| move |errno: Errno| Failure::Relabel { source_path: source.to_owned(), what, errno };
@@ -73,6 +76,21 @@ fn of_fd(fd: &impl AsRawFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }
 
+/// What is mounted, once that matters.
+#[derive(Debug, Default)]
+struct Table(OnceCell<Option<Vec<u8>>>);
+
+impl Table {
+    /// Whether something of a folder may have labels though it has none itself.
+    fn leads_on(&self, folder: &impl AsRawFd) -> bool {
+        let table = self.0.get_or_init(|| std::fs::read("/proc/thread-self/mountinfo").ok());
+        match (table, std::fs::read_link(of_fd(folder))) {
+            (Some(table), Ok(place)) => has_mounts_below(table, &place),
+            (None, _) | (_, Err(_)) => true,
+        }
+    }
+}
+
 type Failed = (PathBuf, OsErrno);
 
 fn at(path: &Path) -> impl FnOnce(OsErrno) -> Failed {
@@ -82,8 +100,12 @@ fn at(path: &Path) -> impl FnOnce(OsErrno) -> Failed {
 
 fn walk(top: &OwnedFd, value: &[u8]) -> Result<(), Failed> {
     let name = of_fd(top);
-    set(&name, Link::Followed, value).map_err(at(&name))?;
+    let top_has = set(&name, Link::Followed, value).map_err(at(&name))?;
     if !FileType::from_raw_mode(fstat(top).map_err(at(&name))?.st_mode).is_dir() {
+        return Ok(());
+    }
+    let table = Table::default();
+    if top_has == Labels::None && !table.leads_on(top) {
         return Ok(());
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -101,12 +123,13 @@ fn walk(top: &OwnedFd, value: &[u8]) -> Result<(), Failed> {
         }
         let parent = folder.fd().map_err(at(&name))?;
         let path = of_fd(&parent).join(OsStr::from_bytes(bytes));
-        match set(&path, Link::Itself, value) {
+        let has = match set(&path, Link::Itself, value) {
             // It was there a moment ago.
             Err(OsErrno::NOENT) => continue,
             done => done.map_err(at(&path))?,
-        }
+        };
         match openat(parent, entry.file_name(), flags | OFlags::NOFOLLOW, Mode::empty()) {
+            Ok(below) if has == Labels::None && !table.leads_on(&below) => {}
             Ok(_) if open.len() >= DEPTH_MAX => return Err((path, OsErrno::NAMETOOLONG)),
             Ok(below) => open.push(Dir::new(below).map_err(at(&path))?),
             // No folder: a link, a file, or gone.
@@ -125,15 +148,22 @@ enum Link {
     Itself,
 }
 
+/// Whether a file system has labels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Labels {
+    Some,
+    None,
+}
+
 /// What has the label already is not written to again: the next pod with the same volume is quick.
-fn set(path: &Path, link: Link, value: &[u8]) -> Result<(), OsErrno> {
+fn set(path: &Path, link: Link, value: &[u8]) -> Result<Labels, OsErrno> {
     let mut found = [0; 512];
     let length = match link {
         Link::Followed => getxattr(path, ATTRIBUTE, &mut found),
         Link::Itself => lgetxattr(path, ATTRIBUTE, &mut found),
     };
     if length.is_ok_and(|length| found.get(..length) == Some(value)) {
-        return Ok(());
+        return Ok(Labels::Some);
     }
     let set = match link {
         Link::Followed => setxattr(path, ATTRIBUTE, value, XattrFlags::empty()),
@@ -141,8 +171,8 @@ fn set(path: &Path, link: Link, value: &[u8]) -> Result<(), OsErrno> {
     };
     match set {
         // NFS and the like go by what they were mounted with. Below may be mounts of file systems that have labels, and above.
-        Err(OsErrno::NOTSUP) => Ok(()),
-        other => other,
+        Err(OsErrno::NOTSUP) => Ok(Labels::None),
+        other => other.map(|()| Labels::Some),
     }
 }
 
@@ -204,6 +234,18 @@ mod tests {
         }
         relabel(&below, "a:b:c:s0").unwrap();
         assert_eq!(label(&below.join("inside")), None);
+        // What is too deep is not looked into for nothing, and what is mounted is found.
+        let deep: PathBuf =
+            std::iter::once(Path::new("inside")).chain(vec![Path::new("d"); DEPTH_MAX]).collect();
+        fs::create_dir_all(below.join(deep)).unwrap();
+        relabel(&below, "a:b:c:s0").unwrap();
+        let point = below.join("on/the way");
+        fs::create_dir_all(&point).unwrap();
+        mount(dir.path().join("c"), &point, "", MountFlags::BIND, None).unwrap();
+        for top in [dir.path(), &below] {
+            relabel(top, "x:b:c:s0").unwrap();
+            assert_eq!(label(&point).as_deref(), Some("x:b:c:s0\0"));
+        }
     }
 
     #[test]
