@@ -9,8 +9,8 @@ use tonic::Code;
 
 tests![
     pods_run_in_scopes_that_go_with_them needs Need::Systemd,
-    limits_outlive_a_reload needs Need::Systemd,
-    a_quota_alone_keeps_its_period needs Need::Systemd,
+    limits_outlive_a_reload needs Need::SystemdWith(&["memory", "cpu"]),
+    a_quota_alone_keeps_its_period needs Need::SystemdWith(&["cpu"]),
     a_pod_runs_on_through_a_reexec_of_systemd needs Need::Systemd,
     a_parent_of_the_other_driver_is_refused needs Need::Systemd,
     what_a_lost_pod_left_in_a_slice_is_swept needs Need::Systemd,
@@ -113,42 +113,25 @@ async fn pods_run_in_scopes_that_go_with_them(lab: &Lab) -> Result<()> {
 async fn limits_outlive_a_reload(lab: &Lab) -> Result<()> {
     let node = node(lab).await?;
     let pod = pod(&node).await?;
-    let has = |controller: &str| {
-        std::fs::read_to_string(format!("{TREE}/cgroup.controllers"))
-            .is_ok_and(|all| all.contains(controller))
-    };
-    let (memory, hugetlb) = (has("memory"), has("hugetlb"));
     let main = pod.container("main").idle().with_resources(|resources| {
-        if memory {
-            resources.memory_limit_in_bytes = 64 << 20;
-            resources.cpu_shares = 512;
-        }
+        resources.memory_limit_in_bytes = 64 << 20;
+        resources.cpu_shares = 512;
     });
     let main = main.run().await?;
-    ensure!(memory || hugetlb, "a tree without any controller");
-    if memory {
-        main.update(|resources| resources.memory_limit_in_bytes = 96 << 20).await?;
-    }
+    main.update(|resources| resources.memory_limit_in_bytes = 96 << 20).await?;
     let before = ["memory.max", "cpu.weight"].map(|name| file(&node, &main, name).unwrap_or_default());
     systemctl(["daemon-reload"])?;
     let after = ["memory.max", "cpu.weight"].map(|name| file(&node, &main, name).unwrap_or_default());
     assert_eq!(before, after);
-    if memory {
-        assert_eq!(before, [(96 << 20).to_string(), "59".to_owned()]);
-        assert_eq!(property(&scope(&main.id), "MemoryMax")?, (96 << 20).to_string());
-    }
+    assert_eq!(before, [(96 << 20).to_string(), "59".to_owned()]);
+    assert_eq!(property(&scope(&main.id), "MemoryMax")?, (96 << 20).to_string());
     assert_eq!(main.sh("echo alive").await?, "alive\n");
     Ok(())
 }
 
-/// Where v2 has the CPU controller; elsewhere there is nothing to limit.
 async fn a_quota_alone_keeps_its_period(lab: &Lab) -> Result<()> {
     let node = node(lab).await?;
     let pod = pod(&node).await?;
-    if !std::fs::read_to_string(format!("{TREE}/cgroup.controllers"))?.split_whitespace().any(|c| c == "cpu")
-    {
-        return Ok(());
-    }
     let main = pod.container("main").idle().with_resources(|resources| {
         (resources.cpu_quota, resources.cpu_period) = (20_000, 50_000);
     });

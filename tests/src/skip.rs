@@ -28,6 +28,8 @@ pub enum Need {
     CgroupV2,
     /// A systemd of the tests' own (`tests/systemd/run`).
     Systemd,
+    /// One, and these controllers in the v2 tree that it has.
+    SystemdWith(&'static [&'static str]),
     /// cgroup v1 hierarchies for the controllers.
     CgroupV1,
     /// `hartpod` and `hartpod-pod` in `HARTPOD_BIN_DIR` (`make build`).
@@ -75,6 +77,12 @@ impl Need {
             Self::CgroupV2 => (controllers_v2().is_some(), "needs cgroup v2 at /sys/fs/cgroup".into()),
             Self::Systemd => {
                 (crate::isolation::under_systemd(), "needs a systemd of its own (tests/systemd/run)".into())
+            }
+            Self::SystemdWith(_) if Self::Systemd.missing().is_some() => return Self::Systemd.missing(),
+            Self::SystemdWith(wanted) => {
+                let all = controllers_v2().unwrap_or_default();
+                let met = wanted.iter().all(|one| all.split_whitespace().any(|other| other == *one));
+                (met, format!("needs {} in the v2 tree", wanted.join(" and ")))
             }
             Self::CgroupV1 => {
                 (Path::new("/sys/fs/cgroup/memory").is_dir(), "needs cgroup v1 hierarchies".into())
