@@ -8,8 +8,8 @@ use std::fs::File;
 use std::io::{self, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::{Mutex, PoisonError};
-use std::thread;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use hartpod_container::hooks::{Tail, wait_blocking};
@@ -29,8 +29,16 @@ pub struct AppArmor {
     /// The list of profiles, in securityfs.
     profiles: PathBuf,
     parsers: Vec<PathBuf>,
-    /// Whether this daemon has loaded the default profile; held while it does.
-    loaded: Mutex<bool>,
+    /// Held while the default profile is loaded.
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// This daemon has loaded the default profile.
+    loaded: bool,
+    /// There while a parser is that was killed, and has not ended of it: the kernel holds it.
+    stuck: Weak<()>,
 }
 
 /// A profile cannot be had.
@@ -44,6 +52,8 @@ pub enum AppArmorError {
     NoParser,
     #[error("run {}", program.display())]
     Run { program: PathBuf, source: io::Error },
+    #[error("load {DEFAULT_PROFILE}: an earlier apparmor_parser hangs in the kernel")]
+    Stuck,
     #[error("load {DEFAULT_PROFILE}: {} failed ({status}): {said}", program.display())]
     Refused { program: PathBuf, status: ExitStatus, said: String },
 }
@@ -55,7 +65,7 @@ impl AppArmor {
         enabled.starts_with('Y').then(|| Self {
             profiles: "/sys/kernel/security/apparmor/profiles".into(),
             parsers: PARSERS.map(PathBuf::from).into(),
-            loaded: Mutex::new(false),
+            state: Mutex::default(),
         })
     }
 
@@ -79,18 +89,23 @@ impl AppArmor {
     /// Loads [`DEFAULT_PROFILE`], unless this daemon has done so and it is still there. An earlier daemon's is replaced: it may be of
     /// another version.
     pub(crate) fn load_default_blocking(&self) -> Result<(), AppArmorError> {
-        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        if *loaded && self.has_blocking(DEFAULT_PROFILE)? {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.loaded && self.has_blocking(DEFAULT_PROFILE)? {
             return Ok(());
+        }
+        // Another would hang with it, and everybody who waits for the lock.
+        if state.stuck.strong_count() > 0 {
+            return Err(AppArmorError::Stuck);
         }
         let parser = self.parser().ok_or(AppArmorError::NoParser)?;
         load_blocking(
             parser,
             &profile::text(own_profile().as_deref(), Path::new(profile::ABI).exists()),
             PATIENCE,
+            &mut state.stuck,
         )?;
         tracing::info!(profile = DEFAULT_PROFILE, "AppArmor profile loaded");
-        *loaded = true;
+        state.loaded = true;
         Ok(())
     }
 }
@@ -106,7 +121,12 @@ fn own_profile() -> Option<String> {
 }
 
 /// Replaces the profile in the kernel, without a look at the cache.
-fn load_blocking(parser: &Path, text: &str, patience: Duration) -> Result<(), AppArmorError> {
+fn load_blocking(
+    parser: &Path,
+    text: &str,
+    patience: Duration,
+    stuck: &mut Weak<()>,
+) -> Result<(), AppArmorError> {
     let run = |source| AppArmorError::Run { program: parser.to_owned(), source };
     // Not a pipe: a program that does not read must hold up nobody.
     let profile = memfd_create("profile", MemfdFlags::CLOEXEC).map_err(|error| run(error.into()))?;
@@ -118,9 +138,15 @@ fn load_blocking(parser: &Path, text: &str, patience: Duration) -> Result<(), Ap
     let (stderr, mut tail) = (child.stderr.take(), Tail::default());
     let ended = wait_blocking(&mut child, stderr, &mut tail, Instant::now() + patience);
     if !matches!(ended, Ok(Some(_))) {
-        // What then waits for the kernel is nobody's to wait for but a thread's.
         let _ = child.kill();
-        thread::spawn(move || child.wait());
+        let there = Arc::new(());
+        *stuck = Arc::downgrade(&there);
+        // What then waits for the kernel is nobody's to wait for but a thread's. Without one, it is not reaped.
+        let reaper = Builder::new().name("apparmor".to_owned());
+        let _ = reaper.spawn(move || {
+            let _ = child.wait();
+            drop(there);
+        });
     }
     let status = ended.and_then(|status| status.ok_or(io::ErrorKind::TimedOut.into())).map_err(run)?;
     if status.success() {
@@ -146,7 +172,7 @@ pub(crate) mod tests {
         );
         std::fs::write(&parser, script).unwrap();
         std::fs::set_permissions(&parser, PermissionsExt::from_mode(0o755)).unwrap();
-        AppArmor { profiles: list, parsers: vec![dir.join("none"), parser], loaded: Mutex::new(false) }
+        AppArmor { profiles: list, parsers: vec![dir.join("none"), parser], state: Mutex::default() }
     }
 
     #[test]
@@ -193,11 +219,26 @@ pub(crate) mod tests {
         assert!(error.ends_with("failed (exit status: 3): no room"), "{error}");
         std::fs::write(dir.path().join("parser"), "#!/bin/sh\nexec sleep 1000\n").unwrap();
         let began = Instant::now();
-        let late = load_blocking(&dir.path().join("parser"), "", Duration::from_millis(100)).unwrap_err();
+        let mut stuck = Weak::new();
+        let late = load_blocking(&dir.path().join("parser"), "", Duration::from_millis(100), &mut stuck);
+        let late = late.unwrap_err();
         assert!(crate::chain(&late).ends_with("timed out"), "{late:?}");
-        assert!(began.elapsed() < Duration::from_secs(60));
+        while stuck.strong_count() > 0 {
+            assert!(began.elapsed() < Duration::from_secs(60));
+            std::thread::sleep(Duration::from_millis(5));
+        }
         kernel.parsers.clear();
         assert!(matches!(kernel.load_default_blocking(), Err(AppArmorError::NoParser)));
+    }
+
+    #[test]
+    fn nobody_waits_for_a_second_parser_while_one_hangs() {
+        let dir = tempfile::tempdir().unwrap();
+        let (kernel, there) = (fake(dir.path(), ""), Arc::new(()));
+        kernel.state.lock().unwrap().stuck = Arc::downgrade(&there);
+        assert!(matches!(kernel.load_default_blocking(), Err(AppArmorError::Stuck)));
+        drop(there);
+        kernel.load_default_blocking().unwrap();
     }
 
     #[test]
