@@ -102,8 +102,8 @@ pub(crate) struct Container {
     pub(crate) oom_watch: Option<AbortHandle>,
     /// Hooks that run beside the program; the start is answered after them.
     pub(crate) late_hooks: Option<AbortHandle>,
-    /// What was for want of memory before its start.
-    pub(crate) ooms_before: OomsBefore,
+    /// What was for want of memory before its start, where it could be read.
+    pub(crate) ooms_before: Option<OomsBefore>,
     /// The update that is under way.
     pub(crate) updating: bool,
     pub(crate) removal_running: bool,
@@ -156,7 +156,7 @@ impl Container {
             creation: None,
             oom_watch: None,
             late_hooks: None,
-            ooms_before: OomsBefore::default(),
+            ooms_before: None,
             updating: false,
             removal_running: false,
             creation_error: None,
@@ -213,7 +213,8 @@ impl Container {
 
     /// Whose memory limit it was that a process of it was killed for.
     fn tell_limit(&mut self) {
-        match self.leaf.oom_limit(&self.ooms_before) {
+        let Some(before) = &self.ooms_before else { return };
+        match self.leaf.oom_limit(before) {
             Ok(limit) => self.add_message(&format!("killed for want of memory: {limit}")),
             Err(error) => {
                 warn!(container = %self.id, %error, "it cannot be told whose memory limit was reached")

@@ -12,7 +12,7 @@ use hartpod_proto::pod::v1::{
 use tracing::{info, warn};
 
 use super::execs::expect;
-use super::news::{About, Happened, Newsdesk};
+use super::news::{About, Happened, LateHooks, Newsdesk};
 use super::{CONTAINERS_MAX, Supervisor};
 use crate::call::{CallError, Reply};
 use crate::children::Exit;
@@ -122,8 +122,8 @@ impl Supervisor {
         let Some(child) = created.waiting.child() else { return };
         container.told.pid = child.pid();
         container.told.created_at = now_nanos();
-        // Where it cannot be read no limit is told later either.
-        container.ooms_before = container.leaf.ooms_before().unwrap_or_default();
+        // Where it cannot be read no limit is told later either: an earlier container's could be taken for this one's.
+        container.ooms_before = container.leaf.ooms_before().ok();
         let user = created.user;
         container.told.user =
             Some(ResolvedUser { uid: user.uid, gid: user.gid, additional_gids: user.additional_gids });
@@ -233,9 +233,9 @@ impl Supervisor {
             return self.answer_start(id, Vec::new());
         };
         let (about, pid) = (container.about(), container.told.pid);
+        let mut ran = LateHooks::new(newsdesk, about);
         let run = tokio::spawn(async move {
-            let warnings = hooks.after_start(&workshop, pid, budget).await;
-            newsdesk.tell(about, Happened::LateHooksRan(warnings));
+            ran.warnings = hooks.after_start(&workshop, pid, budget).await;
         });
         container.late_hooks = Some(run.abort_handle());
     }

@@ -72,6 +72,27 @@ impl Newsdesk {
     }
 }
 
+/// Tells at its end that the hooks beside a container are over: a start waits for that word, be it that they broke off.
+pub(super) struct LateHooks {
+    newsdesk: Newsdesk,
+    about: About,
+    pub(super) warnings: Vec<String>,
+}
+
+impl LateHooks {
+    pub(super) fn new(newsdesk: Newsdesk, about: About) -> Self {
+        let warnings = vec!["the container runs on, but its poststart hooks broke off".to_owned()];
+        Self { newsdesk, about, warnings }
+    }
+}
+
+impl Drop for LateHooks {
+    fn drop(&mut self) {
+        let warnings = std::mem::take(&mut self.warnings);
+        self.newsdesk.tell(self.about.clone(), Happened::LateHooksRan(warnings));
+    }
+}
+
 impl Supervisor {
     pub(super) fn on_news(&mut self, News { about, happened }: News) {
         let Some(container) = self.containers.get_mut(&about.id).filter(|c| c.life == about.life) else {
@@ -94,5 +115,23 @@ impl Supervisor {
             Happened::ExecDeserted(exec) => self.on_deserted(&about.id, &exec),
             Happened::ExecDone(exec, result) => container.execs.done(&exec, result),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn hooks_that_panic_are_over_too() {
+        let (newsdesk, mut news) = Newsdesk::new();
+        let mut ran = LateHooks::new(newsdesk, About { id: ContainerId::from_bytes([1; 32]), life: 7 });
+        let run = tokio::spawn(async move {
+            ran.warnings = std::future::ready(std::panic::resume_unwind(Box::new("on purpose"))).await;
+        });
+        run.await.unwrap_err();
+        let told = news.recv().await.unwrap();
+        let Happened::LateHooksRan(warnings) = told.happened else { panic!("{told:?}") };
+        assert!(told.about.life == 7 && warnings[0].ends_with("broke off"), "{warnings:?}");
     }
 }
