@@ -246,6 +246,17 @@ fn a_read_only_volume_is_shared_by_two_and_refuses_writes() {
     assert_eq!(served.look_up(root, "file"), Ok(file));
 }
 
+/// As one is that waits for slow storage.
+#[test]
+fn a_conversation_that_takes_its_time_holds_up_no_other() {
+    let (served, volume) = (Served::start(), tempfile::tempdir().unwrap());
+    let quick = || FileServer::connect_within(served.dir.path(), Duration::from_secs(3)).unwrap();
+    let root = rustix::fs::open(volume.path(), OFlags::PATH, Mode::empty()).unwrap();
+    let _others: Vec<_> = (0..20).map(|_| served.daemon()).collect();
+    quick().share(root.as_fd(), false, "it", "c1").unwrap();
+    quick().release("c1").unwrap();
+}
+
 #[test]
 fn it_ends_with_the_vmm_and_its_end_is_seen() {
     let mut served = Served::start();

@@ -34,7 +34,7 @@ use crate::spec::Volume;
 const FOLDER: &str = "/run/hartpod/volumes";
 /// For the storage of a volume to answer. The kubelet gives CreateContainer two minutes.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// For a file server to answer, which does nothing that takes time.
+/// For a file server to answer: it waits 5 s for the storage of a volume that it is to share.
 const SERVER: Duration = Duration::from_secs(10);
 /// Threads that may wait for storage at a time, of all pods.
 const OPENING: usize = 64;

@@ -2,7 +2,7 @@
 
 use std::io::IoSlice;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, FileType, OFlags, SeekFrom};
 use rustix::io::{Errno, ReadWriteFlags};
@@ -11,7 +11,7 @@ use super::super::fuse::{
     Answer, Args, FOPEN_NOFLUSH, FSYNC_FDATASYNC, Header, OPEN_KILL_SUIDGID, WRITE_CACHE, WRITE_KILL_SUIDGID,
 };
 use super::Server;
-use super::handle::Handle;
+use super::handle::{Handle, Use};
 use super::identity::killing_privileges;
 use super::inode::{Node, Volume};
 
@@ -81,9 +81,8 @@ impl Server {
         writable: bool,
         answer: &mut Answer<'_>,
     ) -> Result<(), Errno> {
-        let volume = volume.clone();
-        let handle = Handle { file, volume, writable, reading: Mutex::default(), is_folder: false };
-        let number = self.handles.insert(handle)?;
+        let wanted = if writable { Use::Write } else { Use::Read };
+        let number = self.handles.insert(file, volume, wanted)?;
         answer.u64(number);
         answer.u32(if writable { 0 } else { FOPEN_NOFLUSH });
         answer.u32(0);

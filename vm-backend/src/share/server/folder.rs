@@ -2,14 +2,14 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd as _;
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
 
 use rustix::fs::{AtFlags, FileType, OFlags, RawDir, SeekFrom, StatxFlags, statx};
 use rustix::io::Errno;
 
 use super::super::fuse::{Answer, Args};
 use super::Server;
-use super::handle::Handle;
+use super::handle::Use;
 use super::inode::Node;
 
 /// Bytes of entries that the host is asked for at a time.
@@ -21,9 +21,7 @@ impl Server {
             return Err(Errno::NOTDIR);
         }
         let file = self.reopen(node, OFlags::RDONLY | OFlags::DIRECTORY)?;
-        let volume = node.volume.clone();
-        let handle = Handle { file, volume, writable: false, reading: Mutex::default(), is_folder: true };
-        let number = self.handles.insert(handle)?;
+        let number = self.handles.insert(file, &node.volume, Use::Folder)?;
         answer.u64(number);
         answer.u64(0);
         Ok(())

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::io::Errno;
 
 use super::inode::Volume;
+use super::places::{Place, Places};
 
 /// Open files and folders at a time.
 pub const MAX_HANDLES: usize = 16 << 10;
@@ -20,27 +21,45 @@ pub(super) struct Handle {
     /// A folder's position is one for all readers: held while it is read.
     pub(super) reading: Mutex<()>,
     pub(super) is_folder: bool,
+    _place: Place,
+}
+
+/// What a handle is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Use {
+    Folder,
+    Read,
+    Write,
 }
 
 /// All of them.
 #[derive(Debug)]
 pub(super) struct Handles {
     table: Mutex<(HashMap<u64, Arc<Handle>>, u64)>,
-    most: usize,
+    places: Places,
 }
 
 impl Handles {
     pub(super) fn new(most: usize) -> Self {
-        Self { table: Mutex::new((HashMap::new(), 1)), most }
+        Self { table: Mutex::new((HashMap::new(), 1)), places: Places::new(most) }
     }
 
     /// # Errors
     /// ENFILE where there are too many, ESTALE where the volume is gone.
-    pub(super) fn insert(&self, handle: Handle) -> Result<u64, Errno> {
+    pub(super) fn insert(&self, file: OwnedFd, volume: &Arc<Volume>, wanted: Use) -> Result<u64, Errno> {
+        let handle = Handle {
+            file,
+            volume: volume.clone(),
+            writable: wanted == Use::Write,
+            reading: Mutex::default(),
+            is_folder: wanted == Use::Folder,
+            _place: self.places.take()?,
+        };
         let mut table = self.table();
-        handle.volume.is_there()?;
-        if table.0.len() >= self.most {
-            return Err(Errno::NFILE);
+        if let Err(gone) = handle.volume.is_there() {
+            // It is closed with nothing locked.
+            drop(table);
+            return Err(gone);
         }
         let number = table.1;
         table.1 += 1;
@@ -70,7 +89,7 @@ impl Handles {
     }
 
     pub(super) fn count(&self) -> usize {
-        self.table().0.len()
+        self.places.taken()
     }
 
     fn table(&self) -> MutexGuard<'_, (HashMap<u64, Arc<Handle>>, u64)> {

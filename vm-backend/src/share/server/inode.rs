@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{AtFlags, FileType, Statx, StatxFlags, statx};
 use rustix::io::Errno;
 
 use super::super::fuse::ROOT;
+use super::places::{Place, Places};
 
 /// Nodes at a time: each is a descriptor, and pins an inode of the host's. A guest's kernel forgets what nothing in it uses, for it may cache
 /// no names, so these are files and folders that are in use.
@@ -58,14 +59,7 @@ pub(super) struct Node {
     /// Opened with O_PATH: good for nothing but to name it.
     fd: OwnedFd,
     key: Key,
-    /// Of all nodes whose descriptor is open; taken off when it is closed.
-    open: Arc<AtomicUsize>,
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        self.open.fetch_sub(1, Ordering::Relaxed);
-    }
+    _place: Place,
 }
 
 impl AsFd for Node {
@@ -98,8 +92,7 @@ pub(super) fn look(fd: BorrowedFd<'_>) -> Result<Statx, Errno> {
 #[derive(Debug)]
 pub(super) struct Nodes {
     table: Mutex<Table>,
-    open: Arc<AtomicUsize>,
-    most: usize,
+    places: Places,
 }
 
 #[derive(Debug)]
@@ -120,7 +113,7 @@ struct Known {
 impl Nodes {
     pub(super) fn new(most: usize) -> Self {
         let table = Table { by_id: HashMap::new(), by_key: HashMap::new(), next: ROOT + 1 };
-        Self { table: Mutex::new(table), open: Arc::default(), most }
+        Self { table: Mutex::new(table), places: Places::new(most) }
     }
 
     pub(super) fn get(&self, id: u64) -> Result<Arc<Node>, Errno> {
@@ -167,14 +160,11 @@ impl Nodes {
                 return Ok(node);
             }
         }
-        if self.open.load(Ordering::Relaxed) >= self.most {
-            return Err(Errno::NFILE);
-        }
-        self.open.fetch_add(1, Ordering::Relaxed);
+        let place = self.places.take()?;
         let id = table.next;
         table.next += 1;
         let kind = FileType::from_raw_mode(told.stx_mode.into());
-        let node = Arc::new(Node { id, volume: volume.clone(), kind, fd, key, open: self.open.clone() });
+        let node = Arc::new(Node { id, volume: volume.clone(), kind, fd, key, _place: place });
         table.by_key.insert(key, id);
         table.by_id.insert(id, Known { node: node.clone(), lookups: 1, pinned });
         Ok(node)
@@ -233,7 +223,7 @@ impl Nodes {
     }
 
     pub(super) fn count(&self) -> usize {
-        self.open.load(Ordering::Relaxed)
+        self.places.taken()
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {

@@ -17,10 +17,11 @@ mod handle;
 mod identity;
 mod inode;
 mod names;
+mod places;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -60,13 +61,16 @@ pub struct Server {
 /// What is closed by somebody who may wait for it.
 type Gone = (Option<Arc<Node>>, Option<Arc<Handle>>);
 
-/// For the storage of a volume to answer when it is shared. The daemon, which has looked at it before, waits 10 s.
+/// For the storage of a volume to answer when it is shared. The daemon, which has looked at it before, waits 10 s for each.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Default)]
 struct Volumes {
     by_number: BTreeMap<u64, Shared>,
     next: u64,
+    /// Owners of what is being looked at, by numbers of these looks.
+    looks: HashMap<u64, String>,
+    next_look: u64,
 }
 
 #[derive(Debug)]
@@ -126,15 +130,21 @@ impl Server {
     /// Shows a volume to the guest, as the entry of this number in the root. The same share again is the same number, with one more owner.
     ///
     /// # Errors
-    /// ENFILE where there are too many, ETIMEDOUT where the storage does not answer, and those of statx(2).
+    /// ENFILE where there are too many, ETIMEDOUT where the storage does not answer, ECANCELED where the owner is gone meanwhile, and those of
+    /// statx(2).
     pub fn share(&self, share: Share) -> Result<u64, Errno> {
         let Share { root, read_only, identity, owner } = share;
-        if let Some(number) = self.volumes().share_again(&identity, &owner)? {
+        let mut volumes = self.volumes();
+        if let Some(number) = volumes.share_again(&identity, &owner)? {
             return Ok(number);
         }
+        let look = volumes.begin(&owner);
+        drop(volumes);
         // Nothing is locked while this waits for the storage.
-        let root = in_time(PATIENCE, move || inode::look(root.as_fd()).map(|told| (root, told)))?;
+        let looked = in_time(PATIENCE, move || inode::look(root.as_fd()).map(|told| (root, told)));
         let mut volumes = self.volumes();
+        volumes.finish(look)?;
+        let root = looked?;
         if let Some(number) = volumes.share_again(&identity, &owner)? {
             return Ok(number);
         }
@@ -150,6 +160,7 @@ impl Server {
     pub fn release(&self, owner: &str) -> Vec<u64> {
         let mut volumes = self.volumes();
         let mut gone = Vec::new();
+        volumes.looks.retain(|_, other| other != owner);
         volumes.by_number.retain(|number, shared| {
             let stays = !shared.owners.remove(owner) || !shared.owners.is_empty();
             if !stays {
@@ -391,6 +402,20 @@ impl Server {
 }
 
 impl Volumes {
+    /// Something is about to be looked at for this owner.
+    fn begin(&mut self, owner: &str) -> u64 {
+        let look = self.next_look;
+        self.next_look += 1;
+        self.looks.insert(look, owner.to_owned());
+        look
+    }
+
+    /// # Errors
+    /// ECANCELED where the owner is gone since.
+    fn finish(&mut self, look: u64) -> Result<(), Errno> {
+        self.looks.remove(&look).map(drop).ok_or(Errno::CANCELED)
+    }
+
     /// One more owner of what is shared already; nothing where it is not, and may be.
     fn share_again(&mut self, identity: &str, owner: &str) -> Result<Option<u64>, Errno> {
         let same = self.by_number.iter_mut().find(|(_, shared)| shared.identity == identity);

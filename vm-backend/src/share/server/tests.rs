@@ -502,7 +502,6 @@ fn the_same_volume_is_shared_and_goes_with_its_last_owner() {
     assert_eq!(guest.look_up(root, "file"), Err(STALE));
     assert_eq!(guest.look_up(ROOT, "0"), Err(libc::ENOENT));
     assert_eq!(guest.read(file, handle, 0, 1), Err(STALE));
-    assert_eq!(guest.server.handles.count(), 0);
     eventually_none_open(&guest);
     assert_eq!(share(&guest, &same, "c3"), 2, "a number means one volume for ever");
 }
@@ -510,8 +509,8 @@ fn the_same_volume_is_shared_and_goes_with_its_last_owner() {
 /// Closing is done by another thread.
 fn eventually_none_open(guest: &Guest) {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
-    while guest.server.nodes.count() > 0 {
-        assert!(std::time::Instant::now() < deadline, "{} nodes stay open", guest.server.nodes.count());
+    while guest.server.open_now() != (0, 0) {
+        assert!(std::time::Instant::now() < deadline, "{:?} stay open", guest.server.open_now());
         std::thread::yield_now();
     }
 }
@@ -550,7 +549,11 @@ fn a_driver_that_begins_anew_finds_the_volumes_and_nothing_else() {
     let handle = guest.open(file, libc::O_RDONLY).unwrap();
     guest.ask(op::INIT, 0, &[&words([7, 41, 1 << 20, u32::MAX]), &[0; 48]]).unwrap();
     assert_eq!(guest.open(file, libc::O_RDONLY), Err(STALE));
-    assert_eq!(guest.server.handles.count(), 0);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while guest.server.handles.count() > 0 {
+        assert!(std::time::Instant::now() < deadline);
+        std::thread::yield_now();
+    }
     assert_eq!(guest.read(root, handle, 0, 1), Err(libc::EBADF));
     assert_eq!(guest.look_up(ROOT, "0"), Ok(root));
 }
@@ -599,6 +602,30 @@ fn what_is_no_request_is_refused_or_ignored() {
     guest.server.handle(&request, 20, &mut answer);
     assert_eq!((answer.len(), i32_at(&answer, 4)), (OUT_HEADER, -libc::EINVAL));
     assert_eq!(FOPEN_NOFLUSH, 32);
+}
+
+/// One that closes is in no table, and counts.
+#[test]
+fn what_is_being_closed_counts() {
+    let (dir, mut guest) = (folder(), Guest::with(Limits { nodes: 10, handles: 2 }));
+    fs::write(dir.path().join("file"), "").unwrap();
+    let root = guest.volume(dir.path(), false);
+    let file = guest.look_up(root, "file").unwrap();
+    let first = guest.open(file, libc::O_RDONLY).unwrap();
+    guest.open(file, libc::O_RDONLY).unwrap();
+    let closing = guest.server.handles.remove(first).unwrap();
+    assert_eq!(guest.open(file, libc::O_RDONLY), Err(libc::ENFILE));
+    drop(closing);
+    guest.open(file, libc::O_RDONLY).unwrap();
+}
+
+#[test]
+fn an_owner_that_is_gone_gets_nothing_that_was_still_looked_at() {
+    let guest = Guest::new();
+    let [gone, other] = ["c1", "c2"].map(|owner| guest.server.volumes().begin(owner));
+    guest.server.release("c1");
+    assert_eq!(guest.server.volumes().finish(gone), Err(Errno::CANCELED));
+    assert_eq!(guest.server.volumes().finish(other), Ok(()));
 }
 
 #[test]
