@@ -233,9 +233,9 @@ impl Supervisor {
             return self.answer_start(id, Vec::new());
         };
         let (about, pid) = (container.about(), container.told.pid);
-        let mut ran = LateHooks::new(newsdesk, about);
+        let ran = LateHooks::new(newsdesk, about);
         let run = tokio::spawn(async move {
-            ran.warnings = hooks.after_start(&workshop, pid, budget).await;
+            ran.are_over(hooks.after_start(&workshop, pid, budget).await);
         });
         container.late_hooks = Some(run.abort_handle());
     }

@@ -76,13 +76,18 @@ impl Newsdesk {
 pub(super) struct LateHooks {
     newsdesk: Newsdesk,
     about: About,
-    pub(super) warnings: Vec<String>,
+    warnings: Vec<String>,
 }
 
 impl LateHooks {
     pub(super) fn new(newsdesk: Newsdesk, about: About) -> Self {
         let warnings = vec!["the container runs on, but its poststart hooks broke off".to_owned()];
         Self { newsdesk, about, warnings }
+    }
+
+    /// They have ended by themselves; in words, what failed.
+    pub(super) fn are_over(mut self, warnings: Vec<String>) {
+        self.warnings = warnings;
     }
 }
 
@@ -125,11 +130,20 @@ mod tests {
     #[tokio::test]
     async fn hooks_that_panic_are_over_too() {
         let (newsdesk, mut news) = Newsdesk::new();
-        let mut ran = LateHooks::new(newsdesk, About { id: ContainerId::from_bytes([1; 32]), life: 7 });
+        let about = About { id: ContainerId::from_bytes([1; 32]), life: 7 };
+        LateHooks::new(newsdesk.clone(), about.clone()).are_over(Vec::new());
+        let told = news.recv().await.unwrap();
+        assert!(
+            matches!(&told.happened, Happened::LateHooksRan(warnings) if warnings.is_empty()),
+            "{told:?}"
+        );
+        let ran = LateHooks::new(newsdesk, about);
         let run = tokio::spawn(async move {
-            ran.warnings = std::future::ready(std::panic::resume_unwind(Box::new("on purpose"))).await;
+            let _ran = ran;
+            std::panic::resume_unwind(Box::new("on purpose"))
         });
-        run.await.unwrap_err();
+        let run: Result<(), _> = run.await;
+        run.unwrap_err();
         let told = news.recv().await.unwrap();
         let Happened::LateHooksRan(warnings) = told.happened else { panic!("{told:?}") };
         assert!(told.about.life == 7 && warnings[0].ends_with("broke off"), "{warnings:?}");
