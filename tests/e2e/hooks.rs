@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use hartpod_tests::container::ContainerBuilder;
 use hartpod_tests::eventually::patient;
+use hartpod_tests::skip::BUSYBOX;
 use hartpod_tests::{Lab, Need, Node, Pod, Refused, cri, eventually, process, tests, world};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -364,11 +365,14 @@ async fn a_removal_ends_the_hooks_beside_a_container(lab: &Lab) -> Result<()> {
 async fn hooks_after_the_end_have_a_mask_and_a_score_of_their_own(lab: &Lab) -> Result<()> {
     let world = World::new(lab).await?;
     let out = world.told.join("own");
-    let script = r#"echo "$0 $1 $(umask) $(cat /proc/self/oom_score_adj) ${A-} ${HOME-none}" >$2"#;
-    world.write(&[json!({"hookName": "poststop", "path": "/bin/sh",
+    let script = r#"read score </proc/self/oom_score_adj; echo "$0 $1 $(umask) $score $A ${HOME-none}" >$2"#;
+    // Its libraries are for the hook, which needs none, and not for the daemon's program, which becomes the hook.
+    let libraries = world.told.join("libraries");
+    fs::create_dir(&libraries)?;
+    fs::write(libraries.join("libc.so.6"), "none")?;
+    world.write(&[json!({"hookName": "poststop", "path": BUSYBOX,
         "args": ["sh", "-c", script, "named", "--help", out],
-        // As its own they would act on the daemon's program, which becomes the hook.
-        "env": ["A=b=c", "LD_SHOW_AUXV=1", "LD_DEBUG=all"]})])?;
+        "env": ["A=b=c", format!("LD_LIBRARY_PATH={}", libraries.display())]})])?;
     // As a unit of systemd may give it to the daemon; it is raised, for lowering takes a right that not every place has.
     fs::write(format!("/proc/{}/oom_score_adj", world.node.daemon_pid()?), "7")?;
     let pod = world.node.pod("web").run().await?;
