@@ -21,12 +21,17 @@ pub struct Traffic {
 }
 
 /// Reads `/proc/PID/net/dev`: the interfaces of that process's network namespace. The file is closed again, since it would keep the
-/// namespace.
+/// namespace. An interface whose name is not UTF-8 is left out: names are text wherever they are told.
 ///
 /// # Errors
 /// When there is no such process (any more).
 pub fn read(file: &Path) -> io::Result<Vec<Interface>> {
-    Ok(std::fs::read_to_string(file)?.lines().filter_map(interface).collect())
+    Ok(interfaces(&std::fs::read(file)?))
+}
+
+fn interfaces(text: &[u8]) -> Vec<Interface> {
+    let lines = text.split(|byte| *byte == b'\n').filter_map(|line| std::str::from_utf8(line).ok());
+    lines.filter_map(interface).collect()
 }
 
 /// Those to tell of, `most` at most: the pod's own first, however many some container has made besides; `lo` is none.
@@ -61,12 +66,19 @@ mod tests {
             face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed\n    \
             lo:       1       2    3    4    0     0          0         0        5       6    7    8    0     0       0          0\n  \
             eth0: 10 20 30 40 50 60 70 80 90 100 110 120 130 140 150 160\n";
-        let found: Vec<_> = text.lines().filter_map(interface).collect();
+        let found = interfaces(text.as_bytes());
         assert_eq!(found.len(), 2);
         assert_eq!(found[0].transmit, Traffic { bytes: 5, packets: 6, errors: 7, dropped: 8 });
         assert_eq!(found[1].name, "eth0");
         assert_eq!(found[1].receive, Traffic { bytes: 10, packets: 20, errors: 30, dropped: 40 });
         assert_eq!(found[1].transmit, Traffic { bytes: 90, packets: 100, errors: 110, dropped: 120 });
+    }
+
+    #[test]
+    fn a_name_that_is_no_text_hides_no_other() {
+        let found =
+            interfaces(b"\xff: 1 0 0 0 0 0 0 0 1 0 0 0 0 0 0 0\neth0: 1 0 0 0 0 0 0 0 1 0 0 0 0 0 0 0\n");
+        assert_eq!(found.iter().map(|i| i.name.as_str()).collect::<Vec<_>>(), ["eth0"]);
     }
 
     #[test]

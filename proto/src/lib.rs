@@ -11,8 +11,10 @@
 pub mod id;
 #[cfg(feature = "cri")]
 mod json;
+mod message;
 
 pub use id::{ContainerId, SandboxId};
+pub use message::{MESSAGE_MAX, shorten};
 
 /// The pod agent's protocol.
 pub mod pod {

@@ -4,7 +4,10 @@ use std::os::unix::fs::symlink;
 use std::process::Output;
 
 use anyhow::{Context, Result};
+use hartpod_tests::eventually::eventually;
 use hartpod_tests::{Lab, Node, node, tests};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::process::Command;
 
 tests![
@@ -13,6 +16,7 @@ tests![
     config_prints_every_default_and_checks_files,
     run_shows_the_output_and_passes_the_exit_code_on,
     an_unknown_command_is_refused,
+    a_daemon_that_nobody_can_hear_serves,
 ];
 
 async fn hartpod(args: &[&str]) -> Result<Output> {
@@ -94,5 +98,21 @@ async fn an_unknown_command_is_refused(_lab: &Lab) -> Result<()> {
     let output = hartpod(&["dance"]).await?;
     assert_eq!(output.status.code(), Some(2));
     assert!(text(&output.stderr).contains("dance"));
+    Ok(())
+}
+
+async fn a_daemon_that_nobody_can_hear_serves(lab: &Lab) -> Result<()> {
+    let path = |name: &str| lab.dir().join(name);
+    let config = ["root", "state", "socket"].map(|key| format!("{key} = {:?}\n", path(key)));
+    std::fs::write(path("config.toml"), config.concat() + "[metrics]\nenabled = false\n")?;
+    let mut command = Command::new(node::bin_dir().join("hartpod"));
+    command.arg("serve").arg("--config").arg(path("config.toml")).kill_on_drop(true);
+    // As a disk that is full.
+    command.stderr(std::fs::OpenOptions::new().write(true).open("/dev/full")?);
+    let mut daemon = command.spawn()?;
+    eventually("its socket", async || Ok(path("socket").exists()), |there| *there).await?;
+    let pid = daemon.id().context("it has ended")?;
+    kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGTERM)?;
+    assert!(daemon.wait().await?.success());
     Ok(())
 }

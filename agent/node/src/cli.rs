@@ -134,7 +134,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Hook { command } => match be_hook(&command) {
             Ok(never) => match never {},
             Err(error) => {
-                let path = command.first().map(Path::new).unwrap_or(Path::new(""));
+                let path = command.get(1).map(Path::new).unwrap_or(Path::new(""));
                 eprintln!("execute {}: {error}", path.display());
                 Ok(ExitCode::from(if error.kind() == ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTED }))
             }

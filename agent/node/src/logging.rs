@@ -20,6 +20,8 @@ pub(crate) fn start(level: LevelFilter) {
         Err(problem) => (EnvFilter::default().add_directive(level.into()), Some(problem)),
     };
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A line that cannot be written would be told where it could not: eprintln panics then.
+    let log = log.log_internal_errors(false);
     if std::io::stderr().is_terminal() {
         log.with_ansi(true).with_target(false).init();
     } else {

@@ -6,6 +6,7 @@
 use hartpod_cni::{CniError, GenerateError};
 use hartpod_container::cgroup::{UpdateError, UpdateFault};
 use hartpod_images::{InvalidAuth, InvalidReference, PullError, RemoveError};
+use hartpod_proto::shorten;
 use hartpod_streaming::RequestError;
 use tonic::{Code, Status};
 
@@ -43,24 +44,6 @@ pub(crate) fn status(error: &(impl Coded + 'static)) -> Status {
         tracing::debug!(error = text, ?code, "request refused");
     }
     Status::new(code, text)
-}
-
-/// Longest message: gRPC clients drop a whole status whose metadata exceeds some 8 KiB, and it is percent-encoded on the way.
-const MESSAGE_MAX: usize = 2048;
-
-/// Cuts in the middle: a message begins with what was tried and ends with the cause, and in between callers hear their own words.
-fn shorten(text: String) -> String {
-    if text.len() <= MESSAGE_MAX {
-        return text;
-    }
-    let (mut head, mut tail) = (MESSAGE_MAX / 2, text.len() - MESSAGE_MAX / 2);
-    while !text.is_char_boundary(head) {
-        head -= 1;
-    }
-    while !text.is_char_boundary(tail) {
-        tail += 1;
-    }
-    format!("{} [{} bytes left out] {}", &text[..head], tail - head, &text[tail..])
 }
 
 /// Whether disk space or descriptors ran out on the node: no fault of the request, but one that passes.
@@ -433,7 +416,7 @@ mod tests {
         let error =
             LookupError::NotFound { what: "container", id: format!("é{}the end", "é".repeat(5000)) };
         let message = status(&error).message().to_owned();
-        assert!(message.len() < MESSAGE_MAX + 40, "{}", message.len());
+        assert!(message.len() < hartpod_proto::MESSAGE_MAX + 40, "{}", message.len());
         assert!(message.starts_with("no container") && message.contains("bytes left out"), "{message}");
         assert!(message.contains("the end"), "{message}");
     }

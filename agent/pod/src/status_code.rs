@@ -6,6 +6,7 @@ use std::error::Error;
 
 use hartpod_container::cgroup::UpdateFault;
 use hartpod_container::{Blame, CommandError, Errno, Failure, LaunchError, SetUpError};
+use hartpod_proto::shorten;
 use tonic::{Code, Status};
 
 use crate::call::CallError;
@@ -15,7 +16,7 @@ use crate::log_writer::LogError;
 
 impl From<CallError> for Status {
     fn from(error: CallError) -> Self {
-        Status::new(code(&error), chain(&error))
+        Status::new(code(&error), shorten(chain(&error)))
     }
 }
 

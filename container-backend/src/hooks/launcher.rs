@@ -13,6 +13,7 @@ use std::process::Command;
 
 use oci_spec::runtime::Hook;
 use rustix::fs::Mode;
+use rustix::process::{Signal, getppid};
 
 use crate::container::limits;
 
@@ -33,7 +34,8 @@ impl Launcher<'_> {
     pub(super) fn command(&self, hook: &Hook) -> Command {
         let env = hook.env().as_deref().unwrap_or_default();
         let mut command = Command::new(self.program);
-        command.env_clear().arg(self.role).arg("--").arg(hook.path()).arg(env.len().to_string()).args(env);
+        command.env_clear().arg(self.role).arg("--").arg(std::process::id().to_string());
+        command.arg(hook.path()).arg(env.len().to_string()).args(env);
         match hook.args().as_deref() {
             None | Some([]) => command.arg(hook.path()),
             Some(args) => command.args(args),
@@ -42,15 +44,22 @@ impl Launcher<'_> {
     }
 }
 
-/// Becomes the hook: `args` are its path, the number of its variables, those, its name for itself and its arguments.
+/// Becomes the hook: `args` are the number of the process that waits for it, its path, the number of its variables, those, its name for itself and its arguments. When
+/// the thread that waits is no more, it is killed: nobody else would end it, and whoever comes next has it run again.
 ///
 /// # Errors
-/// It cannot be executed. Nothing else is done in this process then.
+/// It cannot be executed, or nobody waits for it. Nothing else is done in this process then.
 pub fn be_hook(args: &[OsString]) -> io::Result<std::convert::Infallible> {
     let invalid = io::ErrorKind::InvalidInput;
-    let [path, count, rest @ ..] = args else { return Err(invalid.into()) };
-    let count = count.to_str().and_then(|count| count.parse().ok()).ok_or(invalid)?;
+    let number = |arg: &OsString| arg.to_str().and_then(|text| text.parse::<usize>().ok());
+    let [waits, path, count, rest @ ..] = args else { return Err(invalid.into()) };
+    let (waits, count) = (number(waits).ok_or(invalid)?, number(count).ok_or(invalid)?);
     let Some((env, [name, rest @ ..])) = rest.split_at_checked(count) else { return Err(invalid.into()) };
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    // It may have ended before that.
+    if !getppid().is_some_and(|parent| usize::try_from(parent.as_raw_nonzero().get()) == Ok(waits)) {
+        return Err(io::ErrorKind::BrokenPipe.into());
+    }
     // Where it may not be raised there is nobody to tell.
     let _ = limits::set_oom_score_adj(0, &mut Vec::new());
     rustix::process::umask(UMASK);
@@ -70,10 +79,11 @@ mod tests {
     fn what_is_no_hook_is_not_executed() {
         for args in [
             &[][..],
-            &["/bin/true"],
-            &["/bin/true", "0"],
-            &["/bin/true", "x", "true"],
-            &["/bin/true", "2", "A=b", "true"],
+            &["1", "/bin/true"],
+            &["1", "/bin/true", "0"],
+            &["x", "/bin/true", "0", "true"],
+            &["1", "/bin/true", "x", "true"],
+            &["1", "/bin/true", "2", "A=b", "true"],
         ] {
             let args: Vec<_> = args.iter().map(OsString::from).collect();
             assert_eq!(be_hook(&args).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{args:?}");

@@ -23,7 +23,8 @@ impl Daemon {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("program");
-        let script = r#"path=$3; count=$4; shift 4
+        let script = r#"[ "$3" = $PPID ] || exit 98
+            path=$4; count=$5; shift 5
             [ -z "$A" ] || exit 99
             while [ $count -gt 0 ]; do export "$1"; shift; count=$((count - 1)); done
             shift; exec "$path" "$@""#;
