@@ -73,7 +73,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         // In the place of this program; what it is called with ends with the hook's name for itself.
         let program = dir.path().join("program");
-        std::fs::write(&program, "#!/bin/sh\nsleep 0.2; shift 4; echo \"$@\" >>ran\n").unwrap();
+        std::fs::write(&program, "#!/bin/sh\nsleep 0.2; shift 5; echo \"$@\" >>ran\n").unwrap();
         std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         let launcher = Launcher { program: &program, role: ROLE };
         let (mut spec, mut hooks) = (Spec::default(), Hooks::default());
