@@ -8,10 +8,11 @@ use anyhow::{Context, Result, ensure};
 use hartpod_tests::container::ContainerBuilder;
 use hartpod_tests::eventually::patient;
 use hartpod_tests::skip::BUSYBOX;
-use hartpod_tests::{Lab, Need, Node, Pod, Refused, cri, eventually, process, tests, world};
+use hartpod_tests::{Container, Lab, Need, Node, Pod, Refused, cri, eventually, process, tests, world};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use tonic::Code;
+use tokio::task::JoinHandle;
+use tonic::{Code, Status};
 
 tests![
     every_hook_runs_at_its_moment_in_its_place needs Need::OfNode("hooks"),
@@ -314,17 +315,21 @@ fn waiting(world: &World, moment: &str) -> Value {
     json!({"hookName": moment, "path": "/bin/sh", "args": args})
 }
 
+/// A start that goes on, of which a hook has made the file `begun`.
+async fn start_until(main: &Container, begun: &Path) -> Result<JoinHandle<Result<(), Status>>> {
+    let started = main.clone();
+    let start = tokio::spawn(async move { started.start().await });
+    eventually("the hook to begin", async || Ok(begun.exists()), |begun| *begun).await?;
+    Ok(start)
+}
+
 async fn a_container_lives_while_hooks_run_beside_it(lab: &Lab) -> Result<()> {
     let world = World::new(lab).await?;
     world.write(&[waiting(&world, "poststart")])?;
     let (begun, go) = (world.told.join("begun"), world.told.join("go"));
     let pod = world.node.pod("web").run().await?;
     let main = main_of(&pod).create().await?;
-    let start = tokio::spawn({
-        let main = main.clone();
-        async move { main.start().await }
-    });
-    eventually("the hook to begin", async || Ok(begun.exists()), |begun| *begun).await?;
+    let start = start_until(&main, &begun).await?;
     eventually(
         "the container to run",
         async || Ok(main.state().await?),
@@ -349,11 +354,7 @@ async fn a_removal_ends_the_hooks_beside_a_container(lab: &Lab) -> Result<()> {
     let begun = world.told.join("begun");
     let pod = world.node.pod("web").run().await?;
     let main = main_of(&pod).create().await?;
-    let start = tokio::spawn({
-        let main = main.clone();
-        async move { main.start().await }
-    });
-    eventually("the hook to begin", async || Ok(begun.exists()), |begun| *begun).await?;
+    let start = start_until(&main, &begun).await?;
     main.remove().await?;
     start.await?.refused("a start whose container was removed")?;
     let hooks = async || Ok(process::all()?.into_iter().filter(|one| one.command.contains("begun")).count());
